@@ -1,0 +1,61 @@
+"""Which path goes where. A bare Starlette Router: the application class wraps every `send` twice."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from starlette.routing import Route, Router
+
+from relay.api import resume
+from relay.api.exchange import Endpoint, Exchange
+from relay.api.generate import generate
+from relay.api.passthrough import any_path
+from relay.api.replica import Replica
+from relay.protocol.apis import DIALECTS
+from relay.protocol.dialect import Dialect
+from relay.protocol.errors import NotFound, Unavailable
+
+
+def public(replica: Replica) -> Router:
+    """The application on the public address."""
+
+    def on(handler: Callable[[Replica, Exchange], Awaitable[None]]) -> Endpoint:
+        return Endpoint(partial(handler, replica))
+
+    apis = [Route(d.path, on(partial(_api, dialect=d))) for d in DIALECTS.values()]
+    return Router(
+        [
+            *apis,
+            Route("/streams/{id}", on(resume.streams)),
+            Route("/livez", on(_livez)),
+            Route("/readyz", on(_readyz)),
+            Route("/v1/{path:path}", on(any_path)),
+        ],
+        redirect_slashes=False,
+        default=on(_nowhere),
+    )
+
+
+async def _api(replica: Replica, exchange: Exchange, *, dialect: Dialect) -> None:
+    if exchange.method == "POST":
+        await generate(replica, exchange, dialect)
+    else:
+        await any_path(replica, exchange)
+
+
+async def _livez(replica: Replica, exchange: Exchange) -> None:
+    await exchange.answer(200, b'{"status":"ok"}')
+
+
+async def _readyz(replica: Replica, exchange: Exchange) -> None:
+    if replica.registry.draining:
+        raise Unavailable("This relay is shutting down. Use another one.", code="draining")
+    await exchange.answer(200, b'{"status":"ok"}')
+
+
+async def _nowhere(replica: Replica, exchange: Exchange) -> None:
+    raise NotFound(
+        f"Nothing is served at {exchange.target[:200]}. The relay serves /v1/… , /streams/{{id}}, /livez and "
+        "/readyz; give clients the relay's address with /v1 where the API's SDK wants it."
+    )

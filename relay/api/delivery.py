@@ -1,0 +1,102 @@
+"""Delivery: a reader's events to its client, heartbeats in between, and an end that cannot be mistaken.
+
+One timer per reader, armed again only when it fires, serves both the heartbeat and the write limit; an
+event sets none. Nothing stands between the frames and the server's own `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from relay.api.exchange import ConnectionCut, Exchange
+from relay.config import Settings
+from relay.protocol.dialect import Dialect
+from relay.protocol.errors import StoreUnavailable
+from relay.protocol.headers import Headers
+from relay.streams.reader import Lost, Reader
+
+_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def stream_headers(stream: str, *, resumable: bool, upstream: Headers = ()) -> Headers:  # type: ignore[assignment]
+    return [
+        *_STREAM_HEADERS,
+        (b"relay-stream-id", stream.encode()),
+        (b"relay-resumable", b"true" if resumable else b"false"),
+        *upstream,
+    ]
+
+
+class Delivery:
+    """One client reading one stream."""
+
+    def __init__(self, exchange: Exchange, reader: Reader, dialect: Dialect, settings: Settings) -> None:
+        self._exchange = exchange
+        self._reader = reader
+        self._heartbeat = dialect.heartbeat
+        self._every = settings.streams.heartbeat
+        self._write_timeout = settings.limits.write_timeout
+        self._loop = asyncio.get_running_loop()
+        self._last_write = self._loop.time()
+        self._writing_since: float | None = None
+        self._too_slow = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, headers: Headers) -> None:
+        """Returns at the stream's end. Raises ConnectionCut where this connection must not look complete."""
+        self._task = asyncio.current_task()
+        gone = asyncio.create_task(self._watch())
+        try:
+            await self._exchange.start(200, headers)
+            self._timer = self._loop.call_later(self._every, self._tick)
+            await self._pump()
+        except (Lost, StoreUnavailable):
+            raise ConnectionCut from None
+        except asyncio.CancelledError:
+            if self._too_slow and self._task is not None:
+                self._task.uncancel()
+                raise ConnectionCut from None
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            gone.cancel()
+            self._reader.close()
+        await self._exchange.end()
+
+    async def _pump(self) -> None:
+        read = self._reader.read
+        send = self._exchange.sender()
+        now = self._loop.time
+        while True:
+            data = await read()
+            if data is None:
+                return
+            self._writing_since = now()
+            await send(data or self._heartbeat)
+            self._writing_since = None
+            self._last_write = now()
+
+    async def _watch(self) -> None:
+        await self._exchange.until_gone()
+        self._reader.hang_up()
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if self._writing_since is not None:
+            due = self._writing_since + self._write_timeout
+            if now >= due and self._task is not None:
+                self._too_slow = True
+                self._task.cancel()
+                return
+        else:
+            due = self._last_write + self._every
+            if now >= due:
+                self._reader.nudge()
+                due = now + self._every
+        self._timer = self._loop.call_at(max(due, now + 0.01), self._tick)

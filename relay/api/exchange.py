@@ -1,0 +1,203 @@
+"""One request and its answer, on bare ASGI.
+
+Starlette routes; its middlewares and response classes wrap every `send` and are kept off the stream's way.
+Every way out leaves nothing behind: a refused request's body is read to its end (within bounds), because
+a client that is still sending would see a reset instead of the answer, and because the server waits for
+room in the request's queue before it can be done with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from relay.protocol import headers as rules
+from relay.protocol.apis import of_path
+from relay.protocol.dialect import JsonObject
+from relay.protocol.errors import ApiError, BadRequest, BodyTooLarge, EncodedBody, HeadersTooLarge
+from relay.protocol.headers import Headers
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 5.0
+_DRAIN_BYTES = 256 << 20
+
+
+class ClientGone(Exception):
+    """The client hung up before its answer."""
+
+
+class ConnectionCut(Exception):
+    """Raised out of the application to abort a response body: the connection dies without the zero chunk, so
+    that no client can take what it has for a complete answer."""
+
+
+class Exchange:
+    """A request in progress. `dialect` is that of its path, in which refusals are spelled."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.headers: Headers = list(scope["headers"])
+        self.target: str = scope["raw_path"].decode("latin-1")
+        self.query: str = scope["query_string"].decode("latin-1")
+        self.dialect = of_path(scope["path"])
+        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.started = False
+        self.body_read = False
+        self._receive = receive
+        self._send = send
+
+    def header(self, name: bytes) -> str | None:
+        value = rules.value(self.headers, name)
+        return None if value is None else value.decode("latin-1")
+
+    def check_head(self) -> None:
+        """Raises HeadersTooLarge, BadRequest."""
+        if sum(len(k) + len(v) for k, v in self.headers) > rules.MAX_HEADER_BYTES:
+            raise HeadersTooLarge(
+                f"The request's headers are larger than {rules.MAX_HEADER_BYTES} bytes. Send smaller ones."
+            )
+        segments = self.target.lower().replace("%2e", ".").replace("%2f", "/").replace("\\", "/").split("/")
+        if ".." in segments or "." in segments or "" in segments[1:-1]:
+            raise BadRequest("The path has empty or dot segments. Send it in its plain form.")
+
+    # -- the request --------------------------------------------------------------------------------------
+
+    async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises ClientGone, BodyTooLarge."""
+        length = self.header(b"content-length")
+        if limit is not None and length is not None and length.isdigit() and int(length) > limit:
+            raise self._too_large(limit)
+        total = 0
+        while not self.body_read:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self.body_read = True
+                raise ClientGone
+            self.body_read = not message.get("more_body", False)
+            chunk = message.get("body", b"")
+            total += len(chunk)
+            if limit is not None and total > limit:
+                raise self._too_large(limit)
+            if chunk:
+                yield chunk
+
+    @staticmethod
+    def _too_large(limit: int) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
+
+    async def json(self, limit: int) -> tuple[bytes, JsonObject]:
+        """The body and the JSON object that it is. Raises BadRequest, BodyTooLarge, EncodedBody, ClientGone."""
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.lower() != "identity":
+            raise EncodedBody("The request body is compressed. Send it without Content-Encoding.")
+        body = b"".join([chunk async for chunk in self.chunks(limit)])
+        try:
+            parsed: Any = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(
+                f"The request body is not JSON ({error}). Send a JSON object.", code="invalid_json"
+            ) from None
+        if not isinstance(parsed, dict):
+            raise BadRequest("The request body is not a JSON object. Send one.", code="invalid_json")
+        return body, parsed
+
+    async def discard_body(self) -> None:
+        """Read what is left of the body and forget it, within bounds. Raises ClientGone."""
+        total = 0
+        async for chunk in self.chunks():
+            total += len(chunk)
+            if total > _DRAIN_BYTES:
+                return
+
+    async def until_gone(self) -> None:
+        """Returns when the client has hung up."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # -- the answer ---------------------------------------------------------------------------------------
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def sender(self) -> Callable[[bytes], Awaitable[None]]:
+        """The server's own `send` for body parts, with nothing in between."""
+        send = self._send
+
+        async def part(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        return part
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def answer(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """A whole answer. A body of 0 bytes has no content type."""
+        head: Headers = [(b"content-length", b"%d" % len(body)), *(headers or [])]
+        if body:
+            head.append((b"content-type", b"application/json"))
+        if status == 204:
+            head = head[1:]
+        unread = not self.body_read and self.method not in ("GET", "HEAD", "DELETE")
+        if unread:
+            head.append((b"connection", b"close"))
+        await self.start(status, head)
+        if unread:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._drain()
+            body = b""
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self.discard_body()
+        except (TimeoutError, ClientGone):
+            pass
+
+    async def refuse(self, error: ApiError) -> None:
+        """An error in the API's own shape."""
+        name = b"request-id" if self.dialect.name == "messages" else b"x-request-id"
+        await self.answer(
+            error.status,
+            self.dialect.error_body(error, self.request_id),
+            [(name, self.request_id.encode())] + [(k.encode(), v.encode()) for k, v in error.headers.items()],
+        )
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Endpoint:
+    """An ASGI application around a handler: its refusals become answers, its faults a 500 without detail."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            exchange.check_head()
+            await self._handler(exchange)
+        except ApiError as error:
+            await exchange.refuse(error)
+        except ClientGone:
+            raise ConnectionCut from None
+        except (ConnectionCut, asyncio.CancelledError):
+            raise
+        except Exception:
+            logger.exception("%s %s: a fault of the relay's own", exchange.method, scope["path"])
+            if exchange.started:
+                raise ConnectionCut from None
+            await exchange.refuse(
+                ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
+            )

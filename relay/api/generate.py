@@ -1,0 +1,120 @@
+"""POST on the three APIs: a new stream, a resume, or a request that is passed through."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import orjson
+
+from relay.api import resume
+from relay.api.delivery import Delivery, stream_headers
+from relay.api.exchange import ConnectionCut, Exchange
+from relay.api.passthrough import forward, relay_response
+from relay.api.replica import Replica
+from relay.protocol import headers as rules
+from relay.protocol.dialect import Dialect, JsonObject
+from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
+from relay.protocol.lifecycle import Ending
+from relay.streams.producer import NO_EVENT_STREAM, Opened, Producer, Refused, body_of
+from relay.streams.reader import Reader
+from relay.upstream import Route, route_model
+
+
+async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
+    if exchange.header(b"last-event-id") is not None:
+        await resume.by_post(replica, exchange, dialect)
+        return
+    raw, body = await exchange.json(replica.settings.limits.body)
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
+    route = route_model(replica.settings.upstreams, dialect.name, model)
+    if route.model != model:
+        body = {**body, "model": route.model}
+        raw = orjson.dumps(body)
+    if body.get("stream") is not True:
+        await forward(replica, exchange, route, raw)
+        return
+    await _stream(replica, exchange, dialect, route, raw, body)
+
+
+async def _stream(
+    replica: Replica, exchange: Exchange, dialect: Dialect, route: Route, raw: bytes, body: JsonObject
+) -> None:
+    usage = route.upstream.usage
+    asking = dialect.ask_for_usage(body) if usage != "passthrough" else None
+    if asking is not None:
+        raw = orjson.dumps(asking)
+    headers = rules.to_upstream(exchange.headers, api_key=route.upstream.api_key(), identity=True, length=len(raw))
+    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
+
+    async def call() -> httpx.Response:
+        return await replica.upstreams.send("POST", url, headers, raw)
+
+    registry = replica.registry
+    owner = await registry.owner_of_new(rules.credential(exchange.headers))
+    producer = registry.begin(
+        dialect,
+        route,
+        owner=owner,
+        request_id=exchange.request_id,
+        hide_usage=asking is not None and usage == "observe",
+        call=call,
+    )
+    reader = registry.first_reader(producer)
+    try:
+        upstream_headers = await _opened(replica, exchange, producer)
+    except BaseException:
+        reader.close()
+        raise
+    if upstream_headers is None:
+        reader.close()
+        return
+    await _deliver(replica, exchange, producer, reader, upstream_headers)
+
+
+async def _opened(replica: Replica, exchange: Exchange, producer: Producer) -> rules.Headers | None:
+    """The headers to stream with; None where the answer was no stream and has been passed on."""
+    gone = asyncio.ensure_future(exchange.until_gone())
+    try:
+        await asyncio.wait(
+            (producer.answer, gone),
+            timeout=replica.settings.streams.patience,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if gone.done():
+            # Nobody holds this stream's id yet, so nobody can come back for it.
+            producer.stop(Ending.ABANDONED)
+            raise ConnectionCut
+    finally:
+        gone.cancel()
+    if not producer.answer.done():
+        try:
+            await producer.become_stream()
+        except ApiError:
+            producer.stop(Ending.ABANDONED)
+            raise
+        return []
+    answer = producer.answer.result()
+    if isinstance(answer, ApiError):
+        raise answer
+    if isinstance(answer, Opened):
+        return answer.headers
+    await _pass_refusal(exchange, answer)
+    return None
+
+
+async def _pass_refusal(exchange: Exchange, refused: Refused) -> None:
+    if refused.response.status_code < 400:
+        # A 200 that is no stream would end in silence at the client, a redirect is never followed.
+        await body_of(refused.response).aclose()
+        raise UpstreamMalformed(NO_EVENT_STREAM)
+    await relay_response(exchange, refused.response)
+
+
+async def _deliver(
+    replica: Replica, exchange: Exchange, producer: Producer, reader: Reader, upstream_headers: rules.Headers
+) -> None:
+    headers = stream_headers(producer.stream, resumable=producer.logged, upstream=upstream_headers)
+    await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)

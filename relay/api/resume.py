@@ -1,0 +1,78 @@
+"""Coming back to a stream: the same POST with `Last-Event-ID`, and `/streams/{id}`."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+import orjson
+
+from relay.api.delivery import Delivery, stream_headers
+from relay.api.exchange import Exchange
+from relay.api.replica import Replica
+from relay.protocol.dialect import Dialect
+from relay.protocol.errors import InvalidLastEventId, MethodNotAllowed
+from relay.protocol.headers import credential
+from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+
+
+def position(value: str) -> EventId:
+    """The position that a `Last-Event-ID` names. Raises InvalidLastEventId."""
+    parsed = parse_event_id(value)
+    if parsed is None:
+        raise InvalidLastEventId(
+            "Last-Event-ID is not an event id of this relay (<stream id>.<n>). Send the id of the last event "
+            "that arrived, or <stream id>.0 for the stream from its start, or no Last-Event-ID for a new answer."
+        )
+    return parsed
+
+
+async def by_post(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
+    """Resume on the API's own path: the body is ignored and nothing goes upstream."""
+    after = position(exchange.header(b"last-event-id") or "")
+    await exchange.discard_body()
+    await _continue(replica, exchange, after, dialect.name)
+
+
+async def streams(replica: Replica, exchange: Exchange) -> None:
+    """GET /streams/{id}: its events as SSE, or with `Accept: application/json` its status."""
+    if exchange.method != "GET":
+        raise MethodNotAllowed("Use GET.", headers={"allow": "GET"})
+    await exchange.discard_body()
+    stream = exchange.scope["path_params"]["id"]
+    if not is_stream_id(stream):
+        raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
+    if "application/json" in (exchange.header(b"accept") or ""):
+        await _status(replica, exchange, stream)
+        return
+    value = exchange.header(b"last-event-id")
+    if value is None:
+        value = parse_qs(exchange.query, keep_blank_values=True).get("last_event_id", [f"{stream}.0"])[-1]
+    after = position(value)
+    if after.stream != stream:
+        raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
+    await _continue(replica, exchange, after, None)
+
+
+async def _continue(replica: Replica, exchange: Exchange, after: EventId, api: str | None) -> None:
+    attached = await replica.registry.attach(after, credential(exchange.headers), api)
+    headers = stream_headers(after.stream, resumable=True)
+    if attached.reader is None:
+        await exchange.answer(204, b"", headers[1:])
+        return
+    await Delivery(exchange, attached.reader, attached.dialect, replica.settings).run(headers)
+
+
+async def _status(replica: Replica, exchange: Exchange, stream: str) -> None:
+    status = await replica.registry.status(stream, credential(exchange.headers))
+    body = {
+        "id": stream,
+        "object": "relay.stream",
+        "api": status.api,
+        "state": "ended" if status.outcome else "live",
+        "outcome": status.outcome or None,
+        "last_event_id": f"{stream}.{status.top}",
+        "events": status.top,
+        "created_at": status.born,
+        "ended_at": status.ended or None,
+    }
+    await exchange.answer(200, orjson.dumps(body))

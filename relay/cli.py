@@ -1,0 +1,92 @@
+"""The command: `relay serve`, `relay check`, `relay demo`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from relay import __version__
+from relay.config import Settings, SettingsError, load
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status (2 for settings that cannot be used)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except SettingsError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="relay",
+        description="A resumable stream relay with persistence, between LLM clients and LLM APIs.",
+    )
+    parser.add_argument("--version", action="version", version=f"relay {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve clients until SIGTERM")
+    _settings_flags(serve)
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser("check", help="validate the settings; reach the store and the upstreams")
+    _settings_flags(check)
+    check.set_defaults(run=_check)
+    demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
+    demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _settings_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
+    parser.add_argument("--bind", metavar="HOST:PORT", help="the address for clients")
+    parser.add_argument("--metrics-bind", metavar="HOST:PORT", help="the address of /metrics")
+    parser.add_argument("--upstream", metavar="URL", help="one upstream for every API and model")
+    parser.add_argument("--store", metavar="URL", help="embedded, or a Redis URL")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the embedded store keeps its data")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the address")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags: dict[str, Any] = {
+        name: value for name in ("bind", "metrics_bind", "workers") if (value := getattr(arguments, name)) is not None
+    }
+    store = {"url": arguments.store, "data_dir": arguments.data_dir}
+    if given := {name: value for name, value in store.items() if value is not None}:
+        flags["store"] = given
+    if arguments.upstream is not None:
+        flags["upstreams"] = [{"name": "upstream", "base_url": arguments.upstream}]
+    return load(arguments.config, flags)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from relay import server
+    from relay.store.embedded import EmbeddedStoreError
+
+    settings = _settings(arguments)
+    server.configure_logging(settings)
+    try:
+        return server.run(settings)
+    except EmbeddedStoreError as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from relay.check import check
+
+    return asyncio.run(check(_settings(arguments)))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from relay.demo import run
+
+    return run(arguments.port)

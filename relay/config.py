@@ -1,0 +1,315 @@
+"""Settings: a YAML file, the environment (`RELAY_` + the path, joined by `__`) and flags; later ones win.
+
+An unknown key or a bad value raises SettingsError with a message that names it. Every field's description
+is the settings reference's text (`python -m relay.config` prints it; README.md holds it).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from relay.protocol.apis import ApiName
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the key, the value's fault and where it stood."""
+
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2}
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+        if not match:
+            raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
+        return float(match[1]) * _DURATION_UNITS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
+    return value
+
+
+def _duration_or_never(value: object) -> object:
+    return float("inf") if value == "never" else _duration(value)
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*([KMG]iB|[KM]?B)?", value.strip())
+        if not match:
+            raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
+        return int(match[1]) * _SIZE_UNITS[match[2] or ""]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
+DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
+DurationOrNever = Annotated[float, BeforeValidator(_duration_or_never), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/]+):\d{1,5}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(_Section):
+    url: Annotated[str, Field(pattern=r"^(embedded$|rediss?://|unix://|rediss?\+sentinel://|rediss?\+cluster://)")] = (
+        Field(
+            "embedded",
+            description="`embedded` (a Valkey of the relay's own in `data_dir`), or a URL: `redis://`, `rediss://`, "
+            "`unix://`, `redis+sentinel://host:port,host:port/master-name`, `redis+cluster://host:port`.",
+        )
+    )
+    data_dir: Path = Field(Path("relay-data"), description="Where the embedded store keeps its socket and file.")
+    outage: Literal["degrade", "refuse"] = Field(
+        "degrade",
+        description="New streams while the store cannot be reached: `degrade` relays them without a log, "
+        "`refuse` answers 503.",
+    )
+
+
+class UpstreamSettings(_Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
+        description="The upstream's name in metrics and logs."
+    )
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+[^?#\s]*$")] = Field(
+        description="Where it is; the request's path (`/v1/…`) is appended."
+    )
+    apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
+    models: list[str] = Field(
+        ["*"],
+        min_length=1,
+        description="Patterns of the models it serves; the first upstream that matches wins.",
+    )
+    strip_prefix: str = Field("", description="Taken off the model's name before it goes upstream.")
+    api_key_env: str | None = Field(
+        None,
+        description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",
+    )
+    buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
+    usage: Literal["passthrough", "observe", "always"] = Field(
+        "passthrough",
+        description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
+        "ask. `always`: asked for and shown.",
+    )
+
+    def matches(self, api: str | None, model: str) -> str | None:
+        """The pattern that takes this model over this API (None: any), None where there is none."""
+        if api is not None and api not in self.apis:
+            return None
+        return next((p for p in self.models if fnmatch.fnmatchcase(model, p)), None)
+
+    def api_key(self) -> str | None:
+        return os.environ[self.api_key_env] if self.api_key_env else None
+
+
+class StreamSettings(_Section):
+    heartbeat: Duration = Field(15.0, description="A silent stream gets a sign of life this often.")
+    patience: Duration = Field(
+        10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
+    )
+    upstream_idle_timeout: Duration = Field(300.0, description="An upstream silent for so long has failed.")
+    max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
+    abandon_after: DurationOrNever = Field(
+        60.0, description="No reader for so long: the upstream call is cancelled. `0s` at once; `never`."
+    )
+    retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
+    tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
+    lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
+    max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
+    max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
+    attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")
+
+
+class AuthSettings(_Section):
+    mode: Literal["passthrough"] = Field(
+        "passthrough",
+        description="`passthrough`: whoever holds the credential that started a stream owns it.",
+    )
+
+
+class LimitSettings(_Section):
+    body: Size = Field(32 * 1024**2, description="The largest JSON request body.")
+    readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
+    streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")
+    streams: Annotated[int, Field(gt=0)] = Field(10000, description="Live streams on one replica.")
+    write_timeout: Duration = Field(30.0, description="A reader that takes nothing for so long is dropped.")
+
+
+class DrainSettings(_Section):
+    timeout: DurationOrZero = Field(
+        600.0, description="After SIGTERM, how long own streams may run on before they are ended."
+    )
+
+
+class LogSettings(_Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    format: Literal["text", "json"] = Field("text", description="For people or for machines.")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="RELAY_", env_nested_delimiter="__", case_sensitive=False
+    )
+
+    bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
+    metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Processes that share the address.")
+    store: StoreSettings = StoreSettings()
+    upstreams: list[UpstreamSettings] = Field(
+        [], description="Where requests go, in order; the first whose `apis` and `models` match wins."
+    )
+    streams: StreamSettings = StreamSettings()
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
+    drain: DrainSettings = DrainSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        names = [u.name for u in self.upstreams]
+        if len(set(names)) < len(names):
+            raise ValueError(f"upstreams: two have the same name ({', '.join(names)}); give each its own")
+        for upstream in self.upstreams:
+            if upstream.api_key_env and not os.environ.get(upstream.api_key_env):
+                raise ValueError(
+                    f"upstreams.{upstream.name}.api_key_env: the environment variable "
+                    f"{upstream.api_key_env} is not set; set it or take the key out"
+                )
+        return self
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any) -> Any:
+        # load() merges file, environment and flags itself, so that each error can name its source.
+        return (init_settings,)
+
+
+def load(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of a file, the environment and flags (nested dicts). Raises SettingsError."""
+    merged: dict[str, Any] = {}
+    if config is not None:
+        _merge(merged, _read(config))
+    _merge(merged, _from_environment(os.environ if environ is None else environ))
+    _merge(merged, dict(flags or {}))
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(e) for e in error.errors())) from None
+    if not settings.upstreams:
+        raise SettingsError(
+            "upstreams: there is none; name one with --upstream URL, or list them in the file given by --config"
+        )
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: cannot be read ({error}); check the path") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--config {path}: is not YAML ({error})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: must hold keys and values at the top, such as `bind: 0.0.0.0:8080`")
+    return content
+
+
+# Kubernetes puts RELAY_SERVICE_HOST, RELAY_PORT, RELAY_PORT_8080_TCP … into every pod beside a Service called
+# `relay`; the tests and the embedded store have words of their own.
+_NOT_SETTINGS = re.compile(r"RELAY_(SERVICE_.*|PORT(_.*)?|TEST_.*)")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found = {k: v for k, v in environ.items() if k.startswith("RELAY_") and not _NOT_SETTINGS.fullmatch(k)}
+    known = Settings.model_fields
+    for name in found:
+        first = name.removeprefix("RELAY_").split("__")[0].lower()
+        if first not in known:
+            raise SettingsError(
+                f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
+            )
+    source = EnvSettingsSource(Settings, case_sensitive=False)
+    source.env_vars = {k.lower(): v for k, v in found.items()}
+    try:
+        return dict(source())
+    except Exception as error:  # the library's own SettingsError has no narrower base
+        raise SettingsError(f"environment: {error}; lists are written as JSON") from None
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such setting; see the settings reference in README.md"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"{where}: {message} (it is {error['input']!r})"
+
+
+def reference() -> str:
+    """The settings reference as a Markdown table."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for path, field in _walk(Settings, ""):
+        rows.append(f"| `{path}` | {_default(field)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Any:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _walk(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+            if name == "upstreams":
+                yield from _walk(UpstreamSettings, "upstreams[].")
+
+
+def _default(field: Any) -> str:
+    default = field.get_default()
+    if field.is_required():
+        return "required"
+    if default is None or default == [] or default == "":
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, float):
+        return f"`{default:g}s`"
+    if isinstance(default, int) and default >= 1024**2 and default % 1024**2 == 0:
+        return f"`{default // 1024**2}MiB`"
+    if isinstance(default, list):
+        return f"`[{', '.join(map(str, default))}]`"
+    return f"`{default}`"
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -1,0 +1,24 @@
+"""The three dialects by name and by path."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from relay.protocol.chat import Chat
+from relay.protocol.dialect import Dialect
+from relay.protocol.messages import Messages
+from relay.protocol.responses import Responses
+
+ApiName = Literal["chat", "messages", "responses"]
+
+DIALECTS: dict[str, Dialect] = {d.name: d for d in (Chat(), Messages(), Responses())}
+BY_PATH: dict[str, Dialect] = {d.path: d for d in DIALECTS.values()}
+
+
+def of_path(path: str) -> Dialect:
+    """The dialect in which an answer on that path is spelled: the longest of the three paths that it lies
+    under; OpenAI's for every other."""
+    for known, dialect in BY_PATH.items():
+        if path == known or path.startswith(known + "/"):
+            return dialect
+    return DIALECTS["chat"]

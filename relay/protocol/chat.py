@@ -1,0 +1,123 @@
+"""OpenAI chat completions (`/v1/chat/completions`): unnamed events of JSON chunks, ended by `[DONE]`.
+
+Upstreams differ on where usage stands (a chunk of its own with `choices: []`, or the finish chunk), on
+reasoning (`reasoning_content`, `reasoning`, `reasoning_details`), on the role chunk, and on errors: with
+or without `event: error`, with or without `choices` and `finish_reason: "error"`. All are accepted.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from relay.protocol.dialect import (
+    DONE,
+    FAILED,
+    HIDDEN,
+    LINGER,
+    TERMINAL,
+    TOKEN,
+    JsonObject,
+    Usage,
+    count,
+    error_text,
+    openai_error_body,
+    parse_object,
+)
+from relay.protocol.errors import ApiError
+from relay.protocol.lifecycle import Outcome
+from relay.protocol.sse import Event
+
+_TOKEN_FIELDS = (
+    "content",
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "refusal",
+    "tool_calls",
+    "function_call",
+    "audio",
+)
+
+
+class ChatWatch:
+    def __init__(self, hide_usage: bool) -> None:
+        self.usage: Usage | None = None
+        self.response_id: str | None = None
+        self.last_sequence: int | None = None
+        self.error: str | None = None
+        self._hide_usage = hide_usage
+        self._open: set[int] = set()
+        self._finished: set[int] = set()
+
+    def see(self, event: Event) -> int:
+        data = event.data
+        if data == DONE:
+            return TERMINAL
+        chunk = parse_object(data)
+        if ("error" in chunk and chunk["error"] is not None) or event.type == b"error":
+            self.error = error_text(chunk.get("error") or chunk)
+            return TERMINAL | LINGER | FAILED
+        if self.response_id is None and isinstance(chunk.get("id"), str):
+            self.response_id = chunk["id"]
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self.usage = Usage(count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")))
+        choices = chunk.get("choices")
+        if not choices:
+            return HIDDEN if self._hide_usage and isinstance(usage, dict) and choices == [] else 0
+        bits = 0
+        for choice in choices:
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index", 0)
+            reason = choice.get("finish_reason")
+            if reason is not None:
+                self._finished.add(index)
+                if reason == "error":
+                    self.error = "finish_reason: error"
+                    bits |= TERMINAL | LINGER | FAILED
+            else:
+                self._open.add(index)
+            delta = choice.get("delta")
+            if isinstance(delta, dict):
+                for field in _TOKEN_FIELDS:
+                    if delta.get(field):
+                        bits |= TOKEN
+                        break
+            elif choice.get("text"):
+                bits |= TOKEN
+        return bits
+
+    def ended_at_eof(self) -> bool:
+        """A finish reason for every choice is "probably complete": upstreams without `[DONE]` end so."""
+        return self.error is not None or (bool(self._finished) and self._open <= self._finished)
+
+
+class Chat:
+    name = "chat"
+    path = "/v1/chat/completions"
+    # A comment line WITHOUT a blank line: openai-python dispatches an empty event on a blank line once it
+    # has seen an id, and dies of it.
+    heartbeat = b": hb\n"
+
+    def watch(self, *, hide_usage: bool = False) -> ChatWatch:
+        return ChatWatch(hide_usage)
+
+    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        # No `choices` beside the error: one client takes such a chunk for a normal end.
+        error = {"message": message, "type": "server_error", "param": None, "code": cause.value}
+        return [Event(b"", orjson.dumps({"error": error})), Event(b"", DONE)]
+
+    def error_body(self, error: ApiError, request_id: str) -> bytes:
+        return openai_error_body(error)
+
+    def asked_for_usage(self, body: JsonObject) -> bool:
+        options = body.get("stream_options")
+        return isinstance(options, dict) and bool(options.get("include_usage"))
+
+    def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        if self.asked_for_usage(body):
+            return None
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        return {**body, "stream_options": {**options, "include_usage": True}}

@@ -1,0 +1,159 @@
+"""Every refusal that the relay itself answers before a stream, as one tree.
+
+    ApiError
+    ├── BadRequest               400  invalid_json, missing_model, invalid_request …
+    │   ├── InvalidLastEventId   400  invalid_last_event_id
+    │   └── ResumeNotSupported   400  resume_not_supported
+    ├── ModelNotFound            404  model_not_found
+    ├── NotFound                 404  not_found
+    ├── StreamNotFound           404  stream_not_found
+    ├── MethodNotAllowed         405  method_not_allowed
+    ├── StreamExpired            410  stream_expired
+    ├── PositionUnknown          410  position_unknown
+    ├── BodyTooLarge             413  request_too_large
+    ├── EncodedBody              415  unsupported_content_encoding
+    ├── HeadersTooLarge          431  headers_too_large
+    ├── TooMany                  429  too_many_readers, too_many_streams
+    ├── UpstreamUnreachable      502  upstream_unreachable
+    ├── UpstreamMalformed        502  upstream_malformed
+    ├── UpstreamSilent           504  upstream_timeout
+    └── Unavailable              503  draining, too_busy
+        └── StoreUnavailable     503  store_unavailable
+
+A resume that can never work is 400, 404 or 410: SDKs retry 408, 409, 429 and 5xx by themselves.
+How an error is spelled is the dialect's business (`relay.protocol.dialect`). Every message says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """`status` is the HTTP status, `code` the machine-readable reason, `headers` what goes with the answer."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.headers = dict(headers or {})
+
+
+class BadRequest(ApiError):
+    status = 400
+    code = "invalid_request"
+
+
+class InvalidLastEventId(BadRequest):
+    code = "invalid_last_event_id"
+
+
+class ResumeNotSupported(BadRequest):
+    code = "resume_not_supported"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This stream was relayed without a log, so it cannot be resumed. Send the request again "
+            "without Last-Event-ID."
+        )
+
+
+class ModelNotFound(ApiError):
+    status = 404
+    code = "model_not_found"
+
+
+class NotFound(ApiError):
+    status = 404
+    code = "not_found"
+
+
+class StreamNotFound(ApiError):
+    status = 404
+    code = "stream_not_found"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No such stream for this credential. Check the id and use the credential that started the stream, "
+            "or send the request again without Last-Event-ID."
+        )
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class StreamExpired(ApiError):
+    status = 410
+    code = "stream_expired"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This stream is no longer kept (streams.retention has passed since its end). "
+            "Send the request again without Last-Event-ID."
+        )
+
+
+class PositionUnknown(ApiError):
+    status = 410
+    code = "position_unknown"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The log does not hold the event after this position. Read the stream from its start "
+            "(Last-Event-ID: <stream id>.0), or send the request again without Last-Event-ID."
+        )
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    code = "request_too_large"
+
+
+class EncodedBody(ApiError):
+    status = 415
+    code = "unsupported_content_encoding"
+
+
+class HeadersTooLarge(ApiError):
+    status = 431
+    code = "headers_too_large"
+
+
+class TooMany(ApiError):
+    status = 429
+    code = "too_many_streams"
+
+
+class UpstreamUnreachable(ApiError):
+    status = 502
+    code = "upstream_unreachable"
+
+
+class UpstreamMalformed(ApiError):
+    status = 502
+    code = "upstream_malformed"
+
+
+class UpstreamSilent(ApiError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class Unavailable(ApiError):
+    status = 503
+    code = "too_busy"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The relay cannot reach its store at the moment. Try again after Retry-After.",
+            headers={"retry-after": "2"},
+        )

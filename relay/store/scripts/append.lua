@@ -1,0 +1,51 @@
+-- Append to several streams in one go: append before emit, all of a flush at once.
+-- KEYS: log 1, meta 1, log 2, meta 2, …
+-- ARGV, for each: fence, expected top, outcome ('' while it goes on), retention ms, tombstone ms, number of
+-- frames, the frames.
+-- Answers, for each: {code, top}.
+--   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
+--   2 FENCED    someone else has ended this stream: stop, emit nothing more
+--   3 MISMATCH  the log's top is not the expected one: a reply was lost (top is higher) or entries were (lower)
+--   4 GONE      the log is not there
+-- A hole cannot be made: frames go in only right behind the expected top.
+-- Entry ids: <n>-0 is event n, <n>-1 is the end mark behind event n. The channel rings for whoever tails.
+local out = {}
+local a = 1
+for k = 1, #KEYS, 2 do
+  local log, meta = KEYS[k], KEYS[k + 1]
+  local fence, expected, outcome = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
+  local retention, tombstone, n = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
+  a = a + 6
+  local m = redis.call('HMGET', meta, 'fence', 'top', 'end', 'ttl')
+  local top = tonumber(m[2])
+  local code = 1
+  if not m[1] then
+    code, top = 4, 0
+  elseif m[1] ~= fence then
+    code = 2
+  elseif top ~= expected then
+    code = 3
+  elseif not m[3] then
+    for i = 0, n - 1 do
+      top = top + 1
+      redis.call('XADD', log, string.format('%.0f-0', top), 'f', ARGV[a + i])
+    end
+    if n > 0 then
+      redis.call('HSET', meta, 'top', string.format('%.0f', top))
+      if expected == 0 then
+        redis.call('PEXPIRE', log, m[4])
+      end
+    end
+    if outcome ~= '' then
+      redis.call('XADD', log, string.format('%.0f-1', top), 'end', outcome)
+      local now = redis.call('TIME')
+      redis.call('HSET', meta, 'end', outcome, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
+      redis.call('PEXPIRE', log, retention)
+      redis.call('PEXPIRE', meta, retention + tombstone)
+    end
+    redis.call('SPUBLISH', log, '')
+  end
+  a = a + n
+  out[#out + 1] = { code, top }
+end
+return out

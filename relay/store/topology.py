@@ -1,0 +1,183 @@
+"""Which server holds a stream: a single one, the primary that Sentinel names, or a shard of a Cluster.
+
+A stream's keys share one hash tag, so it lives whole on one shard. redis-py does the discovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.exceptions
+from redis.asyncio import RedisCluster, Sentinel
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.crc import key_slot
+
+from relay.store.link import Dial, Link, StoreDown
+
+DEFAULT_TIMEOUT = 3.0
+_CONNECT_TIMEOUT = 2.0
+
+
+class Node:
+    """One server: a link for appends and one for everything else, so that a long replay never stands in front
+    of an append. `dial` opens further connections (the doorbell's)."""
+
+    def __init__(self, dial: Dial, timeout: float) -> None:
+        self.dial = dial
+        self.commit = Link(dial, timeout)
+        self.query = Link(dial, timeout)
+
+    async def close(self) -> None:
+        await self.commit.close()
+        await self.query.close()
+
+
+class Topology(Protocol):
+    sharded: bool  # True where two streams' keys may not stand in one call
+
+    def node_of(self, key: bytes) -> Node: ...
+
+    def nodes(self) -> list[Node]: ...
+
+    async def refresh(self) -> None:
+        """Find out again who serves what, after a redirection or a lost connection. Raises StoreDown."""
+
+    async def close(self) -> None: ...
+
+
+def connect(url: str, timeout: float = DEFAULT_TIMEOUT) -> Topology:
+    """The topology that a store URL names (see `store.url`); nothing is opened yet. Raises ValueError."""
+    parts = urlsplit(url)
+    scheme, _, form = parts.scheme.partition("+")
+    plain = urlunsplit((scheme, *parts[1:]))
+    if form == "sentinel":
+        return _Sentinel(plain, timeout)
+    if form == "cluster":
+        return _Cluster(plain, timeout)
+    if form:
+        raise ValueError(f"{parts.scheme}: is no form of store; use redis+sentinel:// or redis+cluster://")
+    return _Single(plain, timeout)
+
+
+async def _open(kind: type[AbstractConnection], kwargs: dict[str, Any]) -> AbstractConnection:
+    # Time is bounded by the caller; replies stay bytes; RESP2 is what every supported server speaks alike.
+    connection = kind(**{**kwargs, "socket_timeout": None, "socket_connect_timeout": _CONNECT_TIMEOUT, "protocol": 2})
+    await connection.connect()
+    return connection
+
+
+class _Single:
+    sharded = False
+
+    def __init__(self, url: str, timeout: float) -> None:
+        kwargs: dict[str, Any] = dict(parse_url(url))
+        kind: type[AbstractConnection] = kwargs.pop("connection_class", Connection)
+        self._node = Node(lambda: _open(kind, kwargs), timeout)
+
+    def node_of(self, key: bytes) -> Node:
+        return self._node
+
+    def nodes(self) -> list[Node]:
+        return [self._node]
+
+    async def refresh(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        await self._node.close()
+
+
+class _Sentinel:
+    """The primary is asked for anew at every opening, so a dropped link is a followed failover."""
+
+    sharded = False
+
+    def __init__(self, url: str, timeout: float) -> None:
+        parts = urlsplit(url)
+        self._service = parts.path.strip("/")
+        if not self._service:
+            raise ValueError("store.url: name the primary's service, as in redis+sentinel://host:26379/mymaster")
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        # The credentials and the query are the servers'; sentinels are asked without.
+        base = dict(
+            parse_url(urlunsplit((parts.scheme, f"{credentials}@_" if credentials else "_", "", parts.query, "")))
+        )
+        base.pop("host", None)
+        self._kind: type[AbstractConnection] = base.pop("connection_class", Connection)  # type: ignore[arg-type]
+        self._kwargs: dict[str, Any] = base
+        addresses = []
+        for host in hosts.split(","):
+            name, _, port = host.rpartition(":")
+            addresses.append((name or port, int(port) if name else 26379))
+        self._sentinel = Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT)
+        self._node = Node(self._dial, timeout)
+
+    async def _dial(self) -> AbstractConnection:
+        host, port = await self._sentinel.discover_master(self._service)
+        return await _open(self._kind, {**self._kwargs, "host": host, "port": port})
+
+    def node_of(self, key: bytes) -> Node:
+        return self._node
+
+    def nodes(self) -> list[Node]:
+        return [self._node]
+
+    async def refresh(self) -> None:
+        await self._node.commit.drop()
+        await self._node.query.drop()
+
+    async def close(self) -> None:
+        await self._node.close()
+        for sentinel in self._sentinel.sentinels:
+            await sentinel.aclose()
+
+
+class _Cluster:
+    sharded = True
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._cluster = RedisCluster.from_url(url)
+        self._timeout = timeout
+        self._nodes: dict[str, Node] = {}
+        self._ready = False
+        self._lock = asyncio.Lock()
+        # Until the first refresh every key goes to the address that was given, which redirects.
+        kwargs: dict[str, Any] = dict(parse_url(url))
+        kind: type[AbstractConnection] = kwargs.pop("connection_class", Connection)
+        self._first = Node(lambda: _open(kind, kwargs), timeout)
+        self._tls = issubclass(kind, SSLConnection)
+        self._kind = kind
+        self._kwargs = kwargs
+
+    def node_of(self, key: bytes) -> Node:
+        if not self._ready:
+            return self._first
+        try:
+            found = self._cluster.nodes_manager.get_node_from_slot(key_slot(key))
+        except redis.exceptions.RedisError:
+            return self._first
+        name = found.name
+        node = self._nodes.get(name)
+        if node is None:
+            kwargs = {**self._kwargs, "host": found.host, "port": found.port}
+            node = self._nodes[name] = Node(lambda: _open(self._kind, kwargs), self._timeout)
+        return node
+
+    def nodes(self) -> list[Node]:
+        return list(self._nodes.values()) or [self._first]
+
+    async def refresh(self) -> None:
+        async with self._lock:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._cluster.nodes_manager.initialize()
+            except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
+                raise StoreDown(f"{type(error).__name__}: {error}") from None
+            self._ready = True
+
+    async def close(self) -> None:
+        for node in (*self._nodes.values(), self._first):
+            await node.close()
+        await self._cluster.aclose()

@@ -1,0 +1,417 @@
+"""The producer: one task per generation, on the replica that got the POST.
+
+It reads the upstream, gives every event its id, hands the frames to the group commit and ends the stream,
+whatever happens, with exactly one end. It belongs to the relay and not to a connection: readers come and go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import aiohttp
+import httpx
+import orjson
+from httpx import AsyncByteStream
+
+from relay.config import StreamSettings
+from relay.protocol import sse
+from relay.protocol.dialect import FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch, error_text
+from relay.protocol.errors import ApiError, StoreUnavailable
+from relay.protocol.headers import Headers, of_stream
+from relay.protocol.ids import new_stream_id
+from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
+from relay.protocol.sse import Event
+from relay.store import scripts
+from relay.store.log import Log
+from relay.streams.commit import Committer, LogWriter
+from relay.streams.feed import Feed
+from relay.upstream import Route
+
+logger = logging.getLogger(__name__)
+
+# How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
+# and so that the connection can be used again.
+_LINGER = 2.0
+# How much an unlogged stream may run ahead of its reader.
+_UNLOGGED_AHEAD = 1 << 20
+_REFUSAL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The upstream streams: `headers` are those of its answer that a stream keeps."""
+
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The upstream answered something that is no stream. The response is open; who takes it closes it."""
+
+    response: httpx.Response
+
+
+Answer = Opened | Refused | ApiError
+
+
+class Producer:
+    """One generation. `answer` is set once the upstream has answered or failed; `feed` is what readers read."""
+
+    def __init__(
+        self,
+        stream: str,
+        *,
+        dialect: Dialect,
+        route: Route,
+        owner: str,
+        request_id: str,
+        logged: bool,
+        hide_usage: bool,
+        settings: StreamSettings,
+        log: Log,
+        committer: Committer,
+        call: Callable[[], Awaitable[httpx.Response]],
+        on_made: Callable[[Producer], None],
+        on_end: Callable[[Producer], None],
+    ) -> None:
+        self.stream = stream
+        self.dialect = dialect
+        self.route = route
+        self.owner = owner
+        self.request_id = request_id
+        self.logged = logged
+        self.live_only = not logged  # its one reader is all it has; what that has taken is forgotten
+        self.feed = Feed()
+        self.watch: Watch = dialect.watch(hide_usage=hide_usage)
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.started = time.monotonic()
+        self.first_token_at: float | None = None
+        self.left = 0  # how often the last local reader has left
+        self._seen_at = self.started
+        self.outcome: Outcome | None = None
+        self._first_token_n = 0
+        self._settings = settings
+        self._log = log
+        self._committer = committer
+        self._call = call
+        self._on_made = on_made
+        self._on_end = on_end
+        self._writer = LogWriter(stream, "1", self.feed, self)
+        self._id = stream.encode() + b"."
+        self._bytes = 0
+        self._creating: asyncio.Future[None] | None = None
+        self._response: httpx.Response | None = None
+        self._stop: Outcome | None = None
+        self._consumed = asyncio.Event()
+        self._sealed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self, outcome: Outcome) -> None:
+        """End the stream from this side: cancels the upstream call and writes the end."""
+        if self._stop is None and self.outcome is None and self._task is not None:
+            self._stop = outcome
+            self._task.cancel()
+
+    async def done(self) -> None:
+        """Returns when the end is in the log (or the stream has none)."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def become_stream(self) -> None:
+        """Make the stream, before or after the upstream has answered: from here on whatever goes wrong goes
+        in-band. Raises StoreUnavailable, and then the stream has not been made."""
+        if self._creating is None:
+            self._creating = asyncio.ensure_future(self._create())
+        await asyncio.shield(self._creating)
+
+    async def _run(self) -> None:
+        try:
+            outcome = await self._generate()
+            if outcome is not None:
+                await self._end(outcome)
+                if self._response is not None:
+                    await _finish_body(self._response)
+        finally:
+            if not self.answer.done():
+                self.answer.cancel()
+            if self._response is not None:
+                await _close(self._response)
+            self._on_end(self)
+
+    async def _generate(self) -> Outcome | None:
+        """Read the upstream to its end and say how it ended; None where no stream came to be."""
+        try:
+            async with asyncio.timeout(self._settings.max_duration):
+                self._response = await self._open()
+                if self._response is None:
+                    return None
+                return await self._relay(self._response)
+        except StreamFailure as failure:
+            outcome: Outcome = failure.cause
+            message = failure.message
+        except TimeoutError:
+            outcome = Cause.MAX_DURATION
+            message = MESSAGES[outcome]
+        except asyncio.CancelledError:
+            outcome = self._stop or Cause.SHUTDOWN
+            message = MESSAGES[outcome]
+        except Exception:
+            logger.exception("stream %s: a fault of the relay's own", self.stream)
+            outcome = Cause.PRODUCER_LOST
+            message = MESSAGES[outcome]
+        if self._creating is None:
+            return None
+        await self._creating
+        self._say(outcome, message)
+        return outcome
+
+    # -- the upstream's answer ----------------------------------------------------------------------------
+
+    async def _open(self) -> httpx.Response | None:
+        """The upstream's stream, or None where it refused in time for the client to get the refusal itself."""
+        try:
+            response = await self._call()
+        except ApiError as error:
+            if self._creating is None:
+                self.answer.set_result(error)
+                return None
+            cause = Cause.UPSTREAM_TIMEOUT if error.status == 504 else Cause.UPSTREAM_DISCONNECTED
+            raise StreamFailure(cause, error.message) from None
+        if response.status_code == 200 and _is_event_stream(response):
+            try:
+                await self.become_stream()
+            except ApiError as error:
+                await _close(response)
+                self.answer.set_result(error)
+                return None
+            self.answer.set_result(Opened(of_stream(response.headers.raw)))
+            return response
+        if self._creating is None:
+            self.answer.set_result(Refused(response))
+            return None
+        text = await _refusal_text(response)
+        await _close(response)
+        if response.status_code == 200:
+            raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
+        raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
+
+    async def _create(self) -> None:
+        if not self.logged:
+            return
+        fields = {
+            "api": self.dialect.name,
+            "owner": self.owner,
+            "upstream": self.route.upstream.name,
+            "model": self.route.label,
+        }
+        try:
+            await self._log.create(self.stream, fields)
+        except StoreUnavailable:
+            if self._log.outage == "refuse":
+                self._creating = None
+                raise
+            # No id that the log does not hold is ever sent: the stream goes on under an id that says so.
+            self.logged = False
+            self.live_only = True
+            self.stream = new_stream_id(logged=False)
+        self._on_made(self)
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    async def _relay(self, response: httpx.Response) -> Outcome:
+        parser = sse.Parser(self._settings.max_event_bytes)
+        outcome: Outcome | None = None
+        chunks = body_of(response).__aiter__()
+        try:
+            while True:
+                if outcome is None:
+                    chunk = await anext(chunks)
+                else:
+                    async with asyncio.timeout(_LINGER):
+                        chunk = await anext(chunks)
+                for event in parser.feed(chunk):
+                    bits = self.watch.see(event)
+                    if not bits & HIDDEN:
+                        self._add(event)
+                    if bits & TOKEN and not self._first_token_n:
+                        self._first_token_n = len(self.feed.frames)
+                    if bits & TERMINAL:
+                        if outcome is None:
+                            outcome = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+                        if not bits & LINGER:
+                            return outcome
+                self._publish()
+                if self.live_only:
+                    await self._let_reader_catch_up()
+        except StopAsyncIteration:
+            if outcome is not None:
+                return outcome
+            if self.watch.ended_at_eof():
+                return Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED
+            raise StreamFailure(Cause.UPSTREAM_DISCONNECTED) from None
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            if outcome is not None:
+                return outcome
+            silent = isinstance(error, httpx.ReadTimeout)
+            raise StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED) from None
+
+    def _add(self, event: Event) -> None:
+        frames = self.feed.frames
+        event_id = self._id + b"%d" % (self.feed.base + len(frames) + 1) if self.logged else None
+        frame = sse.encode(event, event_id)
+        self._bytes += len(frame)
+        if self._bytes > self._settings.max_stream_bytes and self.logged:
+            raise StreamFailure(Cause.STREAM_TOO_LARGE)
+        frames.append(frame)
+
+    def _publish(self) -> None:
+        """Hand what was added to the commit; without a log it is shown at once."""
+        feed = self.feed
+        if self.logged:
+            if len(feed.frames) + feed.base > self._writer.acked or self._writer.outcome:
+                self._committer.submit(self._writer)
+        else:
+            feed.advance(feed.base + len(feed.frames))
+            self._note_first_token()
+
+    async def _let_reader_catch_up(self) -> None:
+        """Without a log nobody but the one reader wants the events: the upstream waits for it."""
+        while sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD:
+            self._consumed.clear()
+            await self._consumed.wait()
+
+    def consumed(self, upto: int) -> None:
+        """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
+        if self.live_only:
+            self.feed.forget(upto)
+            self._consumed.set()
+
+    def renewed(self, unseen: float) -> None:
+        """The lease runs on; `unseen` is how many seconds ago a reader elsewhere was seen."""
+        self._seen_at = time.monotonic() - unseen
+
+    def unseen(self) -> float:
+        return time.monotonic() - self._seen_at
+
+    def _note_first_token(self) -> None:
+        if self.first_token_at is None and self._first_token_n and self.feed.top >= self._first_token_n:
+            self.first_token_at = time.monotonic()
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def _say(self, outcome: Outcome, message: str) -> None:
+        """Write the frames that tell readers of an abnormal end; they do not count against the bounds."""
+        self._bytes = 0
+        for event in self.dialect.error_events(outcome, message, self.watch.last_sequence, self.request_id):
+            self._add(event)
+
+    async def _end(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        if not self.logged:
+            self._publish()
+            self.feed.finish(outcome)
+            return
+        self._writer.outcome = outcome
+        self._publish()
+        await self._sealed.wait()
+
+    def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
+        feed = self.feed
+        writer = self._writer
+        if code == scripts.OK:
+            writer.acked = sent
+            feed.advance(sent)
+            self._note_first_token()
+            if ended and self.outcome is not None:
+                feed.finish(self.outcome)
+                self._sealed.set()
+                return False
+        elif code == scripts.MISMATCH:
+            # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
+            writer.acked = min(top, feed.base + len(feed.frames))
+            feed.advance(writer.acked)
+        elif code == scripts.FENCED:
+            self._fenced()
+            return False
+        else:
+            self._log_gone()
+            return False
+        return feed.base + len(feed.frames) > writer.acked or bool(writer.outcome)
+
+    def _fenced(self) -> None:
+        """Someone has sealed this stream: nothing more is emitted; local readers take the end from the log."""
+        logger.warning("stream %s: fenced off", self.stream)
+        self.feed.detach()
+        self._sealed.set()
+        if self.outcome is None:
+            self.stop(Cause.PRODUCER_LOST)
+
+    def _log_gone(self) -> None:
+        """The store came back empty: connected readers get the rest without ids, a resume answers 410."""
+        logger.warning("stream %s: its log is gone; going on without", self.stream)
+        feed = self.feed
+        self.logged = False
+        for i in range(self._writer.acked - feed.base, len(feed.frames)):
+            _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
+        self._publish()
+        if self.outcome is not None:
+            feed.finish(self.outcome)
+        self._sealed.set()
+
+
+NO_EVENT_STREAM = (
+    "The upstream answered a streaming request with something that is no event stream. "
+    "Check that the upstream supports streaming for this model."
+)
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    kind = response.headers.get("content-type", "text/event-stream")
+    coding = response.headers.get("content-encoding", "identity")
+    return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
+
+
+def body_of(response: httpx.Response) -> AsyncByteStream:
+    """The raw bytes of a body, as they arrive. (httpx's own iterators wrap every chunk several times.)"""
+    assert isinstance(response.stream, AsyncByteStream)
+    return response.stream
+
+
+async def _close(response: httpx.Response) -> None:
+    try:
+        await body_of(response).aclose()
+    except (httpx.HTTPError, aiohttp.ClientError, OSError):
+        pass
+
+
+async def _refusal_text(response: httpx.Response) -> str:
+    """The upstream's own words, for the error frame."""
+    body = b""
+    try:
+        async for chunk in body_of(response):
+            body += chunk
+            if len(body) > _REFUSAL_BYTES:
+                break
+        parsed = orjson.loads(body)
+    except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError):
+        return "no message"
+    return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
+
+
+async def _finish_body(response: httpx.Response) -> None:
+    """Read an upstream's body to its end, so that the connection can serve the next call."""
+    try:
+        async with asyncio.timeout(_LINGER):
+            async for _ in body_of(response):
+                pass
+    except (httpx.HTTPError, aiohttp.ClientError, OSError):
+        pass

@@ -1,0 +1,107 @@
+"""Upstreams: which one a request goes to, and the call itself.
+
+httpx over aiohttp's connector (`httpx-aiohttp`): httpx's own pool scans every connection at each request
+and saturates a core at 300 streams. Cookies are never kept: an upstream's cookie for one client would go
+out with another's request. Redirects are never followed and nothing is ever sent twice: aiohttp repeats
+only idempotent methods, and every generation is a POST.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+
+import aiohttp
+import certifi
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from relay.config import UpstreamSettings
+from relay.protocol.errors import ModelNotFound, NotFound, UpstreamSilent, UpstreamUnreachable
+from relay.protocol.headers import Headers
+
+CONNECT_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: the upstream, the model's name there, and the pattern that names it in metrics."""
+
+    upstream: UpstreamSettings
+    model: str
+    label: str
+
+    def url(self, path_and_query: str) -> str:
+        return self.upstream.base_url.rstrip("/") + path_and_query
+
+
+def route_model(upstreams: list[UpstreamSettings], api: str | None, model: str) -> Route:
+    """The first upstream that speaks the API (None: any) and whose patterns match. Raises ModelNotFound."""
+    for upstream in upstreams:
+        pattern = upstream.matches(api, model)
+        if pattern is not None:
+            return Route(upstream, model.removeprefix(upstream.strip_prefix), pattern)
+    raise ModelNotFound(
+        f"No upstream of this relay serves the model {model[:200]!r} here. "
+        "Ask GET /v1/models, or check `upstreams` in the relay's settings."
+    )
+
+
+def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool) -> Route:
+    """Where a request without a model goes: the first upstream that speaks the API of its path, or of its
+    headers (`anthropic-version`); for other paths the first upstream. Raises NotFound."""
+    if path.startswith("/v1/messages") or (anthropic and not path.startswith(("/v1/chat", "/v1/responses"))):
+        apis: tuple[str, ...] = ("messages",)
+    elif path.startswith("/v1/responses"):
+        apis = ("responses",)
+    else:
+        apis = ("chat", "responses", "messages")
+    for api in apis:
+        for upstream in upstreams:
+            if api in upstream.apis:
+                return Route(upstream, "", "other")
+    raise NotFound(f"No upstream of this relay serves {path[:200]}. Check `upstreams` in the relay's settings.")
+
+
+class UpstreamClient:
+    """The one client of a replica."""
+
+    def __init__(self, idle_timeout: float) -> None:
+        self._context = ssl.create_default_context(cafile=certifi.where())
+        self._context.load_default_certs()
+        self._transport = AiohttpTransport(client=self._session)
+        # pool=None: no bound on connections; connect and read are aiohttp's socket time-outs.
+        self._timeout = {"connect": CONNECT_TIMEOUT, "read": idle_timeout, "pool": None}
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            max_line_size=64 * 1024,
+            max_field_size=64 * 1024,
+        )
+
+    async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
+        """The response once its head is there; its body is `response.stream`, and it must be closed.
+
+        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
+        where the answer does not come within the idle time-out.
+        """
+        request = httpx.Request(method, url, headers=headers, content=body, extensions={"timeout": self._timeout})
+        try:
+            return await self._transport.handle_async_request(request)
+        except httpx.ReadTimeout:
+            raise UpstreamSilent(
+                "The upstream did not answer within streams.upstream_idle_timeout. Try again."
+            ) from None
+        except httpx.HTTPError as error:
+            raise UpstreamUnreachable(
+                f"The upstream cannot be reached ({type(error.__cause__ or error).__name__}). Try again; "
+                "if it lasts, check the upstream's base_url with `relay check`."
+            ) from error
+
+    async def close(self) -> None:
+        await self._transport.aclose()
