@@ -89,4 +89,5 @@ def _check(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from relay.demo import run
 
-    return run(arguments.port)
+    port: int = arguments.port
+    return run(port)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from relay.protocol.apis import ApiName
@@ -294,8 +295,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Any:
                 yield from _walk(UpstreamSettings, "upstreams[].")
 
 
-def _default(field: Any) -> str:
-    default = field.get_default()
+def _default(field: FieldInfo) -> str:
+    default: object = field.default
     if field.is_required():
         return "required"
     if default is None or default == [] or default == "":
@@ -307,7 +308,7 @@ def _default(field: Any) -> str:
     if isinstance(default, int) and default >= 1024**2 and default % 1024**2 == 0:
         return f"`{default // 1024**2}MiB`"
     if isinstance(default, list):
-        return f"`[{', '.join(map(str, default))}]`"
+        return f"`[{', '.join(str(item) for item in default)}]`"
     return f"`{default}`"
 
 

