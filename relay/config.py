@@ -270,7 +270,7 @@ def _explain(error: Any) -> str:
         return f"{where}: no such setting; see the settings reference in README.md"
     if error["type"] == "missing":
         return f"{where}: is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if not where:
         return message
     return f"{where}: {message} (it is {error['input']!r})"

@@ -223,10 +223,10 @@ def test_many_readers_of_one_live_stream(
     sample = SAMPLES[api]
     model = f"many-{api}-{number}"
     middle = len(sample.events) // 2
+    frames = sample.frames
+    gates = Gate(f"{model}-1"), Gate(f"{model}-2")
     upstream.on(
-        model,
-        *stream(*sample.frames[:middle], Gate(f"{model}-1"), sample.frames[middle], Gate(f"{model}-2")),
-        *stream(*sample.frames[middle + 1 :])[1:],
+        model, *stream(*frames[:middle], gates[0], frames[middle], gates[1], *frames[middle + 1 :])
     )
     answer = start(replicas[number], sample, model)
     name = stream_id(answer)

@@ -1,0 +1,54 @@
+"""The documentation says what the code does: settings, endpoints, error codes, outcomes, files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from relay.config import reference
+from relay.protocol import errors
+from relay.protocol.lifecycle import Cause, Ending
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def test_settings_reference_is_the_code_s_own() -> None:
+    table = README.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
+    assert table == reference(), "run: python -m relay.config, and put its output between the marks in README.md"
+
+
+@pytest.mark.parametrize("outcome", [*Cause, *Ending])
+def test_every_outcome_is_documented(outcome: str) -> None:
+    assert f"`{outcome}`" in README
+
+
+@pytest.mark.parametrize("code", ["invalid_last_event_id", "stream_not_found", "stream_expired", "position_unknown"])
+def test_every_resume_outcome_is_documented(code: str) -> None:
+    assert f"`{code}`" in README
+
+
+def test_the_error_tree_in_the_docstring_is_the_tree() -> None:
+    drawn = set(re.findall(r"[├└]── (\w+)", errors.__doc__ or ""))
+    real = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.ApiError)}
+    assert drawn == real - {"ApiError"}
+
+
+def test_every_module_of_the_map_exists_and_is_on_it() -> None:
+    named: set[str] = set()
+    for path in re.findall(r"`(relay/[^`]+)`", ARCHITECTURE):
+        if "{" in path:
+            before, _, rest = path.partition("{")
+            names, _, after = rest.partition("}")
+            named |= {before + name + after for name in names.split(",")}
+        else:
+            named.add(path)
+    for path in named:
+        assert list(ROOT.glob(path.rstrip("/"))), f"ARCHITECTURE.md names {path}, which is not there"
+    for package in ("streams", "store"):
+        for module in (ROOT / "relay" / package).glob("*.py"):
+            if module.name != "__init__.py":
+                assert f"relay/{package}/{module.name}" in named, f"{module.name} is not on the map"

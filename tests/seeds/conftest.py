@@ -1,0 +1,36 @@
+"""One gateway and one relay for each module; a module that needs other settings defines `settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.seeds.gateway import Gateway
+from tests.support.processes import RelayProcess
+from tests.support.scripted import ScriptedUpstream
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def settings(scripted: ScriptedUpstream) -> dict[str, Any]:
+    return {"upstreams": [{"name": "gateway", "base_url": scripted.url}]}
+
+
+@pytest.fixture(scope="module")
+def running(scripted: ScriptedUpstream, settings: dict[str, Any]) -> Iterator[RelayProcess]:
+    with RelayProcess(settings) as relay:
+        yield relay
+        # pytest captures this and shows it with a failure only.
+        print(f"--- relay at {relay.url}, end of its log:\n{relay.log()[-4000:]}")
+
+
+@pytest.fixture
+def gateway(scripted: ScriptedUpstream, running: RelayProcess) -> Gateway:
+    return Gateway(scripted, running)
