@@ -9,7 +9,7 @@ only idempotent methods, and every generation is a POST.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 
 import aiohttp
@@ -64,13 +64,59 @@ def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool)
     raise NotFound(f"No upstream of this relay serves {path[:200]}. Check `upstreams` in the relay's settings.")
 
 
+class _Body(httpx.AsyncByteStream):
+    """The raw bytes of a body as they arrive, and all of them.
+
+    aiohttp's reader raises a broken connection's error BEFORE it hands out what had arrived in time, so text
+    that a direct client would see is lost whenever this process was busy as the connection died.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        try:
+            async for chunk in content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            content.set_exception(None)  # type: ignore[arg-type]
+            rest = content.read_nowait()
+            if rest:
+                yield rest
+            if isinstance(error, TimeoutError):
+                raise httpx.ReadTimeout(str(error)) from error
+            raise httpx.ReadError(str(error)) from error
+
+    async def aclose(self) -> None:
+        # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
+        self._response.close()
+
+
+class _Transport(AiohttpTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = await super().handle_async_request(request)
+        response.stream = _Body(response.stream._aiohttp_response)  # type: ignore[union-attr]
+        return response
+
+
+def body_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
+
+    Iterating raises httpx.ReadTimeout for an upstream that is silent too long, httpx.ReadError for a broken
+    connection; `aclose` ends the call.
+    """
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
+
+
 class UpstreamClient:
     """The one client of a replica."""
 
     def __init__(self, idle_timeout: float) -> None:
         self._context = ssl.create_default_context(cafile=certifi.where())
         self._context.load_default_certs()
-        self._transport = AiohttpTransport(client=self._session)
+        self._transport = _Transport(client=self._session)
         # pool=None: no bound on connections; connect and read are aiohttp's socket time-outs.
         self._timeout = {"connect": CONNECT_TIMEOUT, "read": idle_timeout, "pool": None}
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
+
+
+# Folders whose every test needs large servers or several SDKs.
+_SLOW = ("sdk", "seeds", "upstreams")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in _SLOW:
+            item.add_marker("slow")
 
 
 class Relays:

@@ -16,9 +16,9 @@ from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.lifecycle import Ending
-from relay.streams.producer import NO_EVENT_STREAM, Opened, Producer, Refused, body_of
+from relay.streams.producer import NO_EVENT_STREAM, Opened, Producer, Refused
 from relay.streams.reader import Reader
-from relay.upstream import Route, route_model
+from relay.upstream import Route, body_of, route_model
 
 
 async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable
 
-import aiohttp
 import httpx
 import orjson
 
 from relay.api.exchange import ConnectionCut, Exchange
 from relay.api.replica import Replica
 from relay.protocol import headers as rules
-from relay.streams.producer import body_of
-from relay.upstream import Route, route_model, route_path
+from relay.upstream import Route, body_of, route_model, route_path
 
 
 async def any_path(replica: Replica, exchange: Exchange) -> None:
@@ -87,5 +85,5 @@ async def _relay_body(exchange: Exchange, response: httpx.Response) -> None:
     try:
         async for chunk in body_of(response):
             await send(chunk)
-    except (httpx.HTTPError, aiohttp.ClientError, OSError):
+    except httpx.HTTPError:
         raise ConnectionCut from None

@@ -12,10 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import aiohttp
 import httpx
 import orjson
-from httpx import AsyncByteStream
 
 from relay.config import StreamSettings
 from relay.protocol import sse
@@ -29,7 +27,7 @@ from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
-from relay.upstream import Route
+from relay.upstream import Route, body_of
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +142,7 @@ class Producer:
             if not self.answer.done():
                 self.answer.cancel()
             if self._response is not None:
-                await _close(self._response)
+                await body_of(self._response).aclose()
             self._on_end(self)
 
     async def _generate(self) -> Outcome | None:
@@ -190,7 +188,7 @@ class Producer:
             try:
                 await self.become_stream()
             except ApiError as error:
-                await _close(response)
+                await body_of(response).aclose()
                 self.answer.set_result(error)
                 return None
             self.answer.set_result(Opened(of_stream(response.headers.raw)))
@@ -199,7 +197,7 @@ class Producer:
             self.answer.set_result(Refused(response))
             return None
         text = await _refusal_text(response)
-        await _close(response)
+        await body_of(response).aclose()
         if response.status_code == 200:
             raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
         raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
@@ -258,7 +256,7 @@ class Producer:
             if self.watch.ended_at_eof():
                 return Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED
             raise StreamFailure(Cause.UPSTREAM_DISCONNECTED) from None
-        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             if outcome is not None:
                 return outcome
             silent = isinstance(error, httpx.ReadTimeout)
@@ -380,19 +378,6 @@ def _is_event_stream(response: httpx.Response) -> bool:
     return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
 
 
-def body_of(response: httpx.Response) -> AsyncByteStream:
-    """The raw bytes of a body, as they arrive. (httpx's own iterators wrap every chunk several times.)"""
-    assert isinstance(response.stream, AsyncByteStream)
-    return response.stream
-
-
-async def _close(response: httpx.Response) -> None:
-    try:
-        await body_of(response).aclose()
-    except (httpx.HTTPError, aiohttp.ClientError, OSError):
-        pass
-
-
 async def _refusal_text(response: httpx.Response) -> str:
     """The upstream's own words, for the error frame."""
     body = b""
@@ -402,7 +387,7 @@ async def _refusal_text(response: httpx.Response) -> str:
             if len(body) > _REFUSAL_BYTES:
                 break
         parsed = orjson.loads(body)
-    except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError):
+    except (httpx.HTTPError, ValueError):
         return "no message"
     return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
 
@@ -413,5 +398,5 @@ async def _finish_body(response: httpx.Response) -> None:
         async with asyncio.timeout(_LINGER):
             async for _ in body_of(response):
                 pass
-    except (httpx.HTTPError, aiohttp.ClientError, OSError):
+    except (httpx.HTTPError, TimeoutError):
         pass

@@ -1,0 +1,75 @@
+"""The upstream client: routing, and bodies that break off."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from relay.config import UpstreamSettings
+from relay.protocol.errors import ModelNotFound, UpstreamUnreachable
+from relay.upstream import UpstreamClient, body_of, route_model
+from tests.support.processes import free_port
+from tests.support.scripted import Cut, End, Head, ScriptedUpstream, Send
+
+
+def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: ScriptedUpstream) -> None:
+    """Read only after the connection is known to be dead, as a busy process does."""
+    upstream.on("m", Head(), Send(b"one "), Send(b"two "), Send(b"three"), Cut())
+
+    async def read() -> tuple[bytes, bool]:
+        client = UpstreamClient(idle_timeout=10)
+        response = await client.send("POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
+        while response.stream._response.content.exception() is None:  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        text, broke = b"", False
+        try:
+            async for chunk in body_of(response):
+                text += chunk
+        except httpx.ReadError:
+            broke = True
+        await client.close()
+        return text, broke
+
+    assert asyncio.run(asyncio.wait_for(read(), 10)) == (b"one two three", True)
+
+
+def test_cookies_of_one_answer_never_go_out_with_the_next_request(upstream: ScriptedUpstream) -> None:
+    upstream.on("m", Head(headers={"set-cookie": "session=1; Path=/"}), End())
+
+    async def twice() -> None:
+        client = UpstreamClient(idle_timeout=10)
+        for _ in range(2):
+            response = await client.send("POST", upstream.url + "/v1/x", [], b'{"model":"m"}')
+            async for _ in body_of(response):
+                pass
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(twice(), 10))
+    assert [call.header("cookie") for call in upstream.wait_calls(2)] == [None, None]
+
+
+def test_an_upstream_that_is_not_there_is_named_as_such() -> None:
+    async def call() -> None:
+        client = UpstreamClient(idle_timeout=10)
+        try:
+            await client.send("POST", f"http://127.0.0.1:{free_port()}/v1/x", [], b"{}")
+        finally:
+            await client.close()
+
+    with pytest.raises(UpstreamUnreachable, match="relay check"):
+        asyncio.run(call())
+
+
+def test_the_first_upstream_that_matches_takes_the_model() -> None:
+    upstreams = [
+        UpstreamSettings(name="a", base_url="http://a", apis=["messages"], models=["*"]),
+        UpstreamSettings(name="b", base_url="http://b", apis=["chat"], models=["openai/*"], strip_prefix="openai/"),
+        UpstreamSettings(name="c", base_url="http://c/prefix/", apis=["chat"], models=["gpt-*"]),
+    ]
+    found = route_model(upstreams, "chat", "openai/gpt-5")
+    assert (found.upstream.name, found.model, found.label) == ("b", "gpt-5", "openai/*")
+    assert route_model(upstreams, "chat", "gpt-5").url("/v1/x?y=1") == "http://c/prefix/v1/x?y=1"
+    with pytest.raises(ModelNotFound):
+        route_model(upstreams, "chat", "claude")
