@@ -7,7 +7,7 @@ from functools import partial
 
 from starlette.routing import Route, Router
 
-from relay.api import resume
+from relay.api import responses, resume
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
@@ -27,6 +27,8 @@ def public(replica: Replica) -> Router:
     return Router(
         [
             *apis,
+            Route("/v1/responses/{id}", on(responses.retrieve)),
+            Route("/v1/responses/{id}/cancel", on(responses.cancel)),
             Route("/streams/{id}", on(resume.streams)),
             Route("/livez", on(_livez)),
             Route("/readyz", on(_readyz)),

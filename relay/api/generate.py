@@ -10,14 +10,15 @@ import orjson
 from relay.api import resume
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import ConnectionCut, Exchange
+from relay.api.joining import Joining
 from relay.api.passthrough import forward, relay_response
 from relay.api.replica import Replica
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
+from relay.protocol.ids import new_stream_id
 from relay.protocol.lifecycle import Ending
 from relay.streams.producer import NO_EVENT_STREAM, Opened, Producer, Refused
-from relay.streams.reader import Reader
 from relay.upstream import Route, body_of, route_model
 
 
@@ -42,6 +43,7 @@ async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> No
 async def _stream(
     replica: Replica, exchange: Exchange, dialect: Dialect, route: Route, raw: bytes, body: JsonObject
 ) -> None:
+    original = raw
     usage = route.upstream.usage
     asking = dialect.ask_for_usage(body) if usage != "passthrough" else None
     if asking is not None:
@@ -53,8 +55,16 @@ async def _stream(
         return await replica.upstreams.send("POST", url, headers, raw)
 
     registry = replica.registry
-    owner = await registry.owner_of_new(rules.credential(exchange.headers))
+    credential = rules.credential(exchange.headers)
+    owner = await registry.owner_of_new(credential)
+    registry.check_room(owner)
+    stream = new_stream_id(logged=route.upstream.buffer)
+    joining = Joining(replica, exchange, stream, owner, original) if route.upstream.buffer else None
+    if joining is not None and (joined := await joining.join()) is not None:
+        await resume.from_start(replica, exchange, joined, dialect)
+        return
     producer = registry.begin(
+        stream,
         dialect,
         route,
         owner=owner,
@@ -68,10 +78,14 @@ async def _stream(
     except BaseException:
         reader.close()
         raise
+    finally:
+        if joining is not None and not (producer.made.done() and producer.made.result() and producer.logged):
+            await joining.release()
     if upstream_headers is None:
         reader.close()
         return
-    await _deliver(replica, exchange, producer, reader, upstream_headers)
+    headers = stream_headers(producer.stream, resumable=producer.logged, upstream=upstream_headers)
+    await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)
 
 
 async def _opened(replica: Replica, exchange: Exchange, producer: Producer) -> rules.Headers | None:
@@ -111,10 +125,3 @@ async def _pass_refusal(exchange: Exchange, refused: Refused) -> None:
         await body_of(refused.response).aclose()
         raise UpstreamMalformed(NO_EVENT_STREAM)
     await relay_response(exchange, refused.response)
-
-
-async def _deliver(
-    replica: Replica, exchange: Exchange, producer: Producer, reader: Reader, upstream_headers: rules.Headers
-) -> None:
-    headers = stream_headers(producer.stream, resumable=producer.logged, upstream=upstream_headers)
-    await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)

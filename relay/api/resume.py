@@ -30,17 +30,21 @@ async def by_post(replica: Replica, exchange: Exchange, dialect: Dialect) -> Non
     """Resume on the API's own path: the body is ignored and nothing goes upstream."""
     after = position(exchange.header(b"last-event-id") or "")
     await exchange.discard_body()
-    await _continue(replica, exchange, after, dialect.name)
+    await proceed(replica, exchange, after, dialect.name)
 
 
 async def streams(replica: Replica, exchange: Exchange) -> None:
-    """GET /streams/{id}: its events as SSE, or with `Accept: application/json` its status."""
-    if exchange.method != "GET":
-        raise MethodNotAllowed("Use GET.", headers={"allow": "GET"})
+    """GET /streams/{id}: its events as SSE, or with `Accept: application/json` its status. DELETE stops it."""
+    if exchange.method not in ("GET", "DELETE"):
+        raise MethodNotAllowed("Use GET or DELETE.", headers={"allow": "GET, DELETE"})
     await exchange.discard_body()
     stream = exchange.scope["path_params"]["id"]
     if not is_stream_id(stream):
         raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
+    if exchange.method == "DELETE":
+        await replica.registry.stop(stream, credential(exchange.headers))
+        await exchange.answer(204, b"")
+        return
     if "application/json" in (exchange.header(b"accept") or ""):
         await _status(replica, exchange, stream)
         return
@@ -50,10 +54,16 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
     after = position(value)
     if after.stream != stream:
         raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
-    await _continue(replica, exchange, after, None)
+    await proceed(replica, exchange, after, None)
 
 
-async def _continue(replica: Replica, exchange: Exchange, after: EventId, api: str | None) -> None:
+async def from_start(replica: Replica, exchange: Exchange, stream: str, dialect: Dialect) -> None:
+    """Join a stream that an earlier request began."""
+    await proceed(replica, exchange, EventId(stream, 0), dialect.name)
+
+
+async def proceed(replica: Replica, exchange: Exchange, after: EventId, api: str | None) -> None:
+    """Answer with the stream behind a position."""
     attached = await replica.registry.attach(after, credential(exchange.headers), api)
     headers = stream_headers(after.stream, resumable=True)
     if attached.reader is None:
@@ -74,5 +84,11 @@ async def _status(replica: Replica, exchange: Exchange, stream: str) -> None:
         "events": status.top,
         "created_at": status.born,
         "ended_at": status.ended or None,
+        "usage": _usage(status.usage),
     }
     await exchange.answer(200, orjson.dumps(body))
+
+
+def _usage(note: str) -> dict[str, int] | None:
+    given, _, made = note.partition("/")
+    return {"input_tokens": int(given), "output_tokens": int(made)} if made else None

@@ -46,6 +46,7 @@ class ChatWatch:
         self.last_sequence: int | None = None
         self.error: str | None = None
         self._hide_usage = hide_usage
+        self._last: JsonObject = {}
         self._open: set[int] = set()
         self._finished: set[int] = set()
 
@@ -57,6 +58,7 @@ class ChatWatch:
         if ("error" in chunk and chunk["error"] is not None) or event.type == b"error":
             self.error = error_text(chunk.get("error") or chunk)
             return TERMINAL | LINGER | FAILED
+        self._last = chunk
         if self.response_id is None and isinstance(chunk.get("id"), str):
             self.response_id = chunk["id"]
         usage = chunk.get("usage")
@@ -91,6 +93,20 @@ class ChatWatch:
     def ended_at_eof(self) -> bool:
         """A finish reason for every choice is "probably complete": upstreams without `[DONE]` end so."""
         return self.error is not None or (bool(self._finished) and self._open <= self._finished)
+
+    def stop_events(self, request_id: str) -> list[Event]:
+        unfinished = sorted(self._open - self._finished) or ([] if self._finished else [0])
+        events = [Event(b"", DONE)]
+        if unfinished:
+            chunk = {
+                "id": self.response_id or f"chatcmpl-{request_id}",
+                "object": "chat.completion.chunk",
+                "created": self._last.get("created", 0),
+                "model": self._last.get("model", ""),
+                "choices": [{"index": i, "delta": {}, "finish_reason": "stop"} for i in unfinished],
+            }
+            events.insert(0, Event(b"", orjson.dumps(chunk)))
+        return events
 
 
 class Chat:

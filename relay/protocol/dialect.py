@@ -55,6 +55,10 @@ class Watch(Protocol):
     def ended_at_eof(self) -> bool:
         """True where a clean end of the body now is the end of a complete answer."""
 
+    def stop_events(self, request_id: str) -> list[Event]:
+        """What makes the stream, as far as it has come, a well-formed whole that no SDK raises on: its owner
+        has stopped it."""
+
 
 class Dialect(Protocol):
     """One of the three APIs. `path` is where clients POST; `heartbeat` is what keeps a silent stream alive."""

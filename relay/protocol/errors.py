@@ -12,6 +12,7 @@
     ├── PositionUnknown          410  position_unknown
     ├── BodyTooLarge             413  request_too_large
     ├── EncodedBody              415  unsupported_content_encoding
+    ├── IdempotencyMismatch      422  idempotency_key_reused
     ├── HeadersTooLarge          431  headers_too_large
     ├── TooMany                  429  too_many_readers, too_many_streams
     ├── UpstreamUnreachable      502  upstream_unreachable
@@ -117,6 +118,14 @@ class BodyTooLarge(ApiError):
 class EncodedBody(ApiError):
     status = 415
     code = "unsupported_content_encoding"
+
+
+class IdempotencyMismatch(ApiError):
+    status = 422
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was used with another request body. Use a new key for a new request.")
 
 
 class HeadersTooLarge(ApiError):

@@ -40,6 +40,9 @@ class MessagesWatch:
         self.response_id: str | None = None
         self.last_sequence: int | None = None
         self.error: str | None = None
+        self._open: set[object] = set()
+        self._started = False
+        self._closing = False
 
     def see(self, event: Event) -> int:
         if event.data == DONE:
@@ -50,18 +53,23 @@ class MessagesWatch:
             return TOKEN
         if kind == "content_block_start":
             block = message.get("content_block")
+            self._open.add(message.get("index"))
             return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
         if kind == "message_stop":
             return TERMINAL
         if kind == "error" or event.type == b"error":
             self.error = error_text(message.get("error") or message)
             return TERMINAL | FAILED
-        if kind == "message_start":
+        if kind == "content_block_stop":
+            self._open.discard(message.get("index"))
+        elif kind == "message_start":
+            self._started = True
             start = message.get("message")
             if isinstance(start, dict):
                 self.response_id = start.get("id") if isinstance(start.get("id"), str) else None
                 self._count(start.get("usage"))
         elif kind == "message_delta":
+            self._closing = True
             self._count(message.get("usage"))
         return 0
 
@@ -75,6 +83,29 @@ class MessagesWatch:
 
     def ended_at_eof(self) -> bool:
         return False
+
+    def stop_events(self, request_id: str) -> list[Event]:
+        usage = self.usage or Usage()
+        made = {"output_tokens": usage.output or 0}
+        messages: list[JsonObject] = []
+        if not self._started:
+            empty: JsonObject = {
+                "id": f"msg_{request_id}",
+                "type": "message",
+                "role": "assistant",
+                "model": "",
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": {"input_tokens": 0, **made},
+            }
+            messages.append({"type": "message_start", "message": empty})
+        messages += ({"type": "content_block_stop", "index": i} for i in sorted(self._open, key=str))
+        if not self._closing:
+            delta = {"stop_reason": "end_turn", "stop_sequence": None}
+            messages.append({"type": "message_delta", "delta": delta, "usage": made})
+        messages.append({"type": "message_stop"})
+        return [Event(m["type"].encode(), orjson.dumps(m)) for m in messages]
 
 
 class Messages:

@@ -43,6 +43,8 @@ class ResponsesWatch:
         self.last_sequence: int | None = None
         self.error: str | None = None
         self._over = False
+        self._response: JsonObject | None = None
+        self._items: list[JsonObject] = []
 
     def see(self, event: Event) -> int:
         if event.data == DONE:
@@ -57,12 +59,15 @@ class ResponsesWatch:
         if kind == "response.output_item.added":
             item = message.get("item")
             return TOKEN if isinstance(item, dict) and item.get("type") in _CALL_ITEMS else 0
+        if kind == "response.output_item.done" and isinstance(message.get("item"), dict):
+            self._items.append(message["item"])
         response = message.get("response")
         if kind == "error" or (kind is None and "error" in message):
             self.error = error_text(message.get("error") or message)
             self._over = True
             return TERMINAL | LINGER | FAILED
         if isinstance(response, dict):
+            self._response = response
             if self.response_id is None and isinstance(response.get("id"), str):
                 self.response_id = response["id"]
             usage = response.get("usage")
@@ -79,6 +84,44 @@ class ResponsesWatch:
 
     def ended_at_eof(self) -> bool:
         return self._over
+
+    def stop_events(self, request_id: str) -> list[Event]:
+        # `response.completed`, because the SDKs' helpers raise on any other end; its status says "cancelled".
+        events: list[Event] = []
+        sequence = 0 if self.last_sequence is None else self.last_sequence + 1
+        response = self._response
+        if response is None:
+            response = {
+                "id": f"resp_{request_id}",
+                "object": "response",
+                "created_at": 0,
+                "status": "in_progress",
+                "model": "",
+                "output": [],
+                "parallel_tool_calls": True,
+                "tool_choice": "auto",
+                "tools": [],
+            }
+            events.append(_event("response.created", sequence, response))
+            sequence += 1
+        if not self._over:
+            whole = {**response, "status": "cancelled", "output": self._items}
+            whole["usage"] = response.get("usage") or _NO_USAGE
+            events.append(_event("response.completed", sequence, whole))
+        return events
+
+
+def _event(kind: str, sequence: int, response: JsonObject) -> Event:
+    return Event(kind.encode(), orjson.dumps({"type": kind, "sequence_number": sequence, "response": response}))
+
+
+_NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"cached_tokens": 0},
+    "output_tokens": 0,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 0,
+}
 
 
 class Responses:

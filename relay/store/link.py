@@ -49,11 +49,16 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._runner: asyncio.Task[None] | None = None
+        self._suspect = False
         self.up_since: float | None = None
 
     def call(self, *command: Any) -> asyncio.Future[Any]:
         """Queue a command. The future gives its reply, raises the server's ResponseError, or StoreDown."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._suspect and self._runner is not None:
+            # The last flush failed and the next is finding out: nobody else waits for a store that is away.
+            future.set_exception(StoreDown("the store did not answer the last time"))
+            return future
         self._queue.append((command, future))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
@@ -84,6 +89,7 @@ class Link:
 
         Never call it twice at a time on one link. Raises StoreDown.
         """
+        fresh = self._connection is None
         try:
             async with asyncio.timeout(self._timeout):
                 connection = self._connection or await self._open()
@@ -94,8 +100,11 @@ class Link:
                     again = await self._flush(connection, [commands[i] for i in forgotten])
                     for i, reply in zip(forgotten, again, strict=True):
                         replies[i] = reply
+                self._suspect = False
                 return replies
         except (OSError, TimeoutError, redis.exceptions.RedisError, EOFError) as error:
+            # A connection that worked and was closed may just be dialled anew.
+            self._suspect = fresh or isinstance(error, TimeoutError)
             await self.drop()
             raise StoreDown(f"{type(error).__name__}: {error}") from None
         except BaseException:

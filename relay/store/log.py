@@ -8,6 +8,10 @@ Layout, one hash tag per stream:
   the end `end` and `ended`. It outlives the log by `streams.tombstone`.
 * the shard channel of the log's name rings when something was appended.
 
+Beside the streams: `relay:name:{…}` gives a stream a further name (an idempotency key, a response's id),
+`relay:replicas` and `relay:replica:{…}` say which replica runs which streams, for the sweep; the shard channel
+of the latter's name carries stream ids that the replica is to stop.
+
 All times are the store's own clock: no replica's clock matters.
 """
 
@@ -27,10 +31,11 @@ from relay.store.link import REROUTE, StoreDown
 from relay.store.scripts import Script
 from relay.store.topology import Topology
 
-_ATTEMPTS = 3
+_ATTEMPTS = 2
 _PAGE = 256
 _RENEWED_AT_ONCE = 500
-SECRET_KEY = "relay:secret"
+_SECRET_KEY = b"relay:secret"
+_REPLICAS_KEY = b"relay:replicas"
 
 
 def log_key(stream: str) -> bytes:
@@ -39,6 +44,10 @@ def log_key(stream: str) -> bytes:
 
 def meta_key(stream: str) -> bytes:
     return b"relay:{%b}:meta" % stream.encode()
+
+
+def replica_key(replica: str) -> bytes:
+    return b"relay:replica:{%b}" % replica.encode()
 
 
 def millis(seconds: float) -> int:
@@ -62,7 +71,8 @@ class Status:
     owner: str
     upstream: str
     model: str
-    response_id: str
+    replica: str
+    usage: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class Log:
         longest = settings.max_duration + settings.retention + settings.tombstone
         flat = [part for item in fields.items() for part in item]
         await self._run(
-            stream,
+            meta_key(stream),
             scripts.CREATE,
             [meta_key(stream)],
             [millis(settings.lease), millis(longest), "fence", "1", *flat],
@@ -98,11 +108,13 @@ class Log:
 
     async def look(self, stream: str, *, attached: bool = False) -> Status | None:
         """What a stream is, None where it is unknown. `attached` tells its producer of a reader here."""
-        reply = await self._run(stream, scripts.LOOK, [meta_key(stream), log_key(stream)], ["1" if attached else "0"])
+        reply = await self._run(
+            log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], ["1" if attached else "0"]
+        )
         if reply is None:
             return None
         top, outcome, lease, kept, born, ended, *texts = reply
-        fence, api, owner, upstream, model, response = (t.decode() for t in texts)
+        fence, api, owner, upstream, model, replica, usage = (t.decode() for t in texts)
         return Status(
             stream=stream,
             top=top,
@@ -116,7 +128,8 @@ class Log:
             owner=owner,
             upstream=upstream,
             model=model,
-            response_id=response,
+            replica=replica,
+            usage=usage,
         )
 
     async def read(self, stream: str, after: int) -> Page:
@@ -131,7 +144,7 @@ class Log:
         return page
 
     async def _read(self, stream: str, after: int) -> Page:
-        entries = await self._call(stream, "XRANGE", log_key(stream), f"({after}-0", "+", "COUNT", _PAGE)
+        entries = await self._call(log_key(stream), "XRANGE", log_key(stream), f"({after}-0", "+", "COUNT", _PAGE)
         frames: list[bytes] = []
         outcome = ""
         gap = False
@@ -149,7 +162,9 @@ class Log:
 
     async def last_frame(self, stream: str) -> bytes:
         """The last event's frame, empty where there is none."""
-        for _, (field, content) in await self._call(stream, "XREVRANGE", log_key(stream), "+", "-", "COUNT", 2):
+        for _, (field, content) in await self._call(
+            log_key(stream), "XREVRANGE", log_key(stream), "+", "-", "COUNT", 2
+        ):
             if field == b"f":
                 return bytes(content)
         return b""
@@ -164,14 +179,14 @@ class Log:
     async def _renew(self, batch: list[tuple[str, str]]) -> Any:
         keys = [meta_key(stream) for stream, _ in batch]
         args = [millis(self.settings.lease), *(fence for _, fence in batch)]
-        return await self._run(batch[0][0], scripts.RENEW, keys, args)
+        return await self._run(keys[0], scripts.RENEW, keys, args)
 
     async def seal(
         self, stream: str, expected_top: int, outcome: str, frames: list[bytes], *, force: bool = False
     ) -> tuple[int, int]:
         """End a stream whose producer is lost (`force`: even if it is not). Answers (code, top)."""
         code, top = await self._run(
-            stream,
+            log_key(stream),
             scripts.SEAL,
             [log_key(stream), meta_key(stream)],
             [
@@ -187,21 +202,75 @@ class Log:
 
     async def secret(self, fresh: bytes) -> bytes:
         """The deployment's secret: the first replica's `fresh` bytes, the same for all that share the store."""
-        await self._call(SECRET_KEY, "SET", SECRET_KEY, fresh, "NX", raw_key=True)
-        kept: bytes = await self._call(SECRET_KEY, "GET", SECRET_KEY, raw_key=True)
+        await self._call(_SECRET_KEY, "SET", _SECRET_KEY, fresh, "NX")
+        kept: bytes = await self._call(_SECRET_KEY, "GET", _SECRET_KEY)
         return kept
+
+    # -- further names of a stream --------------------------------------------------------------------------
+
+    async def claim(self, name: str, stream: str, digest: str) -> tuple[str, str]:
+        """Give a name to a stream, once: (stream, digest) of the one that has it, this or an earlier one."""
+        key = b"relay:name:{%b}" % name.encode()
+        longest = self.settings.max_duration + self.settings.retention
+        reply = await self._run(key, scripts.CLAIM, [key], [stream, digest, millis(longest)])
+        return reply[0].decode(), reply[1].decode()
+
+    async def rename(self, name: str, stream: str) -> None:
+        """Give a name to a stream, whichever had it before."""
+        key = b"relay:name:{%b}" % name.encode()
+        longest = self.settings.max_duration + self.settings.retention
+        await self._call(key, "HSET", key, "stream", stream, "digest", "")
+        await self._call(key, "PEXPIRE", key, millis(longest))
+
+    async def release(self, name: str, stream: str) -> None:
+        """Take a name back from a stream that never came to be."""
+        key = b"relay:name:{%b}" % name.encode()
+        await self._run(key, scripts.RELEASE, [key], [stream])
+
+    async def named(self, name: str) -> str | None:
+        """The stream that has a name."""
+        key = b"relay:name:{%b}" % name.encode()
+        found = await self._call(key, "HGET", key, "stream")
+        return None if found is None else found.decode()
+
+    # -- replicas -------------------------------------------------------------------------------------------
+
+    async def sign(self, replica: str, lost_after: float) -> list[str]:
+        """A replica's sign of life; the replicas that have given none for so many seconds."""
+        lost = await self._run(_REPLICAS_KEY, scripts.SIGN, [_REPLICAS_KEY], [replica, millis(lost_after)])
+        return [name.decode() for name in lost]
+
+    async def runs(self, replica: str, stream: str) -> None:
+        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found."""
+        key = replica_key(replica)
+        await self._call(key, "SADD", key, stream)
+
+    async def ran(self, replica: str, stream: str) -> None:
+        key = replica_key(replica)
+        await self._call(key, "SREM", key, stream)
+
+    async def streams_of(self, replica: str) -> list[str]:
+        key = replica_key(replica)
+        return [stream.decode() for stream in await self._call(key, "SMEMBERS", key)]
+
+    async def forget(self, replica: str) -> None:
+        await self._call(_REPLICAS_KEY, "ZREM", _REPLICAS_KEY, replica)
+
+    async def tell_to_stop(self, replica: str, stream: str) -> None:
+        """Tell a replica to stop a stream that it runs."""
+        key = replica_key(replica)
+        await self._call(key, "SPUBLISH", key, stream)
 
     def up_for(self, stream: str) -> float:
         """For how many seconds the stream's server has been in reach."""
         since = self.topology.node_of(log_key(stream)).query.up_since
         return 0.0 if since is None else time.monotonic() - since
 
-    async def _run(self, stream: str, script: Script, keys: list[bytes], args: list[Any]) -> Any:
-        return await self._call(stream, "EVALSHA", script.sha, len(keys), *keys, *args)
+    async def _run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Any:
+        return await self._call(key, "EVALSHA", script.sha, len(keys), *keys, *args)
 
-    async def _call(self, stream: str, *command: Any, raw_key: bool = False) -> Any:
-        """One command on the node of a stream. All of them may be repeated, so a lost reply is asked for again."""
-        key = stream.encode() if raw_key else log_key(stream)
+    async def _call(self, key: bytes, *command: Any) -> Any:
+        """One command on the node of a key. All of them may be repeated, so a lost reply is asked for again."""
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt:

@@ -16,7 +16,7 @@ from redis.crc import key_slot
 
 from relay.store.link import Dial, Link, StoreDown
 
-DEFAULT_TIMEOUT = 3.0
+DEFAULT_TIMEOUT = 2.0
 _CONNECT_TIMEOUT = 2.0
 
 

@@ -25,10 +25,18 @@ _FLUSH_FRAMES = 1000
 _FLUSH_BYTES = 1 << 20
 _RETRY_FIRST = 0.02
 _RETRY_MOST = 0.5
+# How long a stream in flight is held back while the store is away; then it goes on without ids.
+HOLD = 5.0
 
 
 class Writer(Protocol):
     """What the commit needs of a producer's log."""
+
+    def note(self) -> str:
+        """What the log keeps beside the end: tokens in and out, as "12/345"."""
+
+    def store_lost(self) -> None:
+        """The store has been away for so long that nothing is held back any more."""
 
     def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
         """The log's answer to frames up to `sent` (`ended`: with the end mark). True where there is more."""
@@ -95,8 +103,11 @@ class _Lane:
 
     async def _run(self) -> None:
         pause = _RETRY_FIRST
+        down_since: float | None = None
+        clock = asyncio.get_running_loop().time
         try:
             while self._waiting:
+                began = clock()
                 batch = self._take()
                 try:
                     replies = await self._flush(batch)
@@ -114,14 +125,20 @@ class _Lane:
                         if isinstance(reply, Exception) and not isinstance(reply, REROUTE):
                             logger.warning("append to %s: %s; trying again", writer.stream, reply)
                 if again:
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, _RETRY_MOST)
-                    await self._rediscover()
+                    down_since = began if down_since is None else down_since
+                    if clock() - down_since < HOLD:
+                        await asyncio.sleep(pause)
+                        pause = min(pause * 2, _RETRY_MOST)
+                        await self._rediscover()
                     for (writer, _, _), reply in zip(batch, replies, strict=True):
                         if not isinstance(reply, list):
-                            self._committer.submit(writer)
+                            if clock() - down_since < HOLD:
+                                self._committer.submit(writer)
+                            else:
+                                writer.owner.store_lost()
                 else:
                     pause = _RETRY_FIRST
+                    down_since = None
         finally:
             self._task = None
 
@@ -166,6 +183,7 @@ class _Lane:
             first = writer.acked - writer.feed.base
             frames = writer.feed.frames[first : sent - writer.feed.base]
             keys += (log_key(writer.stream), meta_key(writer.stream))
-            args += (writer.fence, writer.acked, writer.outcome if ended else "", *self._tail, len(frames))
+            outcome, note = (writer.outcome, writer.owner.note()) if ended else ("", "")
+            args += (writer.fence, writer.acked, outcome, note, *self._tail, len(frames))
             args += frames
         return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *args)

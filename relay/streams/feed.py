@@ -53,6 +53,13 @@ class Feed:
     def wait(self, waiter: asyncio.Future[None]) -> None:
         self._waiters.append(waiter)
 
+    async def over(self) -> None:
+        """Returns when nothing more comes."""
+        while self.outcome is None and not self.detached:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.wait(waiter)
+            await waiter
+
     def forget(self, upto: int) -> None:
         """Drop the events up to `upto` from memory."""
         drop = upto - self.base

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -34,8 +35,11 @@ logger = logging.getLogger(__name__)
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
 # and so that the connection can be used again.
 _LINGER = 2.0
+_RETRY_MILLIS = (500, 2500)
 # How much an unlogged stream may run ahead of its reader.
 _UNLOGGED_AHEAD = 1 << 20
+# How much a logged stream may run ahead of its log.
+_HELD_BACK = 4 << 20
 _REFUSAL_BYTES = 64 * 1024
 
 
@@ -71,9 +75,13 @@ class Producer:
         hide_usage: bool,
         settings: StreamSettings,
         log: Log,
+        replica: str,
         committer: Committer,
         call: Callable[[], Awaitable[httpx.Response]],
         on_made: Callable[[Producer], None],
+        on_named: Callable[[Producer, str], None],
+        on_orphaned: Callable[[str], None],
+        on_gone: Callable[[Producer], None],
         on_end: Callable[[Producer], None],
     ) -> None:
         self.stream = stream
@@ -86,6 +94,7 @@ class Producer:
         self.feed = Feed()
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.made: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # did a stream come to be?
         self.started = time.monotonic()
         self.first_token_at: float | None = None
         self.left = 0  # how often the last local reader has left
@@ -94,17 +103,22 @@ class Producer:
         self._first_token_n = 0
         self._settings = settings
         self._log = log
+        self._replica = replica
         self._committer = committer
         self._call = call
         self._on_made = on_made
+        self._on_named = on_named
+        self._on_orphaned = on_orphaned
+        self._on_gone = on_gone
         self._on_end = on_end
         self._writer = LogWriter(stream, "1", self.feed, self)
         self._id = stream.encode() + b"."
         self._bytes = 0
+        self._unacked = 0
         self._creating: asyncio.Future[None] | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
-        self._consumed = asyncio.Event()
+        self._progress = asyncio.Event()
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -118,6 +132,28 @@ class Producer:
         if self._stop is None and self.outcome is None and self._task is not None:
             self._stop = outcome
             self._task.cancel()
+
+    async def sealed(self) -> None:
+        """Returns when the end is in the log, or there is none to be put there."""
+        await self._sealed.wait()
+
+    def note(self) -> str:
+        usage = self.watch.usage
+        return "" if usage is None else f"{usage.input or 0}/{usage.output or 0}"
+
+    @property
+    def acked(self) -> int:
+        """The last event that the log is known to hold."""
+        return self._writer.acked
+
+    @property
+    def fence(self) -> str:
+        return self._writer.fence
+
+    @property
+    def renewable(self) -> bool:
+        """Does the log still know this producer as its own?"""
+        return self.logged and not self._sealed.is_set()
 
     async def done(self) -> None:
         """Returns when the end is in the log (or the stream has none)."""
@@ -141,6 +177,8 @@ class Producer:
         finally:
             if not self.answer.done():
                 self.answer.cancel()
+            if not self.made.done():
+                self.made.set_result(False)
             if self._response is not None:
                 await body_of(self._response).aclose()
             self._on_end(self)
@@ -169,7 +207,10 @@ class Producer:
         if self._creating is None:
             return None
         await self._creating
-        self._say(outcome, message)
+        if outcome is Ending.STOPPED:
+            self._add_last(self.watch.stop_events(self.request_id))
+        else:
+            self._add_last(self.dialect.error_events(outcome, message, self.watch.last_sequence, self.request_id))
         return outcome
 
     # -- the upstream's answer ----------------------------------------------------------------------------
@@ -204,15 +245,19 @@ class Producer:
 
     async def _create(self) -> None:
         if not self.logged:
+            self.made.set_result(True)
+            self._on_made(self)
             return
         fields = {
             "api": self.dialect.name,
             "owner": self.owner,
             "upstream": self.route.upstream.name,
             "model": self.route.label,
+            "replica": self._replica,
         }
         try:
-            await self._log.create(self.stream, fields)
+            # One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for.
+            await asyncio.gather(self._log.runs(self._replica, self.stream), self._log.create(self.stream, fields))
         except StoreUnavailable:
             if self._log.outage == "refuse":
                 self._creating = None
@@ -221,6 +266,7 @@ class Producer:
             self.logged = False
             self.live_only = True
             self.stream = new_stream_id(logged=False)
+        self.made.set_result(True)
         self._on_made(self)
 
     # -- events -------------------------------------------------------------------------------------------
@@ -228,6 +274,7 @@ class Producer:
     async def _relay(self, response: httpx.Response) -> Outcome:
         parser = sse.Parser(self._settings.max_event_bytes)
         outcome: Outcome | None = None
+        named = False
         chunks = body_of(response).__aiter__()
         try:
             while True:
@@ -242,6 +289,9 @@ class Producer:
                         self._add(event)
                     if bits & TOKEN and not self._first_token_n:
                         self._first_token_n = len(self.feed.frames)
+                    if not named and self.watch.response_id is not None:
+                        named = True
+                        self._on_named(self, self.watch.response_id)
                     if bits & TERMINAL:
                         if outcome is None:
                             outcome = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
@@ -250,6 +300,8 @@ class Producer:
                 self._publish()
                 if self.live_only:
                     await self._let_reader_catch_up()
+                elif self._unacked > _HELD_BACK:
+                    await self._let_log_catch_up()
         except StopAsyncIteration:
             if outcome is not None:
                 return outcome
@@ -266,7 +318,13 @@ class Producer:
         frames = self.feed.frames
         event_id = self._id + b"%d" % (self.feed.base + len(frames) + 1) if self.logged else None
         frame = sse.encode(event, event_id)
+        if event_id is not None and not frames:
+            # Clients of a replica that dies come back spread out. Never in a block of its own: a lone retry
+            # kills some clients.
+            head, _, rest = frame.partition(b"\n")
+            frame = b"%b\nretry: %d\n%b" % (head, random.randint(*_RETRY_MILLIS), rest)
         self._bytes += len(frame)
+        self._unacked += len(frame)
         if self._bytes > self._settings.max_stream_bytes and self.logged:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         frames.append(frame)
@@ -284,14 +342,20 @@ class Producer:
     async def _let_reader_catch_up(self) -> None:
         """Without a log nobody but the one reader wants the events: the upstream waits for it."""
         while sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD:
-            self._consumed.clear()
-            await self._consumed.wait()
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def _let_log_catch_up(self) -> None:
+        """What is held back for a slow store is bounded: the upstream waits."""
+        while self.logged and self._unacked > _HELD_BACK:
+            self._progress.clear()
+            await self._progress.wait()
 
     def consumed(self, upto: int) -> None:
         """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
         if self.live_only:
             self.feed.forget(upto)
-            self._consumed.set()
+            self._progress.set()
 
     def renewed(self, unseen: float) -> None:
         """The lease runs on; `unseen` is how many seconds ago a reader elsewhere was seen."""
@@ -306,10 +370,10 @@ class Producer:
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def _say(self, outcome: Outcome, message: str) -> None:
-        """Write the frames that tell readers of an abnormal end; they do not count against the bounds."""
+    def _add_last(self, events: list[Event]) -> None:
+        """The relay's own last words do not count against the bounds."""
         self._bytes = 0
-        for event in self.dialect.error_events(outcome, message, self.watch.last_sequence, self.request_id):
+        for event in events:
             self._add(event)
 
     async def _end(self, outcome: Outcome) -> None:
@@ -326,6 +390,8 @@ class Producer:
         feed = self.feed
         writer = self._writer
         if code == scripts.OK:
+            self._unacked -= sum(map(len, feed.frames[writer.acked - feed.base : sent - feed.base]))
+            self._progress.set()
             writer.acked = sent
             feed.advance(sent)
             self._note_first_token()
@@ -336,6 +402,7 @@ class Producer:
         elif code == scripts.MISMATCH:
             # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
             writer.acked = min(top, feed.base + len(feed.frames))
+            self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
             feed.advance(writer.acked)
         elif code == scripts.FENCED:
             self._fenced()
@@ -355,12 +422,26 @@ class Producer:
 
     def _log_gone(self) -> None:
         """The store came back empty: connected readers get the rest without ids, a resume answers 410."""
-        logger.warning("stream %s: its log is gone; going on without", self.stream)
+        if self.logged:
+            logger.warning("stream %s: its log is gone; going on without", self.stream)
+            self._on_gone(self)
+            self._go_on_without_log()
+
+    def store_lost(self) -> None:
+        """The store has been away for too long. What of the log survives is ended when it is back."""
+        if self.logged:
+            logger.warning("stream %s: the store is away; going on without", self.stream)
+            self._on_orphaned(self.stream)
+            self._go_on_without_log()
+
+    def _go_on_without_log(self) -> None:
+        """From here on events have no ids: an id that the log does not hold is never sent."""
         feed = self.feed
         self.logged = False
         for i in range(self._writer.acked - feed.base, len(feed.frames)):
             _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
         self._publish()
+        self._progress.set()
         if self.outcome is not None:
             feed.finish(self.outcome)
         self._sealed.set()

@@ -58,6 +58,8 @@ class Reader:
     async def read(self) -> bytes | None:
         """The frames that are ready, b"" after a nudge, None at the end of the stream. Raises Lost."""
         while True:
+            if self._closed:
+                raise Lost
             feed = self._feed
             if feed is not None and self.cursor >= feed.base:
                 if self.cursor < feed.top:
@@ -67,8 +69,6 @@ class Reader:
                     return None
                 if not feed.detached:
                     await self._wait(feed)
-                    if self._closed:
-                        raise Lost
                     if self._nudged:
                         self._nudged = False
                         return b""

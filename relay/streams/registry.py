@@ -7,17 +7,19 @@ answered alike; a lease is renewed well before it lapses; a generation that nobo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
+import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from relay.config import Settings
-from relay.protocol import sse
 from relay.protocol.apis import DIALECTS
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import (
@@ -30,12 +32,12 @@ from relay.protocol.errors import (
     TooMany,
     Unavailable,
 )
-from relay.protocol.ids import EventId, is_logged, new_stream_id
-from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
-from relay.store import scripts
+from relay.protocol.ids import EventId, is_logged
+from relay.protocol.lifecycle import Cause, Ending, Outcome
 from relay.store.log import Log, Page, Status
 from relay.streams.commit import Committer
 from relay.streams.feed import Feed
+from relay.streams.leases import Leases
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.tail import Tail
@@ -43,8 +45,15 @@ from relay.upstream import Route
 
 logger = logging.getLogger(__name__)
 
+_STOP_TRIES = 3
+_STOP_TIMEOUT = 2.0
+
 Call = Callable[[], Awaitable[httpx.Response]]
-_SEAL_TRIES = 5
+
+
+def response_name(owner: str, response_id: str) -> str:
+    """The name under which an owner's response finds its stream."""
+    return f"response:{owner}:{response_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +75,18 @@ class Registry:
         self.readers = 0
         self._running: set[Producer] = set()
         self._owners: Counter[str] = Counter()
+        self._visitors: set[Reader] = set()  # readers of streams that other replicas produce
+        self._background: set[asyncio.Task[None]] = set()
         self._committer = Committer(log)
-        self._tail = Tail(log, settings.streams.lease / 4, self._seal_lost)
+        self._replica = f"{socket.gethostname()}-{secrets.token_hex(8)}"
+        self._leases = Leases(log, self._replica, lambda: self.producers.values())
+        self._tail = Tail(log, settings.streams.lease / 4, self._leases.seal_lost, self._told_to_stop)
         self._secret = secrets.token_bytes(32)
         self._shared_secret = False
-        self._renewer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        self._renewer = asyncio.create_task(self._renew_forever())
+        self._leases.start()
+        self._tail.listen_for_stops(self._replica)
         try:
             await self._share_secret()
         except StoreUnavailable:
@@ -82,16 +95,19 @@ class Registry:
     async def close(self) -> None:
         """End what still runs here with `shutdown`, and let go of the store."""
         await self._end_all(Cause.SHUTDOWN)
-        if self._renewer is not None:
-            self._renewer.cancel()
-            await asyncio.gather(self._renewer, return_exceptions=True)
+        await self._leases.close()
+        if self._background:
+            await asyncio.wait(self._background, timeout=2)
         await self._tail.close()
         await self._committer.close()
         await self.log.topology.close()
 
     async def drain(self, timeout: float) -> None:
-        """Take no new streams, and return when those that run here have ended or the time is up."""
+        """Take no new streams, send the readers of other replicas' streams there, and return when the streams
+        that run here have ended or the time is up."""
         self.draining = True
+        for reader in list(self._visitors):
+            reader.hang_up()
         running = [asyncio.ensure_future(p.done()) for p in self._running]
         if running:
             await asyncio.wait(running, timeout=timeout)
@@ -113,7 +129,11 @@ class Registry:
     async def owner_of(self, credential: bytes) -> str:
         """What stands for a credential in the log: it is never stored itself. Raises StoreUnavailable."""
         await self._share_secret()
-        return hmac.digest(self._secret, credential, "sha256").hex()
+        return self.digest(credential)
+
+    def digest(self, *parts: bytes) -> str:
+        """What stands for secrets in a name; call `owner_of` first."""
+        return hmac.digest(self._secret, b"\0".join(parts), "sha256").hex()
 
     async def owner_of_new(self, credential: bytes) -> str:
         """The same for a new stream, which an unreachable store need not hinder (`store.outage`)."""
@@ -122,14 +142,12 @@ class Registry:
         except StoreUnavailable:
             if self.settings.store.outage == "refuse":
                 raise
-            return hmac.digest(self._secret, credential, "sha256").hex()
+            return self.digest(credential)
 
     # -- producers ----------------------------------------------------------------------------------------
 
-    def begin(
-        self, dialect: Dialect, route: Route, *, owner: str, request_id: str, hide_usage: bool, call: Call
-    ) -> Producer:
-        """Start a generation. Raises TooMany, Unavailable."""
+    def check_room(self, owner: str) -> None:
+        """Raises TooMany, Unavailable where this replica takes no further stream of that owner."""
         limits = self.settings.limits
         retry = {"retry-after": "1"}
         if self.draining:
@@ -144,20 +162,36 @@ class Registry:
                 "Wait for one to end, or stop one.",
                 headers=retry,
             )
-        logged = route.upstream.buffer
+
+    def begin(
+        self,
+        stream: str,
+        dialect: Dialect,
+        route: Route,
+        *,
+        owner: str,
+        request_id: str,
+        hide_usage: bool,
+        call: Call,
+    ) -> Producer:
+        """Start a generation under a fresh stream id."""
         producer = Producer(
-            new_stream_id(logged=logged),
+            stream,
             dialect=dialect,
             route=route,
             owner=owner,
             request_id=request_id,
-            logged=logged,
+            logged=is_logged(stream),
             hide_usage=hide_usage,
             settings=self.settings.streams,
             log=self.log,
+            replica=self._replica,
             committer=self._committer,
             call=call,
             on_made=self._made,
+            on_named=self._named,
+            on_orphaned=self._leases.orphan,
+            on_gone=self._gone,
             on_end=self._ended,
         )
         self._running.add(producer)
@@ -166,15 +200,38 @@ class Registry:
         return producer
 
     def _made(self, producer: Producer) -> None:
-        if producer.logged:
-            self.producers[producer.stream] = producer
+        self.producers[producer.stream] = producer
 
     def _ended(self, producer: Producer) -> None:
         self._running.discard(producer)
-        self.producers.pop(producer.stream, None)
+        if self.producers.pop(producer.stream, None) is not None and producer.logged:
+            self._later(self.log.ran(self._replica, producer.stream))
         self._owners[producer.owner] -= 1
         if self._owners[producer.owner] <= 0:
             del self._owners[producer.owner]
+
+    def _named(self, producer: Producer, response_id: str) -> None:
+        if producer.logged and producer.dialect.name == "responses":
+            self._later(self.log.rename(response_name(producer.owner, response_id), producer.stream))
+
+    def _gone(self, producer: Producer) -> None:
+        """The store has lost this stream: leave a tombstone, so that a resume is told so on every replica."""
+        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": "", "model": ""}
+        fields |= {"top": str(producer.acked), "end": Cause.STORE_LOST}
+        self._later(self.log.create(producer.stream, fields))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work for the store that nobody waits for; where it cannot be done, time to live does it."""
+
+        async def attempt() -> None:
+            try:
+                await work
+            except StoreUnavailable:
+                logger.debug("left undone for want of a store: %s", work)
+
+        task = asyncio.create_task(attempt())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # -- readers ------------------------------------------------------------------------------------------
 
@@ -192,7 +249,7 @@ class Registry:
             raise ResumeNotSupported
         owner = await self.owner_of(credential)
         producer = self.producers.get(stream)
-        if producer is not None:
+        if producer is not None and producer.logged:
             self._check(producer.owner, owner, producer.dialect.name, api)
             if n > producer.feed.top:
                 raise PositionUnknown
@@ -215,6 +272,8 @@ class Registry:
             if not page.frames:
                 raise StreamExpired if not page.gap else PositionUnknown
             return Attached(dialect, self._reader(stream, n, None, page=page))
+        if self.draining:
+            raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         feed = await self._tail.attach(stream)
         return Attached(dialect, self._reader(stream, n, feed))
 
@@ -231,10 +290,49 @@ class Registry:
             raise StreamExpired
         return status
 
+    def local(self, stream: str) -> Producer | None:
+        """The producer of a stream that is, or is about to be, on this replica."""
+        return self.producers.get(stream) or next((p for p in self._running if p.stream == stream), None)
+
+    async def stop(self, stream: str, credential: bytes) -> None:
+        """End a generation for its owner, wherever it runs; no effect where it has ended.
+
+        Raises StreamNotFound, StreamExpired, ResumeNotSupported, StoreUnavailable.
+        """
+        producer = self.producers.get(stream)
+        if producer is not None:
+            self._check(producer.owner, await self.owner_of(credential), producer.dialect.name, None)
+            producer.stop(Ending.STOPPED)
+            await producer.sealed()
+            return
+        status = await self.status(stream, credential)
+        if not status.outcome:
+            await self._stop_elsewhere(stream, status.replica)
+
+    async def _stop_elsewhere(self, stream: str, replica: str) -> None:
+        feed = await self._tail.attach(stream)
+        feed.readers += 1
+        try:
+            for _ in range(_STOP_TRIES):
+                await self.log.tell_to_stop(replica, stream)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STOP_TIMEOUT):
+                        await feed.over()
+                        return
+        finally:
+            feed.readers -= 1
+            self._tail.release(feed)
+        raise Unavailable("The replica that runs this stream did not answer. Try again.", headers={"retry-after": "1"})
+
+    def _told_to_stop(self, stream: str) -> None:
+        producer = self.producers.get(stream)
+        if producer is not None:
+            producer.stop(Ending.STOPPED)
+
     async def _look(self, stream: str) -> Status | None:
         status = await self.log.look(stream)
         if status is not None and not status.outcome and status.lease_left < 0:
-            await self._seal_lost(status)
+            await self._leases.seal_lost(status)
             status = await self.log.look(stream)
         return status
 
@@ -265,15 +363,19 @@ class Registry:
             )
         self.readers += 1
 
-        def left(_: Reader) -> None:
+        def left(reader: Reader) -> None:
             self.readers -= 1
+            self._visitors.discard(reader)
             if producer is not None:
                 self._watch_over(producer)
             elif feed is not None:
                 self._tail.release(feed)
 
         taken = producer.consumed if producer is not None else None
-        return Reader(stream, n, log=self.log, feed=feed, page=page, on_taken=taken, on_close=left)
+        reader = Reader(stream, n, log=self.log, feed=feed, page=page, on_taken=taken, on_close=left)
+        if producer is None and feed is not None:
+            self._visitors.add(reader)
+        return reader
 
     def _watch_over(self, producer: Producer) -> None:
         """The last reader may have left: from now on the generation's abandon clock runs."""
@@ -295,55 +397,3 @@ class Registry:
             self._abandon_later(producer, remaining)
         else:
             producer.stop(Ending.ABANDONED)
-
-    # -- leases -------------------------------------------------------------------------------------------
-
-    async def _renew_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.streams.lease / 3)
-            renewing = [p for p in self.producers.values() if p.logged]
-            if not renewing:
-                continue
-            try:
-                answers = await self.log.renew([(p.stream, "1") for p in renewing])
-            except StoreUnavailable:
-                continue
-            for producer, (code, unseen) in zip(renewing, answers, strict=True):
-                if code == scripts.OK:
-                    producer.renewed(unseen)
-                else:
-                    producer.taken(code, 0, 0, False)
-
-    async def _seal_lost(self, status: Status) -> None:
-        """End a stream whose lease lapsed, exactly once, in its own dialect.
-
-        Not within a lease of the store's own return: a store that was away has kept its producers from
-        renewing, and they come back with it.
-        """
-        if self.log.up_for(status.stream) < self.settings.streams.lease:
-            return
-        dialect = DIALECTS[status.api]
-        top = status.top
-        for _ in range(_SEAL_TRIES):
-            events = dialect.error_events(
-                Cause.PRODUCER_LOST,
-                MESSAGES[Cause.PRODUCER_LOST],
-                _last_sequence(dialect, await self.log.last_frame(status.stream)),
-                f"req_{secrets.token_hex(12)}",
-            )
-            frames = [sse.encode(event, f"{status.stream}.{top + i}".encode()) for i, event in enumerate(events, 1)]
-            code, top = await self.log.seal(status.stream, top, Cause.PRODUCER_LOST, frames)
-            if code != scripts.MISMATCH:
-                if code == scripts.OK:
-                    logger.warning("stream %s: its producer is lost; sealed at event %d", status.stream, top)
-                return
-
-
-def _last_sequence(dialect: Dialect, frame: bytes) -> int | None:
-    watch = dialect.watch()
-    try:
-        for event in sse.Parser(max(len(frame), 1)).feed(frame):
-            watch.see(event)
-    except StreamFailure:
-        return None
-    return watch.last_sequence

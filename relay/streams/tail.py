@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.lifecycle import outcome
-from relay.store.log import Log, Status, log_key
+from relay.store.log import Log, Status, log_key, replica_key
 from relay.store.topology import Node
 from relay.streams.feed import Feed
 
@@ -42,12 +42,20 @@ class TailFeed(Feed):
 
 
 class Tail:
-    """All tails of this replica. `seal` ends a stream whose lease lapsed."""
+    """All tails of this replica. `seal` ends a stream whose lease lapsed, `stop` a stream that runs here."""
 
-    def __init__(self, log: Log, check_every: float, seal: Callable[[Status], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        check_every: float,
+        seal: Callable[[Status], Awaitable[bool]],
+        stop: Callable[[str], None],
+    ) -> None:
         self._log = log
         self._check_every = check_every
         self._seal = seal
+        self._stop = stop
+        self._stops_on = b""
         self._feeds: dict[str, TailFeed] = {}
         self._attaching: dict[str, asyncio.Future[TailFeed]] = {}
         self._bells: dict[int, _Bell] = {}
@@ -67,9 +75,15 @@ class Tail:
             attaching.add_done_callback(lambda _: self._attaching.pop(stream, None))
         return await asyncio.shield(attaching)
 
+    def listen_for_stops(self, replica: str) -> None:
+        """From now on, stream ids that ring on this replica's own channel are stopped."""
+        self._stops_on = replica_key(replica)
+        self._bell(self._stops_on).want(self._stops_on)
+
     async def _attach(self, stream: str) -> TailFeed:
         # First the bell, then the look: what is appended in between is in the look, all after it rings.
-        await self._bell(stream).listen(log_key(stream))
+        channel = log_key(stream)
+        await self._bell(channel).listen(channel)
         status = await self._log.look(stream, attached=True)
         feed = TailFeed(stream, status.top if status else 0)
         if status is None:
@@ -85,17 +99,21 @@ class Tail:
         """A reader has left; with the last one the tail ends."""
         if isinstance(feed, TailFeed) and feed.readers <= 0 and self._feeds.get(feed.stream) is feed:
             del self._feeds[feed.stream]
-            self._bell(feed.stream).ignore(log_key(feed.stream))
+            channel = log_key(feed.stream)
+            self._bell(channel).ignore(channel)
 
-    def _bell(self, stream: str) -> _Bell:
-        node = self._log.topology.node_of(log_key(stream))
+    def _bell(self, channel: bytes) -> _Bell:
+        node = self._log.topology.node_of(channel)
         bell = self._bells.get(id(node))
         if bell is None:
             bell = self._bells[id(node)] = _Bell(node, self._ring)
         return bell
 
-    def _ring(self, channel: bytes | None) -> None:
+    def _ring(self, channel: bytes | None, message: bytes) -> None:
         """New events of one stream, or maybe of all (None: the bell itself was out of order)."""
+        if channel == self._stops_on:
+            self._stop(message.decode())
+            return
         if channel is None:
             for feed in self._feeds.values():
                 self._fetch_soon(feed)
@@ -182,7 +200,7 @@ class Tail:
 class _Bell:
     """One subscribed connection to one node. While it is out of order it redials and rings for all."""
 
-    def __init__(self, node: Node, ring: Callable[[bytes | None], None]) -> None:
+    def __init__(self, node: Node, ring: Callable[[bytes | None, bytes], None]) -> None:
         self._node = node
         self._ring = ring
         self._wanted: dict[bytes, asyncio.Future[None]] = {}
@@ -191,15 +209,19 @@ class _Bell:
         self._task: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None] | None = None
 
-    async def listen(self, channel: bytes) -> None:
-        """Returns when the channel is subscribed, or when that must wait for the store to come back."""
+    def want(self, channel: bytes) -> asyncio.Future[None]:
+        """Subscribe to a channel; the future is set when that is done."""
         confirmed = self._wanted.get(channel)
         if confirmed is None:
             confirmed = self._wanted[channel] = asyncio.get_running_loop().create_future()
             self._change(b"SSUBSCRIBE", channel)
+        return confirmed
+
+    async def listen(self, channel: bytes) -> None:
+        """Returns when the channel is subscribed, or when that must wait for the store to come back."""
         try:
             async with asyncio.timeout(1.0):
-                await asyncio.shield(confirmed)
+                await asyncio.shield(self.want(channel))
         except TimeoutError:
             logger.warning("tail: no subscription yet; checks go on meanwhile")
 
@@ -235,7 +257,7 @@ class _Bell:
                 if self._wanted:
                     commands = [(b"SSUBSCRIBE", channel) for channel in self._wanted]
                     await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                    self._ring(None)
+                    self._ring(None, b"")
                 await self._listen(connection)
             except (OSError, redis.exceptions.RedisError, EOFError) as error:
                 logger.warning("tail: %s: %s; dialling again", type(error).__name__, error)
@@ -247,9 +269,9 @@ class _Bell:
 
     async def _listen(self, connection: AbstractConnection) -> None:
         while True:
-            kind, channel, _ = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            kind, channel, message = await connection.read_response(disable_decoding=True, timeout=math.inf)
             if kind == b"smessage":
-                self._ring(channel)
+                self._ring(channel, message)
             elif kind == b"ssubscribe":
                 confirmed = self._wanted.get(channel)
                 if confirmed is not None and not confirmed.done():

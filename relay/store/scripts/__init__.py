@@ -23,8 +23,11 @@ APPEND = _read("append")
 RENEW = _read("renew")
 LOOK = _read("look")
 SEAL = _read("seal")
+CLAIM = _read("claim")
+RELEASE = _read("release")
+SIGN = _read("sign")
 
-SCRIPTS = (CREATE, APPEND, RENEW, LOOK, SEAL)
+SCRIPTS = (CREATE, APPEND, RENEW, LOOK, SEAL, CLAIM, RELEASE, SIGN)
 
 # Codes that the scripts answer.
 OK, FENCED, MISMATCH, GONE, ENDED, ALIVE = 1, 2, 3, 4, 5, 6

@@ -1,7 +1,7 @@
 -- Append to several streams in one go: append before emit, all of a flush at once.
 -- KEYS: log 1, meta 1, log 2, meta 2, …
--- ARGV, for each: fence, expected top, outcome ('' while it goes on), retention ms, tombstone ms, number of
--- frames, the frames.
+-- ARGV, for each: fence, expected top, outcome ('' while it goes on), usage to note with it, retention ms,
+-- tombstone ms, number of frames, the frames.
 -- Answers, for each: {code, top}.
 --   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
 --   2 FENCED    someone else has ended this stream: stop, emit nothing more
@@ -14,8 +14,8 @@ local a = 1
 for k = 1, #KEYS, 2 do
   local log, meta = KEYS[k], KEYS[k + 1]
   local fence, expected, outcome = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
-  local retention, tombstone, n = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
-  a = a + 6
+  local usage, retention, tombstone, n = ARGV[a + 3], tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
+  a = a + 7
   local m = redis.call('HMGET', meta, 'fence', 'top', 'end', 'ttl')
   local top = tonumber(m[2])
   local code = 1
@@ -39,7 +39,7 @@ for k = 1, #KEYS, 2 do
     if outcome ~= '' then
       redis.call('XADD', log, string.format('%.0f-1', top), 'end', outcome)
       local now = redis.call('TIME')
-      redis.call('HSET', meta, 'end', outcome, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
+      redis.call('HSET', meta, 'end', outcome, 'usage', usage, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
       redis.call('PEXPIRE', log, retention)
       redis.call('PEXPIRE', meta, retention + tombstone)
     end

@@ -1,8 +1,8 @@
 -- What a stream is. KEYS: meta, log. ARGV: '1' where a reader is attached (its producer must not abandon it).
 -- Answers nil where there is no such stream, else {top, outcome or '', ms of lease left (below 0: lapsed),
--- 1 where the log can still hold its events, born ms, ended ms, fence, api, owner, upstream, model, response id}.
+-- 1 where the log can still hold its events, born ms, ended ms, fence, api, owner, upstream, model, replica, usage}.
 local m = redis.call('HMGET', KEYS[1], 'top', 'end', 'lease', 'born', 'ended', 'fence', 'api', 'owner', 'upstream',
-  'model', 'response')
+  'model', 'replica', 'usage')
 if not m[1] then
   return false
 end
@@ -13,4 +13,4 @@ if ARGV[1] == '1' and not m[2] then
 end
 local kept = (m[1] == '0' and not m[2]) and 1 or redis.call('EXISTS', KEYS[2])
 return { tonumber(m[1]), m[2] or '', m[3] - ms, kept, tonumber(m[4]), tonumber(m[5] or 0), m[6], m[7], m[8], m[9],
-  m[10], m[11] or '' }
+  m[10], m[11] or '', m[12] or '' }

@@ -1,0 +1,108 @@
+"""The responses API's own resume: what the relay streamed is retrieved and cancelled from the log.
+
+`GET /v1/responses/{id}?stream=true&starting_after=N` continues behind the event whose `sequence_number` is N,
+`POST /v1/responses/{id}/cancel` stops the generation, so the unmodified OpenAI SDK resumes any response that
+went through the relay. A response that the relay does not have is the upstream's: passed through.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs
+
+import orjson
+
+from relay.api.exchange import Exchange
+from relay.api.passthrough import any_path
+from relay.api.replica import Replica
+from relay.api.resume import proceed
+from relay.protocol import sse
+from relay.protocol.dialect import JsonObject, parse_object
+from relay.protocol.errors import ApiError, BadRequest, PositionUnknown, StoreUnavailable, StreamNotFound
+from relay.protocol.headers import credential
+from relay.protocol.ids import EventId
+from relay.protocol.lifecycle import StreamFailure
+from relay.streams.registry import response_name
+
+_SEQUENCE = re.compile(rb'"sequence_number":\s*(\d+)')
+
+
+async def retrieve(replica: Replica, exchange: Exchange) -> None:
+    query = parse_qs(exchange.query)
+    stream = None
+    if exchange.method == "GET" and query.get("stream", [""])[-1].lower() == "true":
+        stream = await _stream_of(replica, exchange)
+    if stream is None:
+        await any_path(replica, exchange)
+        return
+    await exchange.discard_body()
+    after = query.get("starting_after", [""])[-1]
+    if after and not after.isdigit():
+        raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
+    n = await _events_upto(replica, stream, int(after)) if after else 0
+    await proceed(replica, exchange, EventId(stream, n), "responses")
+
+
+async def cancel(replica: Replica, exchange: Exchange) -> None:
+    stream = await _stream_of(replica, exchange) if exchange.method == "POST" else None
+    if stream is None:
+        await any_path(replica, exchange)
+        return
+    await exchange.discard_body()
+    await replica.registry.stop(stream, credential(exchange.headers))
+    await exchange.answer(200, orjson.dumps(await _last_response(replica, stream)))
+
+
+async def _stream_of(replica: Replica, exchange: Exchange) -> str | None:
+    """The stream of the response in the path, where its owner asks and the log still knows it."""
+    registry = replica.registry
+    try:
+        owner = await registry.owner_of(credential(exchange.headers))
+        stream = await registry.log.named(response_name(owner, exchange.scope["path_params"]["id"]))
+        if stream is not None:
+            await registry.status(stream, credential(exchange.headers))
+        return stream
+    except (StreamNotFound, StoreUnavailable):
+        return None
+
+
+async def _events_upto(replica: Replica, stream: str, sequence: int) -> int:
+    """How many of the stream's events have a sequence number up to that one. Raises PositionUnknown."""
+    n = 0
+    known = False
+    while True:
+        page = await replica.registry.log.read(stream, n)
+        for frame in page.frames:
+            found = _SEQUENCE.search(frame)
+            if found is not None:
+                known = known or int(found[1]) <= sequence
+                if int(found[1]) > sequence:
+                    return n
+            n += 1
+        if not page.full:
+            break
+    if not known:
+        raise PositionUnknown
+    return n
+
+
+async def _last_response(replica: Replica, stream: str) -> JsonObject:
+    """The response object of the last event that carries one."""
+    found: JsonObject | None = None
+    n = 0
+    while True:
+        page = await replica.registry.log.read(stream, n)
+        for frame in page.frames:
+            if b'"response":' in frame:
+                for event in sse.Parser(len(frame)).feed(frame):
+                    try:
+                        response = parse_object(event.data).get("response")
+                    except StreamFailure:
+                        continue
+                    found = response if isinstance(response, dict) else found
+        n += len(page.frames)
+        if not page.full:
+            break
+    if found is None:
+        raise ApiError("The stream ended before its response began. Send the request again.", code="no_response")
+    return found
