@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
@@ -30,6 +30,8 @@ _SIZE_UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB":
 
 
 def _duration(value: object) -> object:
+    if value == "0":
+        return 0.0
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
         if not match:
@@ -59,7 +61,15 @@ Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_na
 DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
 DurationOrNever = Annotated[float, BeforeValidator(_duration_or_never), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/]+):\d{1,5}$")]
+
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
+        raise ValueError("write an address as host:port, such as 127.0.0.1:8080 or [::1]:8080")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class _Section(BaseModel):
@@ -86,7 +96,7 @@ class UpstreamSettings(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
         description="The upstream's name in metrics and logs."
     )
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+[^?#\s]*$")] = Field(
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")] = Field(
         description="Where it is; the request's path (`/v1/…`) is appended."
     )
     apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
@@ -231,6 +241,11 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: must hold keys and values at the top, such as `bind: 0.0.0.0:8080`")
+    for key in content:
+        if not isinstance(key, str):
+            raise SettingsError(
+                f"--config {path}: {key!r} is no such setting; keys are words (quote `on`, `yes`, `no`)"
+            )
     return content
 
 
@@ -243,8 +258,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found = {k: v for k, v in environ.items() if k.startswith("RELAY_") and not _NOT_SETTINGS.fullmatch(k)}
     known = Settings.model_fields
     for name in found:
-        first = name.removeprefix("RELAY_").split("__")[0].lower()
-        if first not in known:
+        first, *rest = name.removeprefix("RELAY_").lower().split("__")
+        kind = known[first].annotation if first in known else None
+        if kind is None or (rest and not (isinstance(kind, type) and issubclass(kind, BaseModel))):
             raise SettingsError(
                 f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
             )

@@ -13,7 +13,7 @@ from tests.support.scripted import ScriptedUpstream
 
 
 # Folders whose every test needs large servers or several SDKs.
-_SLOW = ("sdk", "seeds", "upstreams")
+_SLOW = ("faults", "sdk", "seeds", "upstreams")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from relay.protocol.dialect import (
     JsonObject,
     Usage,
     count,
+    dump,
     error_text,
     openai_error_body,
     parse_object,
@@ -65,13 +66,13 @@ class ChatWatch:
         if isinstance(usage, dict):
             self.usage = Usage(count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")))
         choices = chunk.get("choices")
-        if not choices:
+        if not isinstance(choices, list) or not choices:
             return HIDDEN if self._hide_usage and isinstance(usage, dict) and choices == [] else 0
         bits = 0
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
-            index = choice.get("index", 0)
+            index = count(choice.get("index")) or 0
             reason = choice.get("finish_reason")
             if reason is not None:
                 self._finished.add(index)
@@ -105,7 +106,7 @@ class ChatWatch:
                 "model": self._last.get("model", ""),
                 "choices": [{"index": i, "delta": {}, "finish_reason": "stop"} for i in unfinished],
             }
-            events.insert(0, Event(b"", orjson.dumps(chunk)))
+            events.insert(0, Event(b"", dump(chunk)))
         return events
 
 

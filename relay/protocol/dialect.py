@@ -92,15 +92,24 @@ def parse_object(data: bytes) -> JsonObject:
     except orjson.JSONDecodeError:
         try:
             parsed = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise StreamFailure(Cause.UPSTREAM_MALFORMED) from None
     if not isinstance(parsed, dict):
         raise StreamFailure(Cause.UPSTREAM_MALFORMED)
     return parsed
 
 
+def dump(value: JsonObject) -> bytes:
+    """JSON of what may hold an upstream's own values: those that orjson refuses are spelled by the standard library."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
 def count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A count or an index as JSON should have it; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def error_text(error: object) -> str:

@@ -102,13 +102,15 @@ def of_stream(headers: Headers) -> Headers:
 
 
 def credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The credential that a request carries, whichever header it came in; empty where there is none."""
-    found: dict[bytes, bytes] = {}
+    """The credential that a request carries, whichever header it came in; empty where there is none.
+
+    Several different ones count together: sharing one of them does not make two clients one owner.
+    """
+    found: set[bytes] = set()
     for name, v in headers:
         lower = name.lower()
         if lower in _CREDENTIALS:
-            found[lower] = v.strip()
-    if token := found.get(b"authorization"):
-        scheme, _, rest = token.partition(b" ")
-        return rest.strip() if scheme.lower() == b"bearer" else token
-    return found.get(b"x-api-key") or found.get(b"api-key") or b""
+            scheme, _, token = v.strip().partition(b" ")
+            bearer = lower == b"authorization" and scheme.lower() == b"bearer"
+            found.add(token.strip() if bearer else v.strip())
+    return b"\0".join(sorted(found - {b""}))

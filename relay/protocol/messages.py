@@ -12,6 +12,7 @@ from relay.protocol.dialect import (
     JsonObject,
     Usage,
     count,
+    dump,
     error_text,
     parse_object,
 )
@@ -40,7 +41,7 @@ class MessagesWatch:
         self.response_id: str | None = None
         self.last_sequence: int | None = None
         self.error: str | None = None
-        self._open: set[object] = set()
+        self._open: set[int] = set()
         self._started = False
         self._closing = False
 
@@ -53,15 +54,15 @@ class MessagesWatch:
             return TOKEN
         if kind == "content_block_start":
             block = message.get("content_block")
-            self._open.add(message.get("index"))
+            self._open.add(count(message.get("index")) or 0)
             return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
         if kind == "message_stop":
             return TERMINAL
-        if kind == "error" or event.type == b"error":
+        if kind == "error" or event.type == b"error" or (not kind and "error" in message):
             self.error = error_text(message.get("error") or message)
             return TERMINAL | FAILED
         if kind == "content_block_stop":
-            self._open.discard(message.get("index"))
+            self._open.discard(count(message.get("index")) or 0)
         elif kind == "message_start":
             self._started = True
             start = message.get("message")
@@ -100,12 +101,12 @@ class MessagesWatch:
                 "usage": {"input_tokens": 0, **made},
             }
             messages.append({"type": "message_start", "message": empty})
-        messages += ({"type": "content_block_stop", "index": i} for i in sorted(self._open, key=str))
+        messages += ({"type": "content_block_stop", "index": i} for i in sorted(self._open))
         if not self._closing:
             delta = {"stop_reason": "end_turn", "stop_sequence": None}
             messages.append({"type": "message_delta", "delta": delta, "usage": made})
         messages.append({"type": "message_stop"})
-        return [Event(m["type"].encode(), orjson.dumps(m)) for m in messages]
+        return [Event(m["type"].encode(), dump(m)) for m in messages]
 
 
 class Messages:

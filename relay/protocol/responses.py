@@ -15,6 +15,7 @@ from relay.protocol.dialect import (
     JsonObject,
     Usage,
     count,
+    dump,
     error_text,
     openai_error_body,
     parse_object,
@@ -51,6 +52,8 @@ class ResponsesWatch:
             return TERMINAL
         message = parse_object(event.data)
         kind = message.get("type") or event.type.decode("utf-8", "replace")
+        if not isinstance(kind, str):
+            kind = ""
         sequence = count(message.get("sequence_number"))
         if sequence is not None:
             self.last_sequence = sequence
@@ -62,7 +65,7 @@ class ResponsesWatch:
         if kind == "response.output_item.done" and isinstance(message.get("item"), dict):
             self._items.append(message["item"])
         response = message.get("response")
-        if kind == "error" or (kind is None and "error" in message):
+        if kind == "error" or (not kind and "error" in message):
             self.error = error_text(message.get("error") or message)
             self._over = True
             return TERMINAL | LINGER | FAILED
@@ -112,7 +115,7 @@ class ResponsesWatch:
 
 
 def _event(kind: str, sequence: int, response: JsonObject) -> Event:
-    return Event(kind.encode(), orjson.dumps({"type": kind, "sequence_number": sequence, "response": response}))
+    return Event(kind.encode(), dump({"type": kind, "sequence_number": sequence, "response": response}))
 
 
 _NO_USAGE = {

@@ -5,7 +5,8 @@ Promises:
 * Lines end at LF, CRLF and CR and nowhere else. (`str.splitlines` also splits at U+2028, U+0085 and
   others, which JSON may hold raw.)
 * The bytes of `data:` are never decoded, so UTF-8 may be cut anywhere by TCP.
-* Work is linear in the bytes fed, however they are cut, and what is held is bounded by `max_event_bytes`.
+* Work is linear in the bytes fed, however they are cut, and what is held is bounded: an event's bytes, field names
+  and all, by `max_event_bytes`, wherever TCP cuts them.
 
 Deliberate departures from the standard: `id:` and `retry:` of an upstream are kept on the parser and never
 forwarded (event ids are the relay's own), and an event whose data is empty is dropped like a comment,
@@ -14,6 +15,7 @@ because clients of these APIs parse every data line as JSON and some upstreams u
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from relay.protocol.lifecycle import Cause, StreamFailure
@@ -46,18 +48,18 @@ class Parser:
     @property
     def incomplete(self) -> bool:
         """True where bytes of an event without its blank line are held: at the body's end they are discarded."""
-        return bool(self._held)
+        return any(self._held)
 
-    def feed(self, chunk: bytes) -> list[Event]:
-        """Take the next bytes and return the events they complete.
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Take the next bytes and yield the events they complete; exhaust it before the next call.
 
-        Raises StreamFailure (event_too_large) when one event outgrows the bound.
+        Raises StreamFailure (event_too_large) where an event outgrows the bound, after the events before it.
         """
         if self._at_start:
             chunk = b"".join(self._held) + chunk
             if len(chunk) < 3 and _BOM.startswith(chunk):
                 self._held = [chunk]
-                return []
+                return
             self._held = []
             self._at_start = False
             chunk = chunk.removeprefix(_BOM)
@@ -65,7 +67,7 @@ class Parser:
             chunk = chunk[1:]
             self._after_cr = False
         if not chunk:
-            return []
+            return
         self._after_cr = chunk[-1:] == b"\r"
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -74,31 +76,29 @@ class Parser:
         seam = held and chunk[:1] == b"\n" and held[-1][-1:] == b"\n"
         if not seam and b"\n\n" not in chunk:
             self._hold(chunk)
-            return []
+            return
         if held:
             held.append(chunk)
             chunk = b"".join(held)
             self._held = []
             self._held_bytes = 0
         *blocks, rest = chunk.split(b"\n\n")
-        if rest:
-            self._hold(rest)
-        events = []
         for block in blocks:
             if block[:6] == b"data: " and b"\n" not in block:
                 event: Event | None = Event(b"", block[6:])
             else:
                 event = self._parse(block)
+            if len(block) > self._max:
+                raise self._too_large()
             if event is not None and event.data:
-                if len(event.data) > self._max:
-                    raise self._too_large()
-                events.append(event)
-        return events
+                yield event
+        if rest:
+            self._hold(rest)
 
     def _hold(self, chunk: bytes) -> None:
         self._held.append(chunk)
         self._held_bytes += len(chunk)
-        if self._held_bytes > self._max:
+        if self._held_bytes > self._max + 1:  # the line end before a blank line is none of the event's bytes
             raise self._too_large()
 
     def _too_large(self) -> StreamFailure:

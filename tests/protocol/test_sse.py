@@ -32,7 +32,7 @@ def hear(chunks: Iterable[bytes], limit: int = BIG) -> Heard:
     try:
         for chunk in (*chunks, b""):
             for event in parser.feed(chunk):  # one by one: what came before a failure has been heard
-                heard.events.append(event)  # noqa: PERF402
+                heard.events.append(event)
     except StreamFailure as failure:
         heard.failed = failure.cause
     heard.last_event_id = parser.last_event_id
@@ -103,12 +103,12 @@ class TestTheStandardsExamples:
 
     def test_four_blocks(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b": test stream\n\n") == []
-        assert parser.feed(b"data: first event\nid: 1\n\n") == plain("first event")
+        assert list(parser.feed(b": test stream\n\n")) == []
+        assert list(parser.feed(b"data: first event\nid: 1\n\n")) == plain("first event")
         assert parser.last_event_id == b"1"
-        assert parser.feed(b"data:second event\nid\n\n") == plain("second event")
+        assert list(parser.feed(b"data:second event\nid\n\n")) == plain("second event")
         assert parser.last_event_id == b""
-        assert parser.feed(b"data:  third event\n\n") == plain(" third event")
+        assert list(parser.feed(b"data:  third event\n\n")) == plain(" third event")
 
     def test_the_last_block_needs_its_blank_line(self) -> None:
         body = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"
@@ -138,15 +138,15 @@ class TestLines:
 
     def test_a_cr_at_a_chunks_end_is_a_line_end_by_itself(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b"data: 1\r") == []
-        assert parser.feed(b"\r") == plain("1")
-        assert parser.feed(b"data: 2\r\r") == plain("2")
+        assert list(parser.feed(b"data: 1\r")) == []
+        assert list(parser.feed(b"\r")) == plain("1")
+        assert list(parser.feed(b"data: 2\r\r")) == plain("2")
 
     def test_an_event_does_not_wait_for_the_lf_of_its_last_crlf(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b"data: 1\r\n\r") == plain("1")
-        assert parser.feed(b"\n") == []
-        assert parser.feed(b"data: 2\r\n\r\n") == plain("2")
+        assert list(parser.feed(b"data: 1\r\n\r")) == plain("1")
+        assert list(parser.feed(b"\n")) == []
+        assert list(parser.feed(b"data: 2\r\n\r\n")) == plain("2")
 
     def test_an_empty_chunk_keeps_the_cr_in_mind(self) -> None:
         assert events_of(b"data: 1\r", b"", b"\n", b"", b"data: 2\r\n\r\n") == plain("1\n2")
@@ -204,17 +204,17 @@ class TestWhatIsNotForwarded:
 
     def test_an_unfinished_event_is_discarded(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b"data: 1\n\ndata: 2\n") == plain("1")
+        assert list(parser.feed(b"data: 1\n\ndata: 2\n")) == plain("1")
         assert parser.incomplete
 
     def test_after_a_whole_event_nothing_is_incomplete(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b"data: 1\n\n") == plain("1")
+        assert list(parser.feed(b"data: 1\n\n")) == plain("1")
         assert not parser.incomplete
 
     def test_a_body_of_no_bytes_is_not_incomplete(self) -> None:
         parser = Parser(BIG)
-        assert parser.feed(b"") == []
+        assert list(parser.feed(b"")) == []
         assert not parser.incomplete
 
 
@@ -320,25 +320,22 @@ class TestTheBound:
         assert hear([b"data: " + b"x" * 20 + b"\n\n"], self.LIMIT).failed is None
         assert hear([b"data: " + b"x" * 200 + b"\n\n"], self.LIMIT).failed is Cause.EVENT_TOO_LARGE
 
-    @pytest.mark.parametrize("size", range(50, 72))
     @pytest.mark.parametrize("prefix", [b"data: ", b"data:", b"event: e\ndata: "])
-    def test_the_cut_of_the_bytes_does_not_decide(self, size: int, prefix: bytes) -> None:
-        body = prefix + b"x" * size + b"\n\n"
-        whole = hear([body], self.LIMIT)
-        assert hear(bytewise(body), self.LIMIT) == whole
-        for cut in range(1, len(body)):
-            assert hear([body[:cut], body[cut:]], self.LIMIT) == whole
+    def test_the_cut_of_the_bytes_does_not_decide(self, prefix: bytes) -> None:
+        for size in range(self.LIMIT - 20, self.LIMIT + 8):
+            body = prefix + b"x" * size + b"\n\n"
+            whole = hear([body], self.LIMIT)
+            assert hear(bytewise(body), self.LIMIT) == whole
+            for cut in range(1, len(body)):
+                assert hear([body[:cut], body[cut:]], self.LIMIT) == whole
 
     @pytest.mark.parametrize(
         "endless", [b": and so on", b"x", b"data: x", b"data: \n", b"data:\n", b"event: e", b"id: i\n"]
     )
     def test_what_never_ends_is_held_no_longer_than_that(self, endless: bytes) -> None:
-        parser = Parser(self.LIMIT)
-        with pytest.raises(StreamFailure) as failure:
-            for _ in range(10 * self.LIMIT):
-                parser.feed(endless)
-        assert failure.value.cause is Cause.EVENT_TOO_LARGE
-        assert "max_event_bytes" in failure.value.message
+        heard = hear([endless] * (10 * self.LIMIT), self.LIMIT)
+        assert heard.failed is Cause.EVENT_TOO_LARGE
+        assert not heard.events
 
     def test_many_lines_of_data_are_one_event(self) -> None:
         assert hear([b"data: x\n" * 100 + b"\n"], self.LIMIT).failed is Cause.EVENT_TOO_LARGE

@@ -1,0 +1,192 @@
+"""Which headers cross the relay: one test per rule and per threat."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.protocol.headers import Headers, credential, of_stream, to_client, to_upstream, value
+
+HOP_BY_HOP = [
+    b"Connection",
+    b"Keep-Alive",
+    b"Proxy-Authenticate",
+    b"Proxy-Authorization",
+    b"Proxy-Connection",
+    b"TE",
+    b"Trailer",
+    b"Transfer-Encoding",
+    b"Upgrade",
+]
+
+
+def upstream(
+    headers: Headers, *, api_key: str | None = None, identity: bool = False, length: int | None = None
+) -> Headers:
+    return to_upstream(headers, api_key=api_key, identity=identity, length=length)
+
+
+class TestToUpstream:
+    @pytest.mark.parametrize("name", HOP_BY_HOP)
+    def test_hop_by_hop_headers_end_here(self, name: bytes) -> None:
+        assert upstream([(name, b"x"), (b"x-kept", b"1")]) == [(b"x-kept", b"1")]
+
+    @pytest.mark.parametrize("listed", [b"x-secret, keep-alive", b"Keep-Alive ,X-Secret", b"x-SECRET", b",x-secret,"])
+    def test_so_do_those_that_connection_names(self, listed: bytes) -> None:
+        headers = [(b"X-Secret", b"1"), (b"connection", listed), (b"x-kept", b"1")]
+        assert upstream(headers) == [(b"x-kept", b"1")]
+
+    def test_of_every_connection_header(self) -> None:
+        headers = [(b"connection", b"x-a"), (b"x-a", b"1"), (b"Connection", b"x-b"), (b"x-b", b"1")]
+        assert upstream(headers) == []
+
+    @pytest.mark.parametrize("name", [b"Host", b"Last-Event-ID", b"Expect", b"Cookie"])
+    def test_what_is_the_relays_business_alone(self, name: bytes) -> None:
+        assert upstream([(name, b"x")]) == []
+
+    def test_all_else_goes_through_in_order_and_lower_case(self) -> None:
+        headers = [
+            (b"Content-Type", b"application/json"),
+            (b"anthropic-version", b"2023-06-01"),
+            (b"anthropic-beta", b"a"),
+            (b"anthropic-beta", b"b"),
+            (b"OpenAI-Organization", b"org"),
+            (b"X-Stainless-Retry-Count", b"0"),
+            (b"idempotency-key", b"k"),
+            (b"traceparent", b"00-1-2-01"),
+            (b"user-agent", b"x/1"),
+        ]
+        assert upstream(headers) == [(name.lower(), v) for name, v in headers]
+
+    def test_without_compression(self) -> None:
+        headers = [(b"Accept-Encoding", b"gzip, br"), (b"accept-encoding", b"zstd")]
+        assert upstream(headers, identity=True) == [(b"accept-encoding", b"identity")]
+        assert len(upstream(headers)) == 2
+
+    def test_the_length_is_that_of_the_body_that_goes_out(self) -> None:
+        headers = [(b"Content-Length", b"10")]
+        assert upstream(headers, length=12) == [(b"content-length", b"12")]
+        assert upstream(headers) == [(b"content-length", b"10")]
+        assert upstream([(b"transfer-encoding", b"chunked")], length=0) == [(b"content-length", b"0")]
+
+
+class TestCredentialsUpstream:
+    @pytest.mark.parametrize("name", [b"Authorization", b"X-Api-Key", b"Api-Key"])
+    def test_the_clients_own_go_on_as_they_came(self, name: bytes) -> None:
+        assert upstream([(name, b"Bearer sk-1")]) == [(name.lower(), b"Bearer sk-1")]
+
+    def test_a_key_takes_the_place_of_a_bearer(self) -> None:
+        assert upstream([(b"Authorization", b"Bearer client")], api_key="sk-1") == [(b"authorization", b"Bearer sk-1")]
+
+    def test_a_key_takes_the_place_of_a_key(self) -> None:
+        assert upstream([(b"X-API-Key", b"client")], api_key="sk-1") == [(b"x-api-key", b"sk-1")]
+
+    def test_a_key_for_a_client_without_one(self) -> None:
+        assert upstream([], api_key="sk-1") == [(b"authorization", b"Bearer sk-1")]
+        version = (b"anthropic-version", b"2023-06-01")
+        assert upstream([version], api_key="sk-1") == [version, (b"x-api-key", b"sk-1")]
+
+    @pytest.mark.parametrize("version", [[], [(b"anthropic-version", b"2023-06-01")]])
+    def test_none_of_the_clients_credentials_leaks_beside_it(self, version: Headers) -> None:
+        headers = [(b"Authorization", b"Bearer client"), (b"x-api-key", b"client"), (b"API-Key", b"client")]
+        sent = upstream([*headers, (b"authorization", b"Bearer client2"), *version], api_key="sk-1")
+        assert not [v for _, v in sent if b"client" in v]
+        assert [b"sk-1" in v for _, v in sent].count(True) == 1
+
+
+class TestToClient:
+    @pytest.mark.parametrize("name", HOP_BY_HOP)
+    def test_hop_by_hop_headers_end_here(self, name: bytes) -> None:
+        assert to_client([(name, b"x"), (b"x-kept", b"1")]) == [(b"x-kept", b"1")]
+
+    def test_so_do_those_that_connection_names(self) -> None:
+        assert to_client([(b"Connection", b"X-Hop"), (b"x-hop", b"1")]) == []
+
+    @pytest.mark.parametrize("name", [b"Set-Cookie", b"Alt-Svc"])
+    def test_what_binds_a_client_to_the_upstreams_own_host(self, name: bytes) -> None:
+        assert to_client([(name, b"x")]) == []
+
+    def test_all_else_comes_back(self) -> None:
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"2"),
+            (b"content-encoding", b"gzip"),
+            (b"retry-after", b"7"),
+            (b"x-request-id", b"req"),
+            (b"x-should-retry", b"false"),
+            (b"www-authenticate", b"Bearer"),
+            (b"link", b"a"),
+            (b"link", b"b"),
+        ]
+        assert to_client(headers) == headers
+
+
+class TestOfStream:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"X-Request-Id",
+            b"request-id",
+            b"x-ratelimit-remaining-tokens",
+            b"X-RateLimit-Reset-Requests",
+            b"anthropic-ratelimit-tokens-remaining",
+            b"ratelimit",
+            b"RateLimit-Policy",
+            b"openai-organization",
+            b"openai-processing-ms",
+            b"anthropic-organization-id",
+        ],
+    )
+    def test_the_request_id_and_the_rate_limits_are_kept(self, name: bytes) -> None:
+        assert of_stream([(name, b"v")]) == [(name.lower(), b"v")]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *HOP_BY_HOP,
+            b"Content-Type",
+            b"Content-Length",
+            b"Content-Encoding",
+            b"Cache-Control",
+            b"X-Accel-Buffering",
+            b"Set-Cookie",
+            b"Server",
+            b"Date",
+            b"Relay-Stream-Id",
+            b"Relay-Resumable",
+            b"Access-Control-Allow-Origin",
+        ],
+    )
+    def test_the_rest_is_the_relays_own(self, name: bytes) -> None:
+        assert of_stream([(name, b"v")]) == []
+
+
+class TestCredential:
+    @pytest.mark.parametrize(
+        ("headers", "found"),
+        [
+            ([], b""),
+            ([(b"Authorization", b"Bearer sk-1")], b"sk-1"),
+            ([(b"authorization", b"bearer  sk-1 ")], b"sk-1"),
+            ([(b"authorization", b"BEARER sk-1")], b"sk-1"),
+            ([(b"authorization", b"Basic abc")], b"Basic abc"),
+            ([(b"X-Api-Key", b" sk-1 ")], b"sk-1"),
+            ([(b"api-key", b"sk-1")], b"sk-1"),
+            ([(b"cookie", b"sk-1")], b""),
+            ([(b"authorization", b"")], b""),
+        ],
+    )
+    def test_whichever_header_it_came_in(self, headers: Headers, found: bytes) -> None:
+        assert credential(headers) == found
+
+    @pytest.mark.parametrize("empty", [b"", b"Bearer", b"Bearer ", b"bearer   "])
+    def test_an_empty_bearer_beside_a_key_does_not_make_all_keys_one_owner(self, empty: bytes) -> None:
+        owners = {credential([(b"authorization", empty), (b"x-api-key", key)]) for key in (b"alice", b"bob")}
+        assert len(owners) == 2
+
+
+def test_value() -> None:
+    headers = [(b"X-A", b"1"), (b"x-b", b"2"), (b"x-a", b"3")]
+    assert value(headers, b"x-a") == b"1, 3"
+    assert value(headers, b"x-b") == b"2"
+    assert value(headers, b"x-c") is None
+    assert value([(b"x-a", b"")], b"x-a") == b""
