@@ -1,7 +1,6 @@
 """One replica process, from its sockets to the end of its drain; and the parent of several.
 
-Hypercorn (uvloop) serves the application. Its lifespan shutdown comes after its own grace of 3 s, so the
-drain runs in `shutdown_trigger`, before Hypercorn knows that anything is ending.
+The drain runs before the HTTP server knows that anything is ending: own streams run on, their readers stay.
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ import sys
 from collections.abc import Callable
 
 import uvloop
-from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config
 
+from relay import http_server
 from relay.api.app import public
-from relay.api.exchange import ConnectionCut
 from relay.api.replica import Replica
 from relay.config import Settings
-from relay.protocol.headers import MAX_HEADER_BYTES
 from relay.store.embedded import EmbeddedStore
 from relay.store.log import Log
 from relay.store.topology import connect
@@ -30,10 +26,6 @@ from relay.streams.registry import Registry
 from relay.upstream import UpstreamClient
 
 logger = logging.getLogger(__name__)
-
-# Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
-_BACKLOG = 4096
-_KEEP_ALIVE = 75.0
 
 
 def run(settings: Settings) -> int:
@@ -104,36 +96,10 @@ async def _serve(settings: Settings, store_url: str, listener: socket.socket) ->
         await registry.close()
 
     try:
-        await hypercorn_serve(
-            public(Replica(settings, registry, upstreams)),  # type: ignore[arg-type]
-            _hypercorn_config(listener),
-            shutdown_trigger=until_drained,
-        )
+        logger.info("serving on %s", settings.bind)
+        await http_server.serve(public(Replica(settings, registry, upstreams)), listener, until_drained)
     finally:
         await upstreams.close()
-
-
-def _hypercorn_config(listener: socket.socket) -> Config:
-    config = Config()
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]
-    config.backlog = _BACKLOG
-    config.keep_alive_timeout = _KEEP_ALIVE
-    config.include_server_header = False
-    # Heads up to this size reach the application, which answers in the API's own error shape.
-    config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
-    config.h2_max_header_list_size = 8 * MAX_HEADER_BYTES
-    config.h2_max_inbound_frame_size = 2**16
-    config.accesslog = None
-    config.errorlog = logging.getLogger("relay.http")
-    return config
-
-
-class _NoCuts(logging.Filter):
-    """Cutting a connection is an answer, not an error of the application."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, ConnectionCut)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -143,7 +109,6 @@ def configure_logging(settings: Settings) -> None:
         stream=sys.stderr,
         force=True,
     )
-    logging.getLogger("relay.http").addFilter(_NoCuts())
     for chatty in ("asyncio", "httpx", "hpack"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -1,21 +1,21 @@
 """Upstreams: which one a request goes to, and the call itself.
 
-httpx over aiohttp's connector (`httpx-aiohttp`): httpx's own pool scans every connection at each request
-and saturates a core at 300 streams. Cookies are never kept: an upstream's cookie for one client would go
-out with another's request. Redirects are never followed and nothing is ever sent twice: aiohttp repeats
-only idempotent methods, and every generation is a POST.
+httpx over aiohttp's connector: httpx's own pool scans every connection at each request and saturates a core
+at 300 streams, and the adapter that exists loses text (see `_Body`) and quotes paths anew. Cookies are never
+kept: an upstream's cookie for one client would go out with another's request. Redirects are never followed
+and nothing is ever sent twice: aiohttp repeats only idempotent methods, and every generation is a POST.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 
 import aiohttp
 import certifi
 import httpx
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.protocol.errors import ModelNotFound, NotFound, UpstreamSilent, UpstreamUnreachable
@@ -93,11 +93,37 @@ class _Body(httpx.AsyncByteStream):
         self._response.close()
 
 
-class _Transport(AiohttpTransport):
+class _Transport(httpx.AsyncBaseTransport):
+    """httpx's seam over an aiohttp session. Targets go out exactly as they came: nothing is quoted anew."""
+
+    def __init__(self, session: Callable[[], aiohttp.ClientSession], idle_timeout: float) -> None:
+        self._make_session = session
+        self._session: aiohttp.ClientSession | None = None
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = await super().handle_async_request(request)
-        response.stream = _Body(response.stream._aiohttp_response)  # type: ignore[union-attr]
-        return response
+        if self._session is None:
+            self._session = self._make_session()
+        stream = request.stream
+        headers = [(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"]  # aiohttp's own
+        try:
+            response = await self._session.request(
+                request.method,
+                URL(str(request.url), encoded=True),
+                headers=headers,
+                data=b"".join(stream) if isinstance(stream, httpx.SyncByteStream) else stream,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        except aiohttp.SocketTimeoutError as error:
+            raise httpx.ReadTimeout(str(error)) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise httpx.ConnectError(str(error)) from error
+        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
 
 
 def body_of(response: httpx.Response) -> httpx.AsyncByteStream:
@@ -116,9 +142,7 @@ class UpstreamClient:
     def __init__(self, idle_timeout: float) -> None:
         self._context = ssl.create_default_context(cafile=certifi.where())
         self._context.load_default_certs()
-        self._transport = _Transport(client=self._session)
-        # pool=None: no bound on connections; connect and read are aiohttp's socket time-outs.
-        self._timeout = {"connect": CONNECT_TIMEOUT, "read": idle_timeout, "pool": None}
+        self._transport = _Transport(self._session, idle_timeout)
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -136,7 +160,7 @@ class UpstreamClient:
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
         where the answer does not come within the idle time-out.
         """
-        request = httpx.Request(method, url, headers=headers, content=body, extensions={"timeout": self._timeout})
+        request = httpx.Request(method, url, headers=headers, content=body)
         try:
             return await self._transport.handle_async_request(request)
         except httpx.ReadTimeout:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -64,7 +65,7 @@ class Exchange:
             raise HeadersTooLarge(
                 f"The request's headers are larger than {rules.MAX_HEADER_BYTES} bytes. Send smaller ones."
             )
-        segments = self.target.lower().replace("%2e", ".").replace("%2f", "/").replace("\\", "/").split("/")
+        segments = re.split(r"[/\\]|%2f|%5c", self.target.lower().replace("%2e", "."))
         if ".." in segments or "." in segments or "" in segments[1:-1]:
             raise BadRequest("The path has empty or dot segments. Send it in its plain form.")
 

@@ -171,8 +171,12 @@ class _Lane:
 
     async def _flush(self, batch: list[tuple[LogWriter, int, bool]]) -> list[Any]:
         if not self._topology.sharded:
-            replies = await self._node.commit.exchange([self._command(batch)])
-            return replies[0] if isinstance(replies[0], list) else replies * len(batch)
+            (reply,) = await self._node.commit.exchange([self._command(batch)])
+            if isinstance(reply, list):
+                return reply
+            if isinstance(reply, REROUTE) or len(batch) == 1:
+                return [reply] * len(batch)
+            # One stream's fault (a key of another type, say) must not be every stream's: each by itself.
         replies = await self._node.commit.exchange([self._command([item]) for item in batch])
         return [reply[0] if isinstance(reply, list) else reply for reply in replies]
 

@@ -275,7 +275,12 @@ class Registry:
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         feed = await self._tail.attach(stream)
-        return Attached(dialect, self._reader(stream, n, feed))
+        if n > feed.top:
+            raise PositionUnknown
+        page = await self.log.read(stream, n) if n < feed.base else None
+        if page is not None and not page.frames:
+            raise PositionUnknown
+        return Attached(dialect, self._reader(stream, n, feed, page=page))
 
     async def status(self, stream: str, credential: bytes) -> Status:
         """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""

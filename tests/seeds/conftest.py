@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.seeds.gateway import Gateway
-from tests.support.processes import RelayProcess
-from tests.support.scripted import ScriptedUpstream
+pytest.register_assert_rewrite("tests.seeds.gateway")  # its assertions then say what was different
+
+from tests.seeds.gateway import Gateway  # noqa: E402
+from tests.support.processes import RelayProcess  # noqa: E402
+from tests.support.scripted import ScriptedUpstream  # noqa: E402
 
 
 @pytest.fixture(scope="module")

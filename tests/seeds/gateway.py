@@ -2,19 +2,21 @@
 
 `frames/` holds what the documents show on the wire, one folder for each document: their JSON to the byte, in
 proper SSE lines (the documents run some together), `{...` filled in so that every data line is valid JSON.
-A test compares what a client got with these bytes: the relay adds its `id:` line and changes nothing else.
+A test compares what a client got with these bytes: the relay adds an `id:` line to every event, a `retry:` line to
+the first, and changes nothing else.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.sdk.install import NODE, is_installed, python_generation
 from tests.support.processes import RelayProcess, needs
@@ -28,6 +30,9 @@ RESPONSES = "/v1/responses"
 KEY = {"authorization": "Bearer YOUR_API_KEY"}
 GENERATION = "py-new"
 
+Language = Literal["python", "node"]
+
+_RETRY_HINT = re.compile(r"\A(id: st_[\w-]+\.1\n)retry: \d+\n")
 _FRAMES = Path(__file__).with_name("frames")
 _PROGRAM_TIMEOUT = 60
 
@@ -51,18 +56,20 @@ def with_upstream_ids(events: Sequence[str]) -> list[str]:
 class Gateway:
     upstream: ScriptedUpstream
     relay: RelayProcess
-    _earlier_calls: int = 0
 
-    def plays(self, model: str, *frames: str | Step) -> None:
-        """From now on this model answers with this stream; `calls` counts from here."""
-        self.answers(model, *stream(*frames))
+    def __post_init__(self) -> None:
+        self._earlier_calls = len(self.upstream.calls)
+
+    def plays(self, model: str, *script: str | Step) -> None:
+        """From now on this model answers with this stream."""
+        self.upstream.on(model, *stream(*script))
 
     def answers(self, model: str, *steps: Step) -> None:
         self.upstream.on(model, *steps)
-        self._earlier_calls = len(self.upstream.calls)
 
     @property
     def calls(self) -> list[Call]:
+        """What went upstream in this test."""
         return self.upstream.calls[self._earlier_calls :]
 
     def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> RawStream:
@@ -84,6 +91,9 @@ class Gateway:
         return str(self.status(read.headers["relay-stream-id"])["outcome"])
 
     # The documents' own programs. They change their base URL and nothing else.
+
+    def prints(self, language: Language, code: str, base_url: str = "https://gateway.example") -> str:
+        return self.python(code, base_url) if language == "python" else self.node(code, base_url)
 
     def python(self, code: str, base_url: str = "https://gateway.example") -> str:
         """What a Python program prints with the official SDKs and nothing of the relay's on its path."""
@@ -127,7 +137,14 @@ def numbered(stream_id: str, events: Sequence[str], after: int = 0) -> list[str]
 
 
 def texts(events: Sequence[RawEvent]) -> list[str]:
-    return [event.raw.decode() for event in events]
+    """Frames as they came, but for the reconnection time that the relay puts into a stream's first event."""
+    return [_RETRY_HINT.sub(r"\1", event.raw.decode()) for event in events]
+
+
+def printed_frames(printed: str) -> str:
+    """What a program has printed of a stream, without the relay's own lines."""
+    lines = printed.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(("id:", "retry:", ":")))
 
 
 def assert_relayed(read: RawStream, events: Sequence[str], after: int = 0) -> list[RawEvent]:

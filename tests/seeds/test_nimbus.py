@@ -21,8 +21,7 @@ from tests.seeds.gateway import (
     texts,
     with_upstream_ids,
 )
-from tests.support.scripted import Gate, Pause, ScriptedUpstream, Send, Step, json_response
-from tests.support.sseclient import RawEvent, RawStream
+from tests.support.scripted import Gate, Pause, ScriptedUpstream, json_response
 
 GPT = "openai/gpt-5.1"
 CLAUDE = "anthropic/claude-opus-4.5"
@@ -76,26 +75,19 @@ def test_every_event_arrives_before_the_next_is_sent(
     gateway: Gateway, path: str, body: dict[str, Any], events: list[str]
 ) -> None:
     gates = [f"{path} {number}" for number in range(len(events))]
-    gateway.plays(body["model"], *(step for pair in zip(events, gates, strict=True) for step in pair_of(*pair)))
+    steps = zip(events, map(Gate, gates), strict=True)
+    gateway.plays(body["model"], *(step for pair in steps for step in pair))
     with gateway.post(path, body) as read:
-        for event, gate, frame in zip(read_one_by_one(read), gates, events, strict=False):
-            assert event.raw.decode().endswith(frame)
+        for event, gate in zip(events, gates, strict=True):
+            (arrived,) = read.events(1)
+            assert arrived.raw.decode().endswith(event)
             gateway.upstream.open(gate)
+        assert read.events() == []
         assert read.ended == "zero-chunk"
 
 
-def pair_of(frame: str, gate: str) -> tuple[Step, ...]:
-    return Send(frame.encode()), Gate(gate)
-
-
-def read_one_by_one(read: RawStream) -> list[RawEvent] | Any:
-    return (event for event in read if not event.is_heartbeat)
-
-
 @pytest.mark.parametrize(("path", "body", "events"), ENDPOINTS)
-def test_no_proxy_may_buffer_the_stream(
-    gateway: Gateway, path: str, body: dict[str, Any], events: list[str]
-) -> None:
+def test_no_proxy_may_buffer_the_stream(gateway: Gateway, path: str, body: dict[str, Any], events: list[str]) -> None:
     gateway.plays(body["model"], *events)
     with gateway.post(path, body) as read:
         assert read.headers["x-accel-buffering"] == "no"
@@ -310,13 +302,13 @@ def test_the_caveat_in_the_messages_shape(gateway: Gateway) -> None:
 def test_pings_come_while_the_gateway_is_silent(gateway: Gateway) -> None:
     gateway.plays(CLAUDE, MESSAGES_EVENTS[0], Gate("messages silence"), *MESSAGES_EVENTS[1:])
     with gateway.post(MESSAGES, MESSAGES_BODY) as read:
+        start = read.events(1)
         heard = iter(read)
-        start = next(heard)
         pings = [next(heard) for _ in range(3)]
         gateway.upstream.open("messages silence")
         rest = [event for event in heard if not event.is_heartbeat]
     assert [ping.raw.decode() for ping in pings] == [PING] * 3
-    assert texts([start, *rest]) == numbered(read.headers["relay-stream-id"], MESSAGES_EVENTS)
+    assert texts([*start, *rest]) == numbered(read.headers["relay-stream-id"], MESSAGES_EVENTS)
 
 
 def test_pings_come_before_the_first_event_too(gateway: Gateway) -> None:
@@ -333,8 +325,8 @@ def test_a_chat_reader_hears_something_too(gateway: Gateway) -> None:
     """In this format a comment: an OpenAI client would take a ping for a chunk."""
     gateway.plays(GPT, CHAT_EVENTS[0], Gate("chat silence"), *CHAT_EVENTS[1:])
     with gateway.post(CHAT, CHAT_BODY) as read:
+        read.events(1)
         heard = iter(read)
-        next(heard)
         beats = [next(heard) for _ in range(3)]
         gateway.upstream.open("chat silence")
         assert read.events()

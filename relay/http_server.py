@@ -1,0 +1,83 @@
+"""The HTTP server: Hypercorn's connections and protocols (HTTP/1.1, h2c) on the relay's own listener.
+
+Hypercorn's own accept loop is not used, for two reasons. A kept-alive connection that its client closes
+while idle keeps its descriptor until the keep-alive time-out (its connection waits for its own idle timer);
+and its shutdown offers no moment between "take no more" and "3 seconds left", which a drain needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from starlette.types import ASGIApp
+
+from relay.api.exchange import ConnectionCut
+from relay.protocol.headers import MAX_HEADER_BYTES
+
+# Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
+_BACKLOG = 4096
+_KEEP_ALIVE = 75.0
+_GRACE = 3.0
+
+
+class _Connection(TCPServer):
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+class _NoCuts(logging.Filter):
+    """Cutting a connection is an answer, not an error of the application."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, ConnectionCut)
+
+
+def _config() -> Config:
+    config = Config()
+    config.keep_alive_timeout = _KEEP_ALIVE
+    config.include_server_header = False
+    # Heads up to this size reach the application, which answers in the API's own error shape.
+    config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
+    config.h2_max_header_list_size = 8 * MAX_HEADER_BYTES
+    config.accesslog = None
+    logger = logging.getLogger("relay.http")
+    logger.addFilter(_NoCuts())
+    config.errorlog = logger
+    return config
+
+
+async def serve(app: ASGIApp, listener: socket.socket, until: Callable[[], Awaitable[None]]) -> None:
+    """Serve until `until` returns; then open connections have a moment to end."""
+    loop = asyncio.get_running_loop()
+    config = _config()
+    context = WorkerContext(None)
+    wrapped = ASGIWrapper(app)  # type: ignore[arg-type]
+    connections: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+        await _Connection(wrapped, loop, config, context, {}, reader, writer)
+
+    server = await asyncio.start_server(connected, sock=listener, backlog=_BACKLOG)
+    try:
+        await until()
+    finally:
+        await context.terminated.set()
+        server.close()
+        if connections:
+            await asyncio.wait(connections, timeout=_GRACE)
+        for task in list(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
