@@ -177,7 +177,9 @@ class Settings(BaseSettings):
     )
 
     bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
-    metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
+    metrics_bind: Address = Field(
+        "127.0.0.1:9090", description="The address of `/metrics`, never the public one (nothing is served there yet)."
+    )
     workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Processes that share the address.")
     store: StoreSettings = StoreSettings()
     upstreams: list[UpstreamSettings] = Field(

@@ -6,6 +6,7 @@ The drain runs before the HTTP server knows that anything is ending: own streams
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -102,13 +103,28 @@ async def _serve(settings: Settings, store_url: str, listener: socket.socket) ->
         await upstreams.close()
 
 
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: time (Unix seconds), level, logger, message, and the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
 def configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log.level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.log.format == "json":
+        handler.setFormatter(_JsonLines())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=settings.log.level.upper(), handlers=[handler], force=True)
     for chatty in ("asyncio", "httpx", "hpack"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -11,7 +11,6 @@ import pytest
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
 
-
 # Folders whose every test needs large servers or several SDKs.
 _SLOW = ("faults", "sdk", "seeds", "upstreams")
 

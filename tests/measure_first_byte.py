@@ -79,7 +79,9 @@ def main() -> None:
         upstream.terminate()
         upstream.wait()
     for name, values in zip(("direct", "relay"), zip(*pairs, strict=True), strict=True):
-        print(f"{name:8} median {statistics.median(values):6.2f} ms   p99 {statistics.quantiles(values, n=100)[98]:6.2f} ms")
+        print(
+            f"{name:8} median {statistics.median(values):6.2f} ms   p99 {statistics.quantiles(values, n=100)[98]:6.2f} ms"
+        )
     added = [relay - direct for direct, relay in pairs]
     print(f"added    median {statistics.median(added):6.2f} ms   p99 {statistics.quantiles(added, n=100)[98]:6.2f} ms")
 

@@ -220,9 +220,7 @@ def test_it_is_out_of_reach_of_the_terminals_interrupt(tmp_path: Path) -> None:
         assert os.getsid(store.pid) == store.pid
 
 
-def test_a_bad_setting_is_told_with_the_servers_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_setting_is_told_with_the_servers_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(embedded._SETTINGS, "no-such-setting", "1")
     store = EmbeddedStore(tmp_path / "data")
     with pytest.raises(EmbeddedStoreError, match=r"(?s)valkey\.log.*no-such-setting"):

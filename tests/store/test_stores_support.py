@@ -47,9 +47,7 @@ def test_a_server_answers_and_ends(tmp_path: Path, unix: bool) -> None:
 
 
 @pytest.mark.parametrize(("appendonly", "kept"), [(False, None), (True, "value")])
-def test_a_restart_keeps_what_the_append_only_file_has(
-    tmp_path: Path, appendonly: bool, kept: str | None
-) -> None:
+def test_a_restart_keeps_what_the_append_only_file_has(tmp_path: Path, appendonly: bool, kept: str | None) -> None:
     with valkey_server(tmp_path, appendonly=appendonly) as store:
         (server,) = store.servers
         server.client().set("key", "value")

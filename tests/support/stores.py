@@ -182,9 +182,7 @@ def valkey_server(
     with ExitStack() as stack:
         settings = {"appendonly": "yes" if appendonly else "no", **dict(config)}
         if unix:
-            short = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="relay-")
-            )  # a test's own may not bind
+            short = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-"))  # a test's own may not bind
             server = Server(directory, settings, unix_socket=Path(short) / "valkey.sock")
         else:
             server = Server(directory, settings, port=free_port())
