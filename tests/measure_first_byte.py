@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 sys.path.insert(0, __file__.rsplit("/tests/", 1)[0])
@@ -79,11 +80,13 @@ def main() -> None:
         upstream.terminate()
         upstream.wait()
     for name, values in zip(("direct", "relay"), zip(*pairs, strict=True), strict=True):
-        print(
-            f"{name:8} median {statistics.median(values):6.2f} ms   p99 {statistics.quantiles(values, n=100)[98]:6.2f} ms"
-        )
-    added = [relay - direct for direct, relay in pairs]
-    print(f"added    median {statistics.median(added):6.2f} ms   p99 {statistics.quantiles(added, n=100)[98]:6.2f} ms")
+        _print(name, values)
+    _print("added", [relay - direct for direct, relay in pairs])
+
+
+def _print(name: str, values: Sequence[float]) -> None:
+    p99 = statistics.quantiles(values, n=100)[98]
+    print(f"{name:8} median {statistics.median(values):6.2f} ms   p99 {p99:6.2f} ms")
 
 
 if __name__ == "__main__":

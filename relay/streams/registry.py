@@ -277,10 +277,10 @@ class Registry:
         feed = await self._tail.attach(stream)
         if n > feed.top:
             raise PositionUnknown
-        page = await self.log.read(stream, n) if n < feed.base else None
-        if page is not None and not page.frames:
+        behind = await self.log.read(stream, n) if n < feed.base else None
+        if behind is not None and not behind.frames:
             raise PositionUnknown
-        return Attached(dialect, self._reader(stream, n, feed, page=page))
+        return Attached(dialect, self._reader(stream, n, feed, page=behind))
 
     async def status(self, stream: str, credential: bytes) -> Status:
         """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
