@@ -187,10 +187,8 @@ class Producer:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
         try:
             async with asyncio.timeout(self._settings.max_duration):
-                self._response = await self._open()
-                if self._response is None:
-                    return None
-                return await self._relay(self._response)
+                response = await self._open()
+                return None if response is None else await self._relay(response)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
             message = failure.message
@@ -204,9 +202,14 @@ class Producer:
             logger.exception("stream %s: a fault of the relay's own", self.stream)
             outcome = Cause.PRODUCER_LOST
             message = MESSAGES[outcome]
-        if self._creating is None:
+        if self._response is not None:  # first of all: what nobody will read is not to be generated
+            await body_of(self._response).aclose()
+        try:
+            if self._creating is None:
+                return None
+            await self._creating
+        except StoreUnavailable:
             return None
-        await self._creating
         if outcome is Ending.STOPPED:
             self._add_last(self.watch.stop_events(self.request_id))
         else:
@@ -226,10 +229,10 @@ class Producer:
             cause = Cause.UPSTREAM_TIMEOUT if error.status == 504 else Cause.UPSTREAM_DISCONNECTED
             raise StreamFailure(cause, error.message) from None
         if response.status_code == 200 and _is_event_stream(response):
+            self._response = response
             try:
                 await self.become_stream()
             except ApiError as error:
-                await body_of(response).aclose()
                 self.answer.set_result(error)
                 return None
             self.answer.set_result(Opened(of_stream(response.headers.raw)))
@@ -288,7 +291,7 @@ class Producer:
                     if not bits & HIDDEN:
                         self._add(event)
                     if bits & TOKEN and not self._first_token_n:
-                        self._first_token_n = len(self.feed.frames)
+                        self._first_token_n = self.feed.base + len(self.feed.frames)
                     if not named and self.watch.response_id is not None:
                         named = True
                         self._on_named(self, self.watch.response_id)

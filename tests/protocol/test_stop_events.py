@@ -34,7 +34,7 @@ POINTS = [(api, name, at) for (api, name), sent in STREAMS.items() for at in ran
 def watch(api: str, *frames: str) -> tuple[Watch, list[Event], int]:
     """A watch that has seen the frames, the events, and the bits of the last."""
     seen = DIALECTS[api].watch()  # type: ignore[index]
-    events = Parser(1 << 20).feed("".join(frames).encode())
+    events = list(Parser(1 << 20).feed("".join(frames).encode()))
     bits = 0
     for event in events:
         bits = seen.see(event)
