@@ -6,10 +6,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: test quick demo lint types clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no large servers
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(ARGS)
 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)

@@ -6,12 +6,14 @@ The drain runs before the HTTP server knows that anything is ending: own streams
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 
 import uvloop
@@ -20,7 +22,7 @@ from relay import http_server
 from relay.api.app import public
 from relay.api.replica import Replica
 from relay.config import Settings
-from relay.store.embedded import EmbeddedStore
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
 from relay.store.log import Log
 from relay.store.topology import connect
 from relay.streams.registry import Registry
@@ -28,16 +30,20 @@ from relay.upstream import UpstreamClient
 
 logger = logging.getLogger(__name__)
 
+_STORE_CHECK = 0.5
+
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. The exit status."""
     listener = _listen(settings)
     store: EmbeddedStore | None = None
+    stopping = threading.Event()
     try:
         if settings.store.url == "embedded":
             store = EmbeddedStore(settings.store.data_dir)
             store.start()
             url = store.url
+            threading.Thread(target=_keep_running, args=(store, stopping), daemon=True).start()
         else:
             url = settings.store.url
         if settings.workers == 1:
@@ -46,8 +52,18 @@ def run(settings: Settings) -> int:
         return _supervise(settings, url, listener)
     finally:
         listener.close()
+        stopping.set()
         if store is not None:
             store.stop()
+
+
+def _keep_running(store: EmbeddedStore, stopping: threading.Event) -> None:
+    """Start the embedded store again where it has died: its append-only file has what it held."""
+    while not stopping.wait(_STORE_CHECK):
+        if store.pid is None:
+            logger.error("the embedded store has ended by itself; starting it again")
+            with contextlib.suppress(EmbeddedStoreError):
+                store.start()
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -94,12 +110,14 @@ async def _serve(settings: Settings, store_url: str, listener: socket.socket) ->
         await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
         for task in (drain, second):
             task.cancel()
-        await registry.close()
+        await registry.end_all()
 
     try:
         logger.info("serving on %s", settings.bind)
         await http_server.serve(public(Replica(settings, registry, upstreams)), listener, until_drained)
     finally:
+        # Only now: requests that came in up to the listener's end need the store for their answers.
+        await registry.close()
         await upstreams.close()
 
 
@@ -155,6 +173,8 @@ def _supervise(settings: Settings, store_url: str, listener: socket.socket) -> i
         spawn()
     while workers:
         pid, status = os.wait()
+        if pid not in workers:  # the embedded store's
+            continue
         workers.discard(pid)
         if not ending:
             logger.error("worker %d ended with %d; starting another", pid, os.waitstatus_to_exitcode(status))

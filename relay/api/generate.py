@@ -57,12 +57,19 @@ async def _stream(
     registry = replica.registry
     credential = rules.credential(exchange.headers)
     owner = await registry.owner_of_new(credential)
-    registry.check_room(owner)
+    if route.upstream.buffer:
+        await registry.check_store()
     stream = new_stream_id(logged=route.upstream.buffer)
     joining = Joining(replica, exchange, stream, owner, original) if route.upstream.buffer else None
     if joining is not None and (joined := await joining.join()) is not None:
         await resume.from_start(replica, exchange, joined, dialect)
         return
+    try:
+        registry.check_room(owner)  # only now: who joins needs no room
+    except ApiError:
+        if joining is not None:
+            await joining.release()
+        raise
     producer = registry.begin(
         stream,
         dialect,
@@ -74,13 +81,19 @@ async def _stream(
     )
     reader = registry.first_reader(producer)
     try:
-        upstream_headers = await _opened(replica, exchange, producer)
+        upstream_headers = await _opened(replica, exchange, producer, expected=joining is not None and joining.expected)
+    except ConnectionCut:
+        reader.close()
+        if joining is not None and joining.expected:
+            registry.later(_see_through(replica, producer, joining))
+        raise
     except BaseException:
         reader.close()
+        if joining is not None:
+            await _release_unless_made(producer, joining)
         raise
-    finally:
-        if joining is not None and not (producer.made.done() and producer.made.result() and producer.logged):
-            await joining.release()
+    if joining is not None:
+        await _release_unless_made(producer, joining)
     if upstream_headers is None:
         reader.close()
         return
@@ -88,7 +101,26 @@ async def _stream(
     await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)
 
 
-async def _opened(replica: Replica, exchange: Exchange, producer: Producer) -> rules.Headers | None:
+async def _release_unless_made(producer: Producer, joining: Joining) -> None:
+    if not (producer.made.done() and producer.made.result() and producer.logged):
+        await joining.release()
+
+
+async def _see_through(replica: Replica, producer: Producer, joining: Joining) -> None:
+    """The client has gone before its answer, but its next attempt finds this generation by its key: it goes on,
+    and its abandon clock runs."""
+    await asyncio.wait((producer.answer,), timeout=replica.settings.streams.patience)
+    if not producer.answer.done():
+        try:
+            await producer.become_stream()
+        except ApiError:
+            producer.stop(Ending.ABANDONED)
+    elif not producer.answer.cancelled() and isinstance(refused := producer.answer.result(), Refused):
+        await body_of(refused.response).aclose()
+    await _release_unless_made(producer, joining)
+
+
+async def _opened(replica: Replica, exchange: Exchange, producer: Producer, *, expected: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
     gone = asyncio.ensure_future(exchange.until_gone())
     try:
@@ -98,8 +130,9 @@ async def _opened(replica: Replica, exchange: Exchange, producer: Producer) -> r
             return_when=asyncio.FIRST_COMPLETED,
         )
         if gone.done():
-            # Nobody holds this stream's id yet, so nobody can come back for it.
-            producer.stop(Ending.ABANDONED)
+            if not expected:
+                # Nobody holds this stream's id yet, so nobody can come back for it.
+                producer.stop(Ending.ABANDONED)
             raise ConnectionCut
     finally:
         gone.cancel()

@@ -28,11 +28,11 @@ class Joining:
         self._log = replica.registry.log
         self._stream = stream
         self._owner = owner
-        self._digest = hashlib.sha256(body).hexdigest()
+        self._digest = hashlib.sha256(exchange.scope["path"].encode() + b"\0" + body).hexdigest()
         self._name: str | None = None
         self._key = exchange.header(b"idempotency-key")
         count = exchange.header(b"x-stainless-retry-count") or "0"
-        self._retries = int(count) if count.isdigit() else 0
+        self._retries = int(count[:4]) if count.isascii() and count.isdigit() else 0
 
     async def join(self) -> str | None:
         """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyMismatch,
@@ -45,6 +45,11 @@ class Joining:
             except StoreUnavailable:
                 return None
         return None
+
+    @property
+    def expected(self) -> bool:
+        """May another request come to this one's generation without knowing its stream's id?"""
+        return self._name is not None
 
     async def release(self) -> None:
         """No stream came to be: the next request with the key may generate."""
@@ -73,9 +78,10 @@ class Joining:
         name = "retry:" + self._registry.digest(self._owner.encode(), self._digest.encode())
         if self._retries:
             stream = await self._log.named(name)
-            if stream is not None and await self._came_to_be(name, stream):
+            if stream is not None:
+                # One that is still to come is in flight, however soon it ends then.
                 status = await self._log.look(stream)
-                if status is not None and not status.outcome:
+                if (status is None or not status.outcome) and await self._came_to_be(name, stream):
                     return stream
         await self._log.rename(name, self._stream)
         self._name = name

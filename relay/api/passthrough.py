@@ -19,7 +19,8 @@ async def any_path(replica: Replica, exchange: Exchange) -> None:
     path = exchange.scope["path"]
     anthropic = exchange.header(b"anthropic-version") is not None
     kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
-    if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
+    empty = exchange.header(b"content-length") in (None, "0") and exchange.header(b"transfer-encoding") is None
+    if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json" and not empty:
         raw, body = await exchange.json(replica.settings.limits.body)
         model = body.get("model")
         if isinstance(model, str) and model:

@@ -17,14 +17,14 @@ from relay.api.passthrough import any_path
 from relay.api.replica import Replica
 from relay.api.resume import proceed
 from relay.protocol import sse
-from relay.protocol.dialect import JsonObject, parse_object
+from relay.protocol.dialect import JsonObject, count, parse_object
 from relay.protocol.errors import ApiError, BadRequest, PositionUnknown, StoreUnavailable, StreamNotFound
 from relay.protocol.headers import credential
 from relay.protocol.ids import EventId
 from relay.protocol.lifecycle import StreamFailure
 from relay.streams.registry import response_name
 
-_SEQUENCE = re.compile(rb'"sequence_number":\s*(\d+)')
+_SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
 
 
 async def retrieve(replica: Replica, exchange: Exchange) -> None:
@@ -37,7 +37,7 @@ async def retrieve(replica: Replica, exchange: Exchange) -> None:
         return
     await exchange.discard_body()
     after = query.get("starting_after", [""])[-1]
-    if after and not after.isdigit():
+    if after and not re.fullmatch(r"[0-9]{1,18}", after):
         raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
     n = await _events_upto(replica, stream, int(after)) if after else 0
     await proceed(replica, exchange, EventId(stream, n), "responses")
@@ -73,10 +73,10 @@ async def _events_upto(replica: Replica, stream: str, sequence: int) -> int:
     while True:
         page = await replica.registry.log.read(stream, n)
         for frame in page.frames:
-            found = _SEQUENCE.search(frame)
-            if found is not None:
-                known = known or int(found[1]) <= sequence
-                if int(found[1]) > sequence:
+            number = _sequence_of(frame)
+            if number is not None:
+                known = known or number <= sequence
+                if number > sequence:
                     return n
             n += 1
         if not page.full:
@@ -84,6 +84,19 @@ async def _events_upto(replica: Replica, stream: str, sequence: int) -> int:
     if not known:
         raise PositionUnknown
     return n
+
+
+def _sequence_of(frame: bytes) -> int | None:
+    """An event's own sequence number: where its contents speak of some too, only JSON can tell."""
+    found = _SEQUENCE.findall(frame)
+    if len(found) < 2:
+        return int(found[0]) if found else None
+    for event in sse.Parser(len(frame)).feed(frame):
+        try:
+            return count(parse_object(event.data).get("sequence_number"))
+        except StreamFailure:
+            return None
+    return None
 
 
 async def _last_response(replica: Replica, stream: str) -> JsonObject:

@@ -97,14 +97,18 @@ class ChatWatch:
 
     def stop_events(self, request_id: str) -> list[Event]:
         unfinished = sorted(self._open - self._finished) or ([] if self._finished else [0])
+        if self.error is not None:
+            unfinished = []
         events = [Event(b"", DONE)]
         if unfinished:
+            # A helper raises on a choice that never had a role.
+            begun: JsonObject = {} if self._last.get("choices") else {"role": "assistant", "content": ""}
             chunk = {
                 "id": self.response_id or f"chatcmpl-{request_id}",
                 "object": "chat.completion.chunk",
                 "created": self._last.get("created", 0),
                 "model": self._last.get("model", ""),
-                "choices": [{"index": i, "delta": {}, "finish_reason": "stop"} for i in unfinished],
+                "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
             }
             events.insert(0, Event(b"", dump(chunk)))
         return events

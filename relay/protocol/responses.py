@@ -34,6 +34,15 @@ _TOKEN_TYPES = frozenset(
         "response.custom_tool_call_input.delta",
     )
 )
+# What a delta adds to its item: the list and the part's kind and field, or the item's own field.
+_DELTAS: dict[str, tuple[str, str, str, str]] = {
+    "response.output_text.delta": ("content", "content_index", "output_text", "text"),
+    "response.refusal.delta": ("content", "content_index", "refusal", "refusal"),
+    "response.reasoning_text.delta": ("content", "content_index", "reasoning_text", "text"),
+    "response.reasoning_summary_text.delta": ("summary", "summary_index", "summary_text", "text"),
+    "response.function_call_arguments.delta": ("", "", "", "arguments"),
+    "response.custom_tool_call_input.delta": ("", "", "", "input"),
+}
 _CALL_ITEMS = ("function_call", "custom_tool_call")
 
 
@@ -45,7 +54,8 @@ class ResponsesWatch:
         self.error: str | None = None
         self._over = False
         self._response: JsonObject | None = None
-        self._items: list[JsonObject] = []
+        self._items: dict[int, JsonObject] = {}
+        self._unfinished: dict[int, list[tuple[str, int, str]]] = {}  # of each: kind, part, delta
 
     def see(self, event: Event) -> int:
         if event.data == DONE:
@@ -58,12 +68,21 @@ class ResponsesWatch:
         if sequence is not None:
             self.last_sequence = sequence
         if kind in _TOKEN_TYPES:
+            deltas = self._unfinished.get(count(message.get("output_index")) or 0)
+            delta = message.get("delta")
+            if deltas is not None and isinstance(delta, str):
+                deltas.append((kind, count(message.get(_DELTAS[kind][1])) or 0, delta))
             return TOKEN
-        if kind == "response.output_item.added":
+        if kind in ("response.output_item.added", "response.output_item.done"):
             item = message.get("item")
-            return TOKEN if isinstance(item, dict) and item.get("type") in _CALL_ITEMS else 0
-        if kind == "response.output_item.done" and isinstance(message.get("item"), dict):
-            self._items.append(message["item"])
+            index = count(message.get("output_index"))
+            if isinstance(item, dict):
+                at = len(self._items) if index is None else index
+                self._items[at] = item
+                if kind == "response.output_item.added":
+                    self._unfinished[at] = []
+                    return TOKEN if item.get("type") in _CALL_ITEMS else 0
+                self._unfinished.pop(at, None)
         response = message.get("response")
         if kind == "error" or (not kind and "error" in message):
             self.error = error_text(message.get("error") or message)
@@ -108,10 +127,34 @@ class ResponsesWatch:
             events.append(_event("response.created", sequence, response))
             sequence += 1
         if not self._over:
-            whole = {**response, "status": "cancelled", "output": self._items}
+            output = [self._so_far(index) for index in sorted(self._items)]
+            whole = {**response, "status": "cancelled", "output": output}
             whole["usage"] = response.get("usage") or _NO_USAGE
             events.append(_event("response.completed", sequence, whole))
         return events
+
+    def _so_far(self, index: int) -> JsonObject:
+        """An output item as far as it has come: the SDKs' helpers raise on one that is missing from the end."""
+        item = self._items[index]
+        if index not in self._unfinished:
+            return item
+        item = {**item, **({"status": "incomplete"} if "status" in item else {})}
+        lists: dict[str, dict[int, JsonObject]] = {}
+        texts: dict[str, str] = {}
+        for kind, at, delta in self._unfinished[index]:
+            listed, _, part, field = _DELTAS[kind]
+            if not listed:
+                texts[field] = texts.get(field, "") + delta
+                continue
+            parts = lists.setdefault(listed, {})
+            found = parts.setdefault(at, {"type": part, field: ""})
+            if part == "output_text":
+                found.setdefault("annotations", [])
+            found[field] = found.get(field, "") + delta
+        item.update(texts)
+        for listed, parts in lists.items():
+            item[listed] = [parts[at] for at in sorted(parts)]
+        return item
 
 
 def _event(kind: str, sequence: int, response: JsonObject) -> Event:

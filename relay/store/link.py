@@ -82,7 +82,9 @@ class Link:
         finally:
             self._runner = None
             for _, future in (*batch, *self._queue):
-                future.cancel()  # no effect on one that has its reply
+                if not future.done():
+                    future.set_exception(StoreDown("the link was closed"))
+                    future.exception()  # whoever still waits hears it; nobody need
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one flush and return their replies in order, errors of the server among them.

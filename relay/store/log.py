@@ -3,7 +3,8 @@
 Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
-  goes to clients; entry `<n>-1` is the end mark behind event n, its field `end` the outcome.
+  goes to clients; entry `<n>-1` is the end mark behind event n, its field `end` the outcome. What a seal adds
+  has the fields `s`, `t` and `sealed` instead (see `seal.lua`).
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, fence, top, lease, born, seen, ttl, and at
   the end `end` and `ended`. It outlives the log by `streams.tombstone`.
 * the shard channel of the log's name rings when something was appended.
@@ -148,14 +149,21 @@ class Log:
         frames: list[bytes] = []
         outcome = ""
         gap = False
+        seal = 0  # how many of the frames are a seal's
         for entry_id, (field, content) in entries:
-            if field == b"end":
+            if not frames and field in (b"t", b"sealed"):
+                gap = True  # the position is one of an event that the store lost, not of this seal
+                break
+            if field in (b"end", b"sealed"):
                 outcome = content.decode()
                 break
             if int(entry_id.partition(b"-")[0]) != after + len(frames) + 1:
                 gap = True
                 break
             frames.append(content)
+            seal += field in (b"s", b"t")
+        if seal and not outcome and not gap:
+            del frames[-seal:]  # a page never ends inside a seal
         if outcome and int(entries[-1][0].partition(b"-")[0]) != after + len(frames):
             outcome, gap = "", True
         return Page(frames, outcome, gap, len(entries) == _PAGE)
@@ -165,7 +173,7 @@ class Log:
         for _, (field, content) in await self._call(
             log_key(stream), "XREVRANGE", log_key(stream), "+", "-", "COUNT", 2
         ):
-            if field == b"f":
+            if field not in (b"end", b"sealed"):
                 return bytes(content)
         return b""
 

@@ -25,6 +25,8 @@ _FLUSH_FRAMES = 1000
 _FLUSH_BYTES = 1 << 20
 _RETRY_FIRST = 0.02
 _RETRY_MOST = 0.5
+# The longest that one attempt and the pause before it can take while this process runs.
+_ATTEMPT_MOST = 3.0
 # How long a stream in flight is held back while the store is away; then it goes on without ids.
 HOLD = 5.0
 
@@ -103,11 +105,13 @@ class _Lane:
 
     async def _run(self) -> None:
         pause = _RETRY_FIRST
-        down_since: float | None = None
+        down_for = 0.0
         clock = asyncio.get_running_loop().time
+        mark = clock()
         try:
             while self._waiting:
-                began = clock()
+                if not down_for:
+                    mark = clock()
                 batch = self._take()
                 try:
                     replies = await self._flush(batch)
@@ -125,20 +129,29 @@ class _Lane:
                         if isinstance(reply, Exception) and not isinstance(reply, REROUTE):
                             logger.warning("append to %s: %s; trying again", writer.stream, reply)
                 if again:
-                    down_since = began if down_since is None else down_since
-                    if clock() - down_since < HOLD:
+                    # An attempt that took longer than one can was stopped together with this process. Meanwhile
+                    # its streams may have been ended: the store is asked before anything goes on without it.
+                    down_for += min(clock() - mark, _ATTEMPT_MOST)
+                    mark = clock()
+                    lost = down_for >= HOLD
+                    failed = [w for (w, _, _), reply in zip(batch, replies, strict=True) if not isinstance(reply, list)]
+                    if not lost:
                         await asyncio.sleep(pause)
                         pause = min(pause * 2, _RETRY_MOST)
                         await self._rediscover()
-                    for (writer, _, _), reply in zip(batch, replies, strict=True):
-                        if not isinstance(reply, list):
-                            if clock() - down_since < HOLD:
-                                self._committer.submit(writer)
-                            else:
-                                writer.owner.store_lost()
+                        for writer in failed:
+                            self._committer.submit(writer)
+                        continue
+                    if len(failed) == len(batch):
+                        # Who stands behind this flush has waited as long, and need not find out for himself.
+                        failed += self._waiting
+                        self._waiting = []
+                    for writer in failed:
+                        writer.queued = False
+                        writer.owner.store_lost()
                 else:
                     pause = _RETRY_FIRST
-                    down_since = None
+                    down_for = 0.0
         finally:
             self._task = None
 

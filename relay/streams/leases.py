@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from relay.protocol import sse
 from relay.protocol.apis import DIALECTS
@@ -29,12 +29,19 @@ _SEAL_TRIES = 5
 class Leases:
     """One per replica. `running` gives the producers whose leases are to be renewed."""
 
-    def __init__(self, log: Log, replica: str, running: Callable[[], Iterable[Producer]]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        replica: str,
+        running: Callable[[], Iterable[Producer]],
+        share_secret: Callable[[], Awaitable[None]],
+    ) -> None:
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
         self._running = running
-        self._orphans: set[str] = set()
+        self._share_secret = share_secret
+        self._orphans: dict[str, Producer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -45,15 +52,22 @@ class Leases:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def orphan(self, stream: str) -> None:
-        """A stream whose producer went on without the store: its log is ended when the store is back."""
-        self._orphans.add(stream)
+    def orphan(self, producer: Producer) -> None:
+        """Its producer went on without the store: the stream's log is ended when the store is back."""
+        self._orphans[producer.stream] = producer
+
+    async def bury(self, producer: Producer) -> None:
+        """The store has lost this stream: leave a tombstone, so that a resume is told so on every replica."""
+        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": "", "model": ""}
+        fields |= {"top": str(producer.acked), "end": Cause.STORE_LOST}
+        await self._log.create(producer.stream, fields)
 
     async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(self._lease / 3)
             renewing = [p for p in self._running() if p.renewable]
             try:
+                await self._share_secret()
                 if renewing:
                     answers = await self._log.renew([(p.stream, p.fence) for p in renewing])
                     for producer, (code, unseen) in zip(renewing, answers, strict=True):
@@ -66,11 +80,13 @@ class Leases:
                 continue
 
     async def _end_orphans(self) -> None:
-        for stream in list(self._orphans):
+        for stream, producer in list(self._orphans.items()):
             status = await self._log.look(stream)
-            if status is not None and not status.outcome:
+            if status is None:
+                await self.bury(producer)
+            elif not status.outcome:
                 await self._seal(status, Cause.STORE_LOST, force=True)
-            self._orphans.discard(stream)
+            del self._orphans[stream]
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -18,8 +18,8 @@ import orjson
 
 from relay.config import StreamSettings
 from relay.protocol import sse
-from relay.protocol.dialect import FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch, error_text
-from relay.protocol.errors import ApiError, StoreUnavailable
+from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch, error_text
+from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
 from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import new_stream_id
 from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
@@ -80,7 +80,7 @@ class Producer:
         call: Callable[[], Awaitable[httpx.Response]],
         on_made: Callable[[Producer], None],
         on_named: Callable[[Producer, str], None],
-        on_orphaned: Callable[[str], None],
+        on_orphaned: Callable[[Producer], None],
         on_gone: Callable[[Producer], None],
         on_end: Callable[[Producer], None],
     ) -> None:
@@ -98,7 +98,7 @@ class Producer:
         self.started = time.monotonic()
         self.first_token_at: float | None = None
         self.left = 0  # how often the last local reader has left
-        self._seen_at = self.started
+        self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
         self.outcome: Outcome | None = None
         self._first_token_n = 0
         self._settings = settings
@@ -118,6 +118,7 @@ class Producer:
         self._creating: asyncio.Future[None] | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
+        self._terminal: Outcome | None = None  # how the upstream's terminal event ended the stream
         self._progress = asyncio.Event()
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -172,9 +173,10 @@ class Producer:
             outcome = await self._generate()
             if outcome is not None:
                 await self._end(outcome)
-                if self._response is not None:
+                if self._response is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
                     await _finish_body(self._response)
         finally:
+            self._sealed.set()
             if not self.answer.done():
                 self.answer.cancel()
             if not self.made.done():
@@ -206,10 +208,16 @@ class Producer:
             await body_of(self._response).aclose()
         try:
             if self._creating is None:
+                if not self.answer.done() and outcome is Cause.MAX_DURATION:
+                    self.answer.set_result(UpstreamSilent(message))
+                elif not self.answer.done() and outcome is Cause.SHUTDOWN:
+                    self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
                 return None
             await self._creating
         except StoreUnavailable:
             return None
+        if self._terminal is not None:
+            return self._terminal  # the upstream had ended its stream: there is no second end
         if outcome is Ending.STOPPED:
             self._add_last(self.watch.stop_events(self.request_id))
         else:
@@ -276,17 +284,18 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         parser = sse.Parser(self._settings.max_event_bytes)
-        outcome: Outcome | None = None
         named = False
         chunks = body_of(response).__aiter__()
         try:
             while True:
-                if outcome is None:
+                if self._terminal is None:
                     chunk = await anext(chunks)
                 else:
                     async with asyncio.timeout(_LINGER):
                         chunk = await anext(chunks)
                 for event in parser.feed(chunk):
+                    if self._terminal is not None and event.data != DONE:
+                        return self._terminal
                     bits = self.watch.see(event)
                     if not bits & HIDDEN:
                         self._add(event)
@@ -296,24 +305,24 @@ class Producer:
                         named = True
                         self._on_named(self, self.watch.response_id)
                     if bits & TERMINAL:
-                        if outcome is None:
-                            outcome = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+                        if self._terminal is None:
+                            self._terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
                         if not bits & LINGER:
-                            return outcome
+                            return self._terminal
                 self._publish()
                 if self.live_only:
                     await self._let_reader_catch_up()
                 elif self._unacked > _HELD_BACK:
                     await self._let_log_catch_up()
         except StopAsyncIteration:
-            if outcome is not None:
-                return outcome
+            if self._terminal is not None:
+                return self._terminal
             if self.watch.ended_at_eof():
                 return Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED
             raise StreamFailure(Cause.UPSTREAM_DISCONNECTED) from None
         except (httpx.HTTPError, TimeoutError) as error:
-            if outcome is not None:
-                return outcome
+            if self._terminal is not None:
+                return self._terminal
             silent = isinstance(error, httpx.ReadTimeout)
             raise StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED) from None
 
@@ -328,7 +337,7 @@ class Producer:
             frame = b"%b\nretry: %d\n%b" % (head, random.randint(*_RETRY_MILLIS), rest)
         self._bytes += len(frame)
         self._unacked += len(frame)
-        if self._bytes > self._settings.max_stream_bytes and self.logged:
+        if self._bytes > self._settings.max_stream_bytes and not self.live_only:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         frames.append(frame)
 
@@ -390,6 +399,8 @@ class Producer:
         await self._sealed.wait()
 
     def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
+        if not self.logged:
+            return False  # the answer to a renewal that was on its way: the stream has gone on without its log
         feed = self.feed
         writer = self._writer
         if code == scripts.OK:
@@ -434,7 +445,7 @@ class Producer:
         """The store has been away for too long. What of the log survives is ended when it is back."""
         if self.logged:
             logger.warning("stream %s: the store is away; going on without", self.stream)
-            self._on_orphaned(self.stream)
+            self._on_orphaned(self)
             self._go_on_without_log()
 
     def _go_on_without_log(self) -> None:
@@ -482,5 +493,5 @@ async def _finish_body(response: httpx.Response) -> None:
         async with asyncio.timeout(_LINGER):
             async for _ in body_of(response):
                 pass
-    except (httpx.HTTPError, TimeoutError):
+    except (httpx.HTTPError, TimeoutError, RuntimeError):  # RuntimeError: aiohttp, of a connection that is gone
         pass

@@ -33,7 +33,8 @@ from relay.protocol.errors import (
     Unavailable,
 )
 from relay.protocol.ids import EventId, is_logged
-from relay.protocol.lifecycle import Cause, Ending, Outcome
+from relay.protocol.lifecycle import Cause, Ending
+from relay.store import scripts
 from relay.store.log import Log, Page, Status
 from relay.streams.commit import Committer
 from relay.streams.feed import Feed
@@ -46,6 +47,8 @@ from relay.upstream import Route
 logger = logging.getLogger(__name__)
 
 _STOP_TRIES = 3
+# Ends that others write for a producer, under numbers that readers may know as events which the store then lost.
+_SEALS = (Cause.PRODUCER_LOST, Cause.STORE_LOST)
 _STOP_TIMEOUT = 2.0
 
 Call = Callable[[], Awaitable[httpx.Response]]
@@ -79,7 +82,7 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self._committer = Committer(log)
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(8)}"
-        self._leases = Leases(log, self._replica, lambda: self.producers.values())
+        self._leases = Leases(log, self._replica, lambda: self.producers.values(), self._share_secret)
         self._tail = Tail(log, settings.streams.lease / 4, self._leases.seal_lost, self._told_to_stop)
         self._secret = secrets.token_bytes(32)
         self._shared_secret = False
@@ -94,7 +97,7 @@ class Registry:
 
     async def close(self) -> None:
         """End what still runs here with `shutdown`, and let go of the store."""
-        await self._end_all(Cause.SHUTDOWN)
+        await self.end_all()
         await self._leases.close()
         if self._background:
             await asyncio.wait(self._background, timeout=2)
@@ -112,9 +115,10 @@ class Registry:
         if running:
             await asyncio.wait(running, timeout=timeout)
 
-    async def _end_all(self, outcome: Outcome) -> None:
+    async def end_all(self) -> None:
+        """End what still runs here with `shutdown`."""
         for producer in list(self._running):
-            producer.stop(outcome)
+            producer.stop(Cause.SHUTDOWN)
         endings = [asyncio.ensure_future(p.done()) for p in self._running]
         if endings:
             await asyncio.wait(endings, timeout=5)
@@ -122,13 +126,15 @@ class Registry:
     # -- owners -------------------------------------------------------------------------------------------
 
     async def _share_secret(self) -> None:
-        if not self._shared_secret:
-            self._secret = await self.log.secret(self._secret)
-            self._shared_secret = True
+        """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
+        start later know the owners of what runs."""
+        self._secret = await self.log.secret(self._secret)
+        self._shared_secret = True
 
     async def owner_of(self, credential: bytes) -> str:
         """What stands for a credential in the log: it is never stored itself. Raises StoreUnavailable."""
-        await self._share_secret()
+        if not self._shared_secret:
+            await self._share_secret()
         return self.digest(credential)
 
     def digest(self, *parts: bytes) -> str:
@@ -145,6 +151,12 @@ class Registry:
             return self.digest(credential)
 
     # -- producers ----------------------------------------------------------------------------------------
+
+    async def check_store(self) -> None:
+        """With `outage: refuse`, before anything goes upstream and is paid for, on every retry of a client anew:
+        does the store take writes? Raises StoreUnavailable."""
+        if self.settings.store.outage == "refuse":
+            await self.log.sign(self._replica, self.settings.streams.lease)
 
     def check_room(self, owner: str) -> None:
         """Raises TooMany, Unavailable where this replica takes no further stream of that owner."""
@@ -205,22 +217,19 @@ class Registry:
     def _ended(self, producer: Producer) -> None:
         self._running.discard(producer)
         if self.producers.pop(producer.stream, None) is not None and producer.logged:
-            self._later(self.log.ran(self._replica, producer.stream))
+            self.later(self.log.ran(self._replica, producer.stream))
         self._owners[producer.owner] -= 1
         if self._owners[producer.owner] <= 0:
             del self._owners[producer.owner]
 
     def _named(self, producer: Producer, response_id: str) -> None:
         if producer.logged and producer.dialect.name == "responses":
-            self._later(self.log.rename(response_name(producer.owner, response_id), producer.stream))
+            self.later(self.log.rename(response_name(producer.owner, response_id), producer.stream))
 
     def _gone(self, producer: Producer) -> None:
-        """The store has lost this stream: leave a tombstone, so that a resume is told so on every replica."""
-        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": "", "model": ""}
-        fields |= {"top": str(producer.acked), "end": Cause.STORE_LOST}
-        self._later(self.log.create(producer.stream, fields))
+        self.later(self._leases.bury(producer))
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Work for the store that nobody waits for; where it cannot be done, time to live does it."""
 
         async def attempt() -> None:
@@ -249,10 +258,9 @@ class Registry:
             raise ResumeNotSupported
         owner = await self.owner_of(credential)
         producer = self.producers.get(stream)
-        if producer is not None and producer.logged:
+        # Behind what is in memory here may stand an end that others wrote: then the log is asked.
+        if producer is not None and producer.logged and n <= producer.feed.top:
             self._check(producer.owner, owner, producer.dialect.name, api)
-            if n > producer.feed.top:
-                raise PositionUnknown
             if producer.feed.outcome is not None and n == producer.feed.top:
                 return Attached(producer.dialect, None)
             return Attached(producer.dialect, self._reader(stream, n, producer.feed, producer=producer))
@@ -266,7 +274,7 @@ class Registry:
         if n > status.top:
             raise PositionUnknown
         if status.outcome:
-            if n == status.top:
+            if n == status.top and status.outcome not in _SEALS:
                 return Attached(dialect, None)
             page = await self.log.read(stream, n)
             if not page.frames:
@@ -397,8 +405,25 @@ class Registry:
         """No reader since that departure, here or on another replica: cancel the upstream call."""
         if producer.feed.readers or producer.left != left or producer not in self._running:
             return
-        remaining = self.settings.streams.abandon_after - producer.unseen()
-        if remaining > 0 and not producer.live_only:
+        if producer.live_only:
+            producer.stop(Ending.ABANDONED)
+        else:
+            self.later(self._abandon_unless_read_elsewhere(producer, left))
+
+    async def _abandon_unless_read_elsewhere(self, producer: Producer, left: int) -> None:
+        streams = self.settings.streams
+        if producer.renewable:
+            try:
+                [(code, unseen)] = await self.log.renew([(producer.stream, producer.fence)])
+                if code == scripts.OK:
+                    producer.renewed(unseen)
+            except StoreUnavailable:
+                pass  # what was heard last must do
+        if producer.feed.readers or producer.left != left or producer not in self._running:
+            return
+        # A reader elsewhere gives a sign a few times in a lease, so within one it counts as there.
+        remaining = max(streams.abandon_after, streams.lease) - producer.unseen()
+        if remaining > 0:
             self._abandon_later(producer, remaining)
         else:
             producer.stop(Ending.ABANDONED)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
 
 import redis.exceptions
@@ -30,6 +29,7 @@ logger = logging.getLogger(__name__)
 _WINDOW_EVENTS = 1024
 _WINDOW_BYTES = 1 << 20
 _REDIAL = 0.25
+_SILENCE = 5.0
 
 
 class TailFeed(Feed):
@@ -178,8 +178,8 @@ class Tail:
             return
         try:
             status = await self._log.look(feed.stream, attached=True)
-            if status is None:
-                feed.detach()
+            if status is None or not status.kept:
+                feed.detach()  # gone, also where a tombstone says so
                 return
             if not status.outcome and status.lease_left < 0:
                 await self._seal(status)
@@ -268,8 +268,20 @@ class _Bell:
             await asyncio.sleep(_REDIAL)
 
     async def _listen(self, connection: AbstractConnection) -> None:
+        silent = False
         while True:
-            kind, channel, message = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            answer = await connection.read_response(disable_decoding=True, timeout=_SILENCE)
+            if answer is None:
+                # A connection that died without a word rings no more and says nothing either.
+                if silent:
+                    raise redis.exceptions.ConnectionError("the server has not answered a PING")
+                silent = True
+                await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
+                continue
+            silent = False
+            if answer[0] == b"pong":
+                continue
+            kind, channel, message = answer
             if kind == b"smessage":
                 self._ring(channel, message)
             elif kind == b"ssubscribe":

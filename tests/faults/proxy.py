@@ -1,0 +1,195 @@
+"""A TCP proxy that breaks on command, between a relay and its store.
+
+It runs in a thread with an event loop of its own; a test sets `mode` from its own thread, for the connections
+that are open and for those to come. It promises that bytes are never changed or reordered, that a connection
+which one side closes is closed on the other, and that what it swallows never arrives later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from tests.support.stores import free_port
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Everything goes through."""
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Everything goes through, so many seconds later, each way; the throughput is kept."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Blackhole:
+    """Connections are accepted and kept, and nothing comes out on either side."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Open connections are reset and new ones refused."""
+
+
+@dataclass(frozen=True)
+class DropReplies:
+    """Requests go through; the next reply of each connection is swallowed, and the connection cut."""
+
+
+Mode = Pass | Delay | Blackhole | Refuse | DropReplies
+
+
+class FaultProxy:
+    """Forwards `port` to a server's port. Use it as a context manager."""
+
+    def __init__(self, target_port: int) -> None:
+        self.port = free_port()
+        self.connections = 0
+        """How many connections have been accepted."""
+        self.requested = 0
+        """How many bytes of requests have been forwarded."""
+        self.replied = 0
+        """How many bytes of replies have been forwarded."""
+        self.dropped = 0
+        """How many connections were cut for a swallowed reply."""
+        self._target_port = target_port
+        self._mode: Mode = Pass()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._server: asyncio.Server | None = None
+        self._links: set[_Link] = set()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        """In effect on return, for open connections too. What a blackhole has swallowed does not come back, so
+        its connections are cut when it ends."""
+        self._run(self._switch(mode))
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        self._run(self._listen())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
+
+    async def _switch(self, mode: Mode) -> None:
+        before, self._mode = self._mode, mode
+        if isinstance(mode, Refuse):
+            await self._stop_listening()
+        elif self._server is None:
+            await self._listen()
+        if isinstance(mode, Refuse) or (isinstance(before, Blackhole) and mode != before):
+            for link in list(self._links):
+                link.cut()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256)
+
+    async def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _close(self) -> None:
+        await self._stop_listening()
+        for link in list(self._links):
+            link.cut()
+        await asyncio.gather(*(link.ended.wait() for link in list(self._links)))
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = _Link(self, writer, to_server[1])
+        self._links.add(link)
+        try:
+            await link.run(reader, to_server[0])
+        finally:
+            self._links.discard(link)
+            link.ended.set()
+
+
+class _Link:
+    """One connection through the proxy."""
+
+    def __init__(self, proxy: FaultProxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.ended = asyncio.Event()
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+
+    def cut(self) -> None:
+        self._client.transport.abort()
+        self._server.transport.abort()
+
+    async def run(self, from_client: asyncio.StreamReader, from_server: asyncio.StreamReader) -> None:
+        lanes = [
+            asyncio.create_task(self._forward(from_client, self._server, replies=False)),
+            asyncio.create_task(self._forward(from_server, self._client, replies=True)),
+        ]
+        await asyncio.wait(lanes, return_when=asyncio.FIRST_COMPLETED)
+        self.cut()
+        for lane in lanes:
+            lane.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+        proxy = self._proxy
+        loop = asyncio.get_running_loop()
+        due_last = 0.0
+
+        def send(data: bytes) -> None:
+            if not writer.transport.is_closing() and not isinstance(proxy.mode, Blackhole):
+                writer.write(data)
+
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                mode = proxy.mode
+                if isinstance(mode, Blackhole):
+                    continue
+                if isinstance(mode, DropReplies) and replies:
+                    proxy.dropped += 1
+                    return
+                if replies:
+                    proxy.replied += len(data)
+                else:
+                    proxy.requested += len(data)
+                # After a delay that has just ended, what it still holds goes first.
+                # Timers for the same moment may fire in any order, so no two are.
+                now = loop.time()
+                due = max(due_last + 1e-6, now + (mode.seconds if isinstance(mode, Delay) else 0.0))
+                if due <= now:
+                    send(data)
+                    await writer.drain()
+                else:
+                    due_last = due
+                    loop.call_at(due, send, data)

@@ -1,0 +1,153 @@
+"""Several replicas on one store, and what is to be known about them from outside: log, memory, descriptors, tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tests.faults.clients import TOKEN, until
+from tests.faults.oracle import DONE, PATH, frame
+from tests.support.processes import RelayProcess
+from tests.support.scripted import Gate, Pause, ScriptedUpstream, Step, stream
+from tests.support.sseclient import RawStream, open_stream
+from tests.support.stores import Store
+
+LEASE = 1.0
+HEARTBEAT = 0.3
+# What a busy machine may add to any of the relay's own times.
+SLACK = 6.0
+
+
+def settings(
+    upstream: ScriptedUpstream, store: Store | None, streams: Mapping[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "upstreams": [{"name": "scripted", "base_url": upstream.url}],
+        "streams": {"lease": LEASE, "heartbeat": HEARTBEAT, "abandon_after": "never", **(streams or {})},
+        "drain": {"timeout": "1s"},
+        **more,
+    }
+    if store is not None:
+        config["store"] = {"url": store.url}
+    return config
+
+
+@contextmanager
+def replicas(
+    count: int, config: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> Iterator[list[RelayProcess]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(RelayProcess(dict(config), dict(env or {}))) for _ in range(count)]
+
+
+def paced(count: int, pause: float, *, gate_after: int | None = None, gate: str = "gate") -> tuple[Step, ...]:
+    """A whole stream of `count` events, one each `pause` seconds; at `gate_after` it waits for the test."""
+    steps: list[bytes | str | Step] = []
+    for n in range(1, count + 1):
+        steps.append(frame(n))
+        if n == gate_after:
+            steps.append(Gate(gate))
+        elif pause:
+            steps.append(Pause(pause))
+    return stream(*steps, DONE)
+
+
+def post(relay: RelayProcess, model: str, after: str | None = None, timeout: float = 30.0) -> RawStream:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    if after is not None:
+        headers["last-event-id"] = after
+    body = {"model": model, "messages": [], "stream": True}
+    return open_stream(relay.url + PATH, headers=headers, body=body, timeout=timeout)
+
+
+@dataclass(frozen=True)
+class LogSeen:
+    """A stream as the store holds it: the frames in order, and every end mark."""
+
+    frames: list[bytes]
+    ends: list[str]
+
+    @property
+    def raw(self) -> bytes:
+        return b"".join(self.frames)
+
+
+class StoreView:
+    """The store, read directly."""
+
+    def __init__(self, store: Store) -> None:
+        url = store.url
+        self._client = redis.Redis.from_url(url)
+
+    def __enter__(self) -> StoreView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def log(self, stream_id: str) -> LogSeen:
+        entries: Any = self._client.xrange(f"relay:{{{stream_id}}}:log")
+        frames = [fields[b"f"] for _, fields in entries if b"f" in fields]
+        ends = [fields[b"end"].decode() for _, fields in entries if b"end" in fields]
+        assert not ends or b"end" in entries[-1][1], f"something stands behind the end of {stream_id}"
+        return LogSeen(frames, ends)
+
+    def end(self, stream_id: str) -> str | None:
+        value: Any = self._client.hget(f"relay:{{{stream_id}}}:meta", "end")
+        return None if value is None else value.decode()
+
+    def replicas_with_streams(self) -> int:
+        return sum(1 for _ in self._client.scan_iter("relay:replica:*", count=1000))
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def rss(pid: int) -> int:
+    """Resident memory in bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    return found
+
+
+class Probe:
+    """Looks into relay processes started with `env`: their clock and their tasks (replicas_probe)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "probe"
+        self.env = {
+            "PYTHONPATH": str(Path(__file__).parent / "replicas_probe"),
+            "REPLICA_PROBE": str(self._path),
+        }
+
+    def ask(self, pid: int, timeout: float = 10.0) -> dict[str, Any]:
+        before = self._read(pid).get("serial", 0)
+        os.kill(pid, signal.SIGUSR1)
+        until(lambda: self._read(pid).get("serial", 0) > before, timeout, f"an answer of process {pid}")
+        return self._read(pid)
+
+    def tasks(self, pid: int) -> list[str]:
+        found: list[str] = self.ask(pid)["tasks"]
+        return found
+
+    def _read(self, pid: int) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(Path(f"{self._path}.{pid}").read_text())
+        except FileNotFoundError:
+            return {}
+        return found

@@ -1,0 +1,324 @@
+"""Clients that leave: when a generation that nobody reads is cancelled, and when it is not.
+
+The clock of `streams.abandon_after` runs from the last reader's departure, wherever that reader was; a client
+that comes back stops it; the upstream call is really cancelled, and the log says so.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.conftest import Relays
+from tests.faults.oracle import DONE, PATH, check, frame
+from tests.resume.replicas import Replicas, stream_id, two_replicas
+from tests.support.processes import RelayProcess
+from tests.support.scripted import Call, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
+from tests.support.sseclient import RawStream, open_stream
+from tests.support.stores import wait_until
+
+STREAMS = {"heartbeat": "200ms", "lease": "1s", "abandon_after": "1s", "patience": "20s"}
+AUTH = {"authorization": "Bearer sk-leaver"}
+# From the moment a cancellation is due until the upstream sees its connection closed, on a busy machine.
+SOON = 1.5
+# The store hears of readers elsewhere with every check, a few in each lease.
+NOTICE = 2.5
+
+_answers: list[RawStream] = []
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    """Whatever a test leaves open is closed behind it."""
+    yield
+    while _answers:
+        _answers.pop().close()
+
+
+def ask(url: str, method: str = "POST", headers: Mapping[str, str] | None = None, **more: Any) -> RawStream:
+    answer = open_stream(url, method, headers, **more)
+    _answers.append(answer)
+    return answer
+
+
+@dataclass(frozen=True)
+class Site:
+    upstream: ScriptedUpstream
+    replicas: Replicas
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with ScriptedUpstream() as upstream:
+        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
+        with two_replicas(config, STREAMS, STREAMS) as replicas:
+            yield Site(upstream, replicas)
+
+
+def one(relays: Relays, upstream: ScriptedUpstream, buffer: bool = True, **streams: str) -> RelayProcess:
+    upstreams = [{"name": "scripted", "base_url": upstream.url, "buffer": buffer}]
+    return relays.start({"upstreams": upstreams, "streams": {**STREAMS, **streams}})
+
+
+def held(gate: str, before: int = 3, after: int = 2) -> tuple[Step, ...]:
+    """So many events, a wait at the gate, the rest and `[DONE]`."""
+    first = [frame(n) for n in range(1, before + 1)]
+    rest = [frame(n) for n in range(before + 1, before + after + 1)]
+    return stream(*first, Gate(gate), *rest, DONE)
+
+
+def post(relay: RelayProcess, model: str) -> RawStream:
+    answer = ask(relay.url + PATH, headers=AUTH, body={"model": model, "stream": True, "messages": []})
+    assert answer.status == 200, answer.read()
+    return answer
+
+
+def come_back(relay: RelayProcess, stream: str, n: int) -> RawStream:
+    answer = ask(f"{relay.url}/streams/{stream}", "GET", {**AUTH, "last-event-id": f"{stream}.{n}"})
+    assert answer.status == 200, answer.read()
+    return answer
+
+
+def status(relay: RelayProcess, stream: str) -> dict[str, Any]:
+    answer = ask(f"{relay.url}/streams/{stream}", "GET", {**AUTH, "accept": "application/json"})
+    assert answer.status == 200, answer.read()
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def only_call(upstream: ScriptedUpstream, model: str) -> Call:
+    (call,) = upstream.calls_of(model)
+    return call
+
+
+def stay(answer: RawStream, seconds: float) -> None:
+    """Read heartbeats for so long: the stream is silent, and this reader is there."""
+    until = time.monotonic() + seconds
+    for event in answer:
+        assert event.is_heartbeat, event
+        if time.monotonic() > until:
+            return
+    raise AssertionError(f"the stream ended: {answer.ended}")
+
+
+def assert_cancelled(call: Call, within: float) -> float:
+    """When, after now, the upstream saw its connection closed in the middle of its answer."""
+    began = time.monotonic()
+    assert call.ended.wait(within), f"the upstream call still runs after {within} s"
+    assert call.cancelled
+    return time.monotonic() - began
+
+
+def wait_ended(relay: RelayProcess, stream: str) -> dict[str, Any]:
+    wait_until(lambda: status(relay, stream)["state"] == "ended", 5, "the stream's end")
+    return status(relay, stream)
+
+
+def test_the_last_reader_leaves_and_the_call_is_cancelled(site: Site) -> None:
+    site.upstream.on("last", *held("last"))
+    first = post(site.replicas[0], "last")
+    stream = stream_id(first)
+    second = come_back(site.replicas[0], stream, 0)
+    assert check(first.take(3)) == (3, None)
+    second.events(3)
+    call = only_call(site.upstream, "last")
+    stay(second, 2.0)
+    assert not call.cancelled, "one reader was still there"
+    second.close()
+    assert assert_cancelled(call, 1 + NOTICE) > 0.6
+
+    found = wait_ended(site.replicas[1], stream)
+    assert (found["outcome"], found["events"]) == ("abandoned", 5)
+    for replica in (site.replicas.first, site.replicas.second):
+        answer = come_back(replica, stream, 0)
+        assert check(answer.events()) == (3, "abandoned")
+        assert answer.ended == "zero-chunk"
+    assert len(site.upstream.calls_of("last")) == 1
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
+def test_a_client_that_comes_back_stops_the_clock(site: Site, where: int) -> None:
+    model = f"back-{where}"
+    site.upstream.on(model, *held(model))
+    answer = post(site.replicas[0], model)
+    stream = stream_id(answer)
+    events = answer.take(3)
+    wait_until(lambda: status(site.replicas[1], stream)["events"] == 3, 5)
+    again = come_back(site.replicas[where], stream, 3)
+    stay(again, 2.6)
+    assert not only_call(site.upstream, model).cancelled
+    site.upstream.open(model)
+    assert check(events + again.events()) == (5, "done")
+    assert wait_ended(site.replicas[0], stream)["outcome"] == "completed"
+    assert len(site.upstream.calls_of(model)) == 1
+
+
+def test_the_clock_runs_again_after_the_return(site: Site) -> None:
+    site.upstream.on("again", *held("again"))
+    answer = post(site.replicas[0], "again")
+    stream = stream_id(answer)
+    answer.take(3)
+    again = come_back(site.replicas[1], stream, 3)
+    stay(again, 1.5)
+    again.close()
+    assert_cancelled(only_call(site.upstream, "again"), 1 + NOTICE)
+    assert wait_ended(site.replicas[0], stream)["outcome"] == "abandoned"
+
+
+def test_a_reader_on_another_replica_keeps_it_alive(site: Site) -> None:
+    site.upstream.on("elsewhere", *held("elsewhere"))
+    first = post(site.replicas[0], "elsewhere")
+    other = come_back(site.replicas[1], stream_id(first), 0)
+    events = other.events(3)
+    first.close()
+    stay(other, 2.6)
+    site.upstream.open("elsewhere")
+    assert check(events + other.events()) == (5, "done")
+    assert len(site.upstream.calls_of("elsewhere")) == 1
+
+
+@pytest.mark.parametrize("abandon_after", ["0s", "300ms"])
+def test_a_reader_elsewhere_counts_also_when_the_lease_is_longer_than_the_clock(
+    upstream: ScriptedUpstream, abandon_after: str
+) -> None:
+    upstream.on("long-lease", *held("long-lease"))
+    config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
+    streams = {**STREAMS, "lease": "3s", "abandon_after": abandon_after}
+    with two_replicas(config, streams, streams) as replicas:
+        first = post(replicas[0], "long-lease")
+        other = come_back(replicas[1], stream_id(first), 0)
+        events = other.events(3)
+        first.close()
+        stay(other, 4.0)
+        assert not only_call(upstream, "long-lease").cancelled
+        other.close()
+        assert_cancelled(only_call(upstream, "long-lease"), 3 + NOTICE)
+        assert check(events) == (3, None)
+
+
+def test_leaving_before_the_first_token_counts(site: Site) -> None:
+    site.upstream.on("no-token", *held("no-token", before=0))
+    answer = post(site.replicas[0], "no-token")
+    stay(answer, 0.3)
+    answer.close()
+    assert_cancelled(only_call(site.upstream, "no-token"), 1 + NOTICE)
+    again = come_back(site.replicas[1], stream_id(answer), 0)
+    assert check(again.events()) == (0, "abandoned")
+
+
+def test_leaving_before_the_upstream_answers_cancels_the_call(site: Site) -> None:
+    """Nobody was told this stream's id, so nobody can come back for it: there is nothing to wait for."""
+    site.upstream.on("no-answer", Gate("no-answer"), *held("x"))
+    body = json.dumps({"model": "no-answer", "stream": True, "messages": []}).encode()
+    with pytest.raises(OSError, match="timed out"):
+        ask(site.replicas.first.url + PATH, headers=AUTH, body=body, timeout=0.5)
+    assert_cancelled(only_call(site.upstream, "no-answer"), SOON)
+
+
+def test_leaving_after_patience_but_before_the_answer(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """The stream has its id by then, so the client may come back for it."""
+    relay = one(relays, upstream, patience="200ms")
+    upstream.on("patient", Gate("patient"), *held("rest"))
+    answer = post(relay, "patient")
+    stay(answer, 0.3)
+    answer.close()
+    again = come_back(relay, stream_id(answer), 0)
+    stay(again, 1.5)
+    again.close()
+    assert_cancelled(only_call(upstream, "patient"), 1 + NOTICE)
+    assert wait_ended(relay, stream_id(answer))["outcome"] == "abandoned"
+
+
+def test_at_once(relays: Relays, upstream: ScriptedUpstream) -> None:
+    relay = one(relays, upstream, abandon_after="0s")
+    upstream.on("at-once", *held("at-once"))
+    answer = post(relay, "at-once")
+    events = answer.take(3)
+    assert_cancelled(only_call(upstream, "at-once"), SOON)
+    assert wait_ended(relay, stream_id(answer))["outcome"] == "abandoned"
+    assert check(events + come_back(relay, stream_id(answer), 3).events()) == (3, "abandoned")
+
+
+def test_the_call_is_cancelled_while_the_upstream_keeps_sending(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """Not only a silent call: what an abandoned upstream goes on to send is not read for seconds."""
+    relay = one(relays, upstream, abandon_after="0s")
+    upstream.on("chatty", Head(200, {"content-type": "text/event-stream"}), *_trickle())
+    answer = post(relay, "chatty")
+    answer.take(3)
+    assert_cancelled(only_call(upstream, "chatty"), SOON)
+
+
+def _trickle() -> tuple[Step, ...]:
+    return tuple(step for n in range(1, 400) for step in (Send(frame(n)), Pause(0.05)))
+
+
+def test_never(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """It runs to its end with nobody there, and what it used is on record."""
+    relay = one(relays, upstream, abandon_after="never")
+    usage = {"id": "c", "choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}}
+    steps = held("never")
+    upstream.on("never", *steps[:-2], *stream(f"data: {json.dumps(usage)}\n\n", DONE)[1:])
+    answer = post(relay, "never")
+    events = answer.take(3)
+    call = only_call(upstream, "never")
+    assert not call.ended.wait(2.0)
+    upstream.open("never")
+    found = wait_ended(relay, stream_id(answer))
+    assert found["outcome"] == "completed"
+    assert found["usage"] == {"input_tokens": 11, "output_tokens": 5}
+    rest = come_back(relay, stream_id(answer), 3).events()
+    assert json.loads(rest[-2].data or "")["usage"]["total_tokens"] == 16
+    assert check(events + rest[:-2]) == (5, None)
+    assert rest[-1].data == "[DONE]"
+    assert not call.cancelled
+
+
+def test_usage_is_on_record_when_an_abandoned_stream_has_said_it(relays: Relays, upstream: ScriptedUpstream) -> None:
+    relay = one(relays, upstream, abandon_after="0s")
+    start = {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 12, "output_tokens": 1}}}
+    upstream.on("used", *stream(f"event: message_start\ndata: {json.dumps(start)}\n\n", Gate("used")))
+    answer = ask(f"{relay.url}/v1/messages", headers=AUTH, body={"model": "used", "stream": True, "messages": []})
+    answer.take(1)
+    found = wait_ended(relay, stream_id(answer))
+    assert (found["outcome"], found["usage"]) == ("abandoned", {"input_tokens": 12, "output_tokens": 1})
+    last = come_back(relay, stream_id(answer), 1).events()
+    assert [(e.event, e.json["error"]["code"]) for e in last] == [("error", "abandoned")]
+
+
+def test_a_stream_without_a_log_is_cancelled_when_its_reader_leaves(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """Nobody can come back to it, whatever `abandon_after` says."""
+    relay = one(relays, upstream, buffer=False, abandon_after="never")
+    upstream.on("unlogged", *held("unlogged"))
+    answer = post(relay, "unlogged")
+    assert answer.headers["relay-resumable"] == "false"
+    events = answer.take(3)
+    assert [e.id for e in events] == [None] * 3
+    assert check(events) == (3, None)
+    assert_cancelled(only_call(upstream, "unlogged"), SOON)
+
+
+def test_hanging_up_on_the_terminal_event_is_a_normal_end(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """openai-python hangs up on [DONE]."""
+    relay = one(relays, upstream, abandon_after="0s")
+    upstream.on("hang-up", *stream(frame(1), DONE, Gate("hang-up")))
+    answer = post(relay, "hang-up")
+    assert check(answer.take(2)) == (1, "done")
+    assert wait_ended(relay, stream_id(answer))["outcome"] == "completed"
+
+
+def test_leaving_between_the_terminal_event_and_a_done_that_may_follow(
+    relays: Relays, upstream: ScriptedUpstream
+) -> None:
+    """`response.completed` is an end; an upstream that keeps its connection open afterwards adds no second one."""
+    relay = one(relays, upstream, abandon_after="0s")
+    done = {"type": "response.completed", "sequence_number": 0, "response": {"id": "r", "status": "completed"}}
+    upstream.on("linger", *stream(f"data: {json.dumps(done)}\n\n", Gate("linger")))
+    answer = ask(f"{relay.url}/v1/responses", headers=AUTH, body={"model": "linger", "stream": True})
+    answer.take(1)
+    found = wait_ended(relay, stream_id(answer))
+    assert (found["outcome"], found["events"]) == ("completed", 1)
