@@ -60,15 +60,14 @@ async def _stream(
     if route.upstream.buffer:
         await registry.check_store()
     stream = new_stream_id(logged=route.upstream.buffer)
-    joining = Joining(replica, exchange, stream, owner, original) if route.upstream.buffer else None
-    if joining is not None and (joined := await joining.join()) is not None:
+    joining = Joining(replica, exchange, stream, owner, original)
+    if route.upstream.buffer and (joined := await joining.join()) is not None:
         await resume.from_start(replica, exchange, joined, dialect)
         return
     try:
         registry.check_room(owner)  # only now: who joins needs no room
     except ApiError:
-        if joining is not None:
-            await joining.release()
+        await joining.release()
         raise
     producer = registry.begin(
         stream,
@@ -81,19 +80,17 @@ async def _stream(
     )
     reader = registry.first_reader(producer)
     try:
-        upstream_headers = await _opened(replica, exchange, producer, expected=joining is not None and joining.expected)
+        upstream_headers = await _opened(replica, exchange, producer, expected=joining.expected)
     except ConnectionCut:
         reader.close()
-        if joining is not None and joining.expected:
+        if joining.expected:
             registry.later(_see_through(replica, producer, joining))
         raise
     except BaseException:
         reader.close()
-        if joining is not None:
-            await _release_unless_made(producer, joining)
-        raise
-    if joining is not None:
         await _release_unless_made(producer, joining)
+        raise
+    await _release_unless_made(producer, joining)
     if upstream_headers is None:
         reader.close()
         return

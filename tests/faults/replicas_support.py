@@ -95,9 +95,12 @@ class StoreView:
 
     def log(self, stream_id: str) -> LogSeen:
         entries: Any = self._client.xrange(f"relay:{{{stream_id}}}:log")
-        frames = [fields[b"f"] for _, fields in entries if b"f" in fields]
-        ends = [fields[b"end"].decode() for _, fields in entries if b"end" in fields]
-        assert not ends or b"end" in entries[-1][1], f"something stands behind the end of {stream_id}"
+        # What others write to end a stream has fields of its own (seal.lua).
+        marks = (b"end", b"sealed")
+        written = [next(iter(fields.items())) for _, fields in entries]
+        frames = [content for field, content in written if field not in marks]
+        ends = [content.decode() for field, content in written if field in marks]
+        assert not ends or written[-1][0] in marks, f"something stands behind the end of {stream_id}"
         return LogSeen(frames, ends)
 
     def end(self, stream_id: str) -> str | None:
