@@ -18,13 +18,14 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from starlette.types import ASGIApp
 
-from relay.api.exchange import ConnectionCut
+from relay.api.exchange import ABORT, ConnectionCut
 from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
 _KEEP_ALIVE = 75.0
 _GRACE = 3.0
+_SETTLE = 0.25
 
 
 class _Connection(TCPServer):
@@ -68,14 +69,18 @@ async def serve(app: ASGIApp, listener: socket.socket, until: Callable[[], Await
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        await _Connection(wrapped, loop, config, context, {}, reader, writer)
+        state = {ABORT: writer.transport.abort}
+        await _Connection(wrapped, loop, config, context, state, reader, writer)
 
     server = await asyncio.start_server(connected, sock=listener, backlog=_BACKLOG)
     try:
         await until()
     finally:
-        await context.terminated.set()
+        # First no more connections, then a moment for the requests of those just accepted, then the idle ones.
         server.close()
+        if connections:
+            await asyncio.wait(connections, timeout=_SETTLE)
+        await context.terminated.set()
         if connections:
             await asyncio.wait(connections, timeout=_GRACE)
         for task in list(connections):

@@ -8,6 +8,7 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,13 +16,21 @@ from dataclasses import dataclass
 import aiohttp
 import certifi
 import httpx
+import orjson
 from yarl import URL
 
 from relay.config import UpstreamSettings
+from relay.protocol.dialect import error_text
 from relay.protocol.errors import ModelNotFound, NotFound, UpstreamSilent, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
+_REFUSAL_BYTES = 64 * 1024
+
+NO_EVENT_STREAM = (
+    "The upstream answered a streaming request with something that is no event stream. "
+    "Check that the upstream supports streaming for this model."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,36 @@ def body_of(response: httpx.Response) -> httpx.AsyncByteStream:
     """
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return response.stream
+
+
+def is_event_stream(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "text/event-stream")
+    coding: str = response.headers.get("content-encoding", "identity")
+    return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
+
+
+async def refusal_text(response: httpx.Response) -> str:
+    """The upstream's own words, for an error frame."""
+    body = b""
+    try:
+        async for chunk in body_of(response):
+            body += chunk
+            if len(body) > _REFUSAL_BYTES:
+                break
+        parsed = orjson.loads(body)
+    except (httpx.HTTPError, ValueError):
+        return "no message"
+    return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
+
+
+async def finish_body(response: httpx.Response, within: float) -> None:
+    """Read a body to its end within so many seconds, so that its connection can serve the next call."""
+    try:
+        async with asyncio.timeout(within):
+            async for _ in body_of(response):
+                pass
+    except (httpx.HTTPError, TimeoutError, RuntimeError):  # RuntimeError: aiohttp, of a connection that is gone
+        pass
 
 
 class UpstreamClient:

@@ -53,7 +53,7 @@ class Delivery:
         gone = asyncio.create_task(self._watch())
         try:
             await self._exchange.start(200, headers)
-            self._timer = self._loop.call_later(self._every, self._tick)
+            self._timer = self._loop.call_later(min(self._every, self._write_timeout), self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
             raise ConnectionCut from None
@@ -92,6 +92,7 @@ class Delivery:
             due = self._writing_since + self._write_timeout
             if now >= due and self._task is not None:
                 self._too_slow = True
+                self._exchange.abort()
                 self._task.cancel()
                 return
         else:
@@ -99,4 +100,4 @@ class Delivery:
             if now >= due:
                 self._reader.nudge()
                 due = now + self._every
-        self._timer = self._loop.call_at(max(due, now + 0.01), self._tick)
+        self._timer = self._loop.call_at(max(min(due, now + self._write_timeout), now + 0.01), self._tick)

@@ -30,6 +30,10 @@ _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
 
 
+# In the scope's state: ends the connection at once, with whatever is not yet written.
+ABORT = "relay.abort"
+
+
 class ClientGone(Exception):
     """The client hung up before its answer."""
 
@@ -138,6 +142,13 @@ class Exchange:
 
         return part
 
+    def abort(self) -> None:
+        """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over
+        HTTP/2 the other streams of the connection may be well, and only this one is cut."""
+        abort = self.scope.get("state", {}).get(ABORT)
+        if abort is not None and self.scope["http_version"] < "2":
+            abort()
+
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -149,7 +160,7 @@ class Exchange:
         if status == 204:
             head = head[1:]
         unread = not self.body_read and self.method not in ("GET", "HEAD", "DELETE")
-        if unread:
+        if unread and self.scope["http_version"] < "2":  # HTTP/2 knows no such header
             head.append((b"connection", b"close"))
         await self.start(status, head)
         if unread:

@@ -18,8 +18,8 @@ from relay.protocol.dialect import Dialect, JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import new_stream_id
 from relay.protocol.lifecycle import Ending
-from relay.streams.producer import NO_EVENT_STREAM, Opened, Producer, Refused
-from relay.upstream import Route, body_of, route_model
+from relay.streams.producer import Opened, Producer, Refused
+from relay.upstream import NO_EVENT_STREAM, Route, body_of, route_model
 
 
 async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:

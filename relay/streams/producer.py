@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import httpx
-import orjson
 
 from relay.config import StreamSettings
 from relay.protocol import sse
-from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch, error_text
+from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch
 from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
 from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import new_stream_id
@@ -28,7 +27,7 @@ from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
-from relay.upstream import Route, body_of
+from relay.upstream import NO_EVENT_STREAM, Route, body_of, finish_body, is_event_stream, refusal_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ _RETRY_MILLIS = (500, 2500)
 _UNLOGGED_AHEAD = 1 << 20
 # How much a logged stream may run ahead of its log.
 _HELD_BACK = 4 << 20
-_REFUSAL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ class Producer:
             if outcome is not None:
                 await self._end(outcome)
                 if self._response is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
-                    await _finish_body(self._response)
+                    await finish_body(self._response, _LINGER)
         finally:
             self._sealed.set()
             if not self.answer.done():
@@ -236,7 +234,7 @@ class Producer:
                 return None
             cause = Cause.UPSTREAM_TIMEOUT if error.status == 504 else Cause.UPSTREAM_DISCONNECTED
             raise StreamFailure(cause, error.message) from None
-        if response.status_code == 200 and _is_event_stream(response):
+        if response.status_code == 200 and is_event_stream(response):
             self._response = response
             try:
                 await self.become_stream()
@@ -248,7 +246,7 @@ class Producer:
         if self._creating is None:
             self.answer.set_result(Refused(response))
             return None
-        text = await _refusal_text(response)
+        text = await refusal_text(response)
         await body_of(response).aclose()
         if response.status_code == 200:
             raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
@@ -459,39 +457,3 @@ class Producer:
         if self.outcome is not None:
             feed.finish(self.outcome)
         self._sealed.set()
-
-
-NO_EVENT_STREAM = (
-    "The upstream answered a streaming request with something that is no event stream. "
-    "Check that the upstream supports streaming for this model."
-)
-
-
-def _is_event_stream(response: httpx.Response) -> bool:
-    kind: str = response.headers.get("content-type", "text/event-stream")
-    coding: str = response.headers.get("content-encoding", "identity")
-    return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
-
-
-async def _refusal_text(response: httpx.Response) -> str:
-    """The upstream's own words, for the error frame."""
-    body = b""
-    try:
-        async for chunk in body_of(response):
-            body += chunk
-            if len(body) > _REFUSAL_BYTES:
-                break
-        parsed = orjson.loads(body)
-    except (httpx.HTTPError, ValueError):
-        return "no message"
-    return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
-
-
-async def _finish_body(response: httpx.Response) -> None:
-    """Read an upstream's body to its end, so that the connection can serve the next call."""
-    try:
-        async with asyncio.timeout(_LINGER):
-            async for _ in body_of(response):
-                pass
-    except (httpx.HTTPError, TimeoutError, RuntimeError):  # RuntimeError: aiohttp, of a connection that is gone
-        pass

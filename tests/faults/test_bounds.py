@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
+from tests.faults.asking import answers, ask
 from tests.faults.oracle import DONE, PATH, check, error_code, frame, word
 from tests.resume.replicas import stream_id, two_replicas
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Call, Cut, End, Gate, Head, Pause, Reset, ScriptedUpstream, Send, Step, stream
-from tests.support.sseclient import RawEvent, RawStream, open_stream
+from tests.support.sseclient import RawEvent, RawStream
 from tests.support.stores import wait_until
 
 STREAMS = {
@@ -39,23 +40,6 @@ STREAMS = {
 AUTH = {"authorization": "Bearer sk-bounds"}
 WRITE_TIMEOUT = 2.0
 EVENT_STREAM = Head(200, {"content-type": "text/event-stream"})
-
-
-_answers: list[RawStream] = []
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    """Whatever a test leaves open is closed behind it."""
-    yield
-    while _answers:
-        _answers.pop().close()
-
-
-def ask(url: str, method: str = "POST", headers: Mapping[str, str] | None = None, **more: Any) -> RawStream:
-    answer = open_stream(url, method, headers, **more)
-    _answers.append(answer)
-    return answer
 
 
 @dataclass(frozen=True)
@@ -345,7 +329,7 @@ def test_a_refused_request_takes_no_room(relays: Relays, upstream: ScriptedUpstr
     upstream.on("no", Head(429, framing="length"), Send(b"{}"))
     relay = relays.start(config(upstream, STREAMS, streams=2, streams_per_owner=2))
     assert [post(relay, "no").status for _ in range(6)] == [429] * 6
-    assert all(json.loads(answer.read()) == {} for answer in _answers)
+    assert all(json.loads(answer.read()) == {} for answer in answers)
 
 
 # -- readers that do not read -------------------------------------------------------------------------------------
@@ -461,6 +445,6 @@ def test_nothing_is_left_behind(relays: Relays, upstream: ScriptedUpstream) -> N
     before, memory = sockets(relay), resident(relay)
     for name in ("reset-inside-an-event", "end-without-terminal", "malformed-json", "10-MB-event", "stall") * 4:
         post(relay, name).events(1)
-        _answers.pop().close()
+        answers.pop().close()
     wait_until(lambda: sockets(relay) <= before, 10, "all connections closed")
     assert resident(relay) < memory + (40 << 20)

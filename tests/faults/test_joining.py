@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
+from tests.faults.asking import answers
 from tests.faults.oracle import DONE, PATH, check, frame, word
 from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk.install import is_installed, python_generation
@@ -30,17 +31,6 @@ from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server, wait_until
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "2s", "attach_retries": True}
-
-
-_answers: list[RawStream] = []
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    """Whatever a test leaves open is closed behind it."""
-    yield
-    while _answers:
-        _answers.pop().close()
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ def post(
     body = {"model": model, "stream": True, "messages": [], **more}
     auth = {"authorization": f"Bearer {token}"}
     answer = open_stream(relay.url + path, headers={**auth, **headers}, body=body, timeout=timeout)
-    _answers.append(answer)
+    answers.append(answer)
     return answer
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from tests.conftest import Relays
+from tests.faults.asking import ask
 from tests.faults.oracle import DONE, PATH, check, frame
 from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Call, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
-from tests.support.sseclient import RawStream, open_stream
+from tests.support.sseclient import RawStream
 from tests.support.stores import wait_until
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "abandon_after": "1s", "patience": "20s"}
@@ -28,22 +29,6 @@ AUTH = {"authorization": "Bearer sk-leaver"}
 SOON = 1.5
 # The store hears of readers elsewhere with every check, a few in each lease.
 NOTICE = 2.5
-
-_answers: list[RawStream] = []
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    """Whatever a test leaves open is closed behind it."""
-    yield
-    while _answers:
-        _answers.pop().close()
-
-
-def ask(url: str, method: str = "POST", headers: Mapping[str, str] | None = None, **more: Any) -> RawStream:
-    answer = open_stream(url, method, headers, **more)
-    _answers.append(answer)
-    return answer
 
 
 @dataclass(frozen=True)
@@ -211,7 +196,7 @@ def test_leaving_before_the_first_token_counts(site: Site) -> None:
     assert check(again.events()) == (0, "abandoned")
 
 
-def test_leaving_before_the_upstream_answers_cancels_the_call(site: Site) -> None:
+def test_leaving_before_the_upstreamanswers_cancels_the_call(site: Site) -> None:
     """Nobody was told this stream's id, so nobody can come back for it: there is nothing to wait for."""
     site.upstream.on("no-answer", Gate("no-answer"), *held("x"))
     body = json.dumps({"model": "no-answer", "stream": True, "messages": []}).encode()

@@ -79,7 +79,7 @@ def test_the_producing_replica_is_killed_under_many_streams(
     upstream: ScriptedUpstream, store: Store, view: StoreView, fleet: Fleet
 ) -> None:
     lease = 2.0
-    streams = 60
+    streams = 100
     with replicas(2, settings(upstream, store, {"lease": lease})) as (doomed, other):
         upstream.on("m", *paced(400, 0.1))
         clients = [fleet.start(Client([doomed.url, other.url], "m")) for _ in range(streams)]
@@ -567,8 +567,8 @@ def test_a_thousand_reconnects_of_one_client_leave_nothing_behind(
 def test_a_crowd_that_comes_back_at_once(
     upstream: ScriptedUpstream, store: Store, fleet: Fleet, tmp_path: Path, streams: int
 ) -> None:
-    """200 clients, four times over: half to the producing replica, half to another."""
-    crowd = 200
+    """500 clients, four times over: half to the producing replica, half to another."""
+    crowd = 500
     probe = Probe(tmp_path)
     config = settings(upstream, store, {"lease": 5.0}, limits={"readers_per_stream": crowd})
     with replicas(2, config, probe.env) as pair:

@@ -12,34 +12,18 @@ from typing import Any
 
 import pytest
 
+from tests.faults.asking import ask
 from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import is_installed, python_generation
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import Gate, ScriptedUpstream, Send, json_response, stream
-from tests.support.sseclient import RawStream, open_stream
+from tests.support.sseclient import RawStream
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s"}
 PATH = "/v1/responses"
 AUTH = {"authorization": "Bearer sk-sdk"}
 SDKS = ("py-new", "py-httpx")
-
-
-_answers: list[RawStream] = []
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    """Whatever a test leaves open is closed behind it."""
-    yield
-    while _answers:
-        _answers.pop().close()
-
-
-def ask(url: str, method: str = "POST", headers: Mapping[str, str] | None = None, **more: Any) -> RawStream:
-    answer = open_stream(url, method, headers, **more)
-    _answers.append(answer)
-    return answer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.faults.asking import ask
 from tests.faults.oracle import PATH, check, frame
 from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk import scenarios_chat as chat
@@ -24,7 +25,7 @@ from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import NODE, PYTHON_GENERATIONS, is_installed, python_generation
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import Gate, ScriptedUpstream, stream
-from tests.support.sseclient import RawStream, open_stream
+from tests.support.sseclient import RawStream
 from tests.support.stores import wait_until
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "1s"}
@@ -64,22 +65,6 @@ POINTS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 SDKS = (*(name for name in PYTHON_GENERATIONS if name.startswith("py-")), "node")
 MODES = ("raw", "helper")
-
-_answers: list[RawStream] = []
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    """Whatever a test leaves open is closed behind it."""
-    yield
-    while _answers:
-        _answers.pop().close()
-
-
-def ask(url: str, method: str = "POST", headers: Mapping[str, str] | None = None, **more: Any) -> RawStream:
-    answer = open_stream(url, method, headers, **more)
-    _answers.append(answer)
-    return answer
 
 
 @dataclass(frozen=True)
