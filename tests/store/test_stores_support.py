@@ -24,6 +24,8 @@ from tests.support.stores import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def ended(server: Server) -> bool:
     try:
