@@ -47,7 +47,7 @@ class Writer(Protocol):
 class LogWriter:
     """A producer's side of one log: every frame in `feed.frames`, of which the log is known to hold `acked`."""
 
-    __slots__ = ("acked", "feed", "fence", "node", "outcome", "owner", "queued", "stream")
+    __slots__ = ("acked", "feed", "fence", "outcome", "owner", "queued", "stream")
 
     def __init__(self, stream: str, fence: str, feed: Feed, owner: Writer) -> None:
         self.stream = stream

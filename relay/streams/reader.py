@@ -38,7 +38,6 @@ class Reader:
         self.stream = stream
         self.cursor = cursor
         self.outcome: Outcome | None = None
-        self.replayed = 0
         self._log = log
         self._feed = feed
         self._page = page
@@ -49,11 +48,6 @@ class Reader:
         self._nudged = False
         if feed is not None:
             feed.readers += 1
-
-    @property
-    def waiting(self) -> bool:
-        """True while there is nothing to give out."""
-        return self._waiter is not None
 
     async def read(self) -> bytes | None:
         """The frames that are ready, b"" after a nudge, None at the end of the stream. Raises Lost."""
@@ -79,7 +73,6 @@ class Reader:
                 page = await self._log.read(self.stream, self.cursor)
             if page.frames:
                 self.cursor += len(page.frames)
-                self.replayed += len(page.frames)
                 if page.outcome:
                     self._page = Page([], page.outcome, False, False)
                 return b"".join(page.frames)

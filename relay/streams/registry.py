@@ -75,7 +75,6 @@ class Registry:
         self.log = log
         self.draining = False
         self.producers: dict[str, Producer] = {}
-        self.readers = 0
         self._running: set[Producer] = set()
         self._owners: Counter[str] = Counter()
         self._visitors: set[Reader] = set()  # readers of streams that other replicas produce
@@ -374,10 +373,8 @@ class Registry:
                 code="too_many_readers",
                 headers={"retry-after": "1"},
             )
-        self.readers += 1
 
         def left(reader: Reader) -> None:
-            self.readers -= 1
             self._visitors.discard(reader)
             if producer is not None:
                 self._watch_over(producer)
