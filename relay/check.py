@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import aiohttp
-import redis.exceptions
 
 from relay.config import Settings
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.store.health import node_faults
 from relay.store.link import StoreDown
-from relay.store.topology import Node, connect
+from relay.store.topology import connect
 
 _TIMEOUT = 10.0
 
@@ -58,39 +57,12 @@ async def _store_faults(url: str) -> list[str]:
         await topology.refresh()
         found: list[str] = []
         for node in topology.nodes():
-            found += await node_faults(node)
+            found += [f"store: {fault}" for fault in await node_faults(node)]
         return found
     except StoreDown as error:
         return [f"store: cannot be reached ({error}); check store.url and that the server runs"]
     finally:
         await topology.close()
-
-
-async def node_faults(node: Node) -> list[str]:
-    """What is wrong with one server: too old, or one that would drop whole streams when memory is short."""
-    return list(_judge(await node.query.call("INFO", "server"), await _policy(node)))
-
-
-async def _policy(node: Node) -> bytes:
-    try:
-        reply = await node.query.call("CONFIG", "GET", "maxmemory-policy")
-        return bytes(reply[1]) if reply else b""
-    except redis.exceptions.ResponseError:
-        return b""  # CONFIG is often forbidden where Redis is rented
-
-
-def _judge(info: bytes, policy: bytes) -> Iterator[str]:
-    fields = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
-    name = "valkey" if "valkey_version" in fields else "redis"
-    version = fields.get(f"{name}_version", "0")
-    oldest = (7, 2) if name == "valkey" else (7, 0)
-    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
-        yield f"store: {name} {version} is too old; use Redis from 7.0 or Valkey from 7.2"
-    if policy and policy != b"noeviction":
-        yield (
-            f"store: maxmemory-policy is {policy.decode()}, which drops whole streams when memory is short; "
-            "set it to noeviction"
-        )
 
 
 async def _upstream_fault(base_url: str) -> str | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +71,30 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return load(arguments.config, flags)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    from relay import server
-    from relay.store.embedded import EmbeddedStoreError
+@contextmanager
+def _shared_counters(workers: int) -> Iterator[None]:
+    """prometheus-client decides when it is first imported: one process's memory, or files that workers share."""
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="relay-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
 
+
+def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    server.configure_logging(settings)
-    try:
-        return server.run(settings)
-    except EmbeddedStoreError as error:
-        print(f"relay: {error}", file=sys.stderr)
-        return 1
+    with _shared_counters(settings.workers):
+        from relay import logs, server
+        from relay.store.embedded import EmbeddedStoreError
+
+        logs.configure(settings.log)
+        try:
+            return server.run(settings)
+        except EmbeddedStoreError as error:
+            print(f"relay: {error}", file=sys.stderr)
+            return 1
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -177,9 +177,7 @@ class Settings(BaseSettings):
     )
 
     bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
-    metrics_bind: Address = Field(
-        "127.0.0.1:9090", description="The address of `/metrics`, never the public one (nothing is served there yet)."
-    )
+    metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Processes that share the address.")
     store: StoreSettings = StoreSettings()
     upstreams: list[UpstreamSettings] = Field(
@@ -291,6 +289,8 @@ def _explain(error: Any) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
     if not where:
         return message
+    if where == "store.url":  # a password may stand in it
+        return f"{where}: {message} (its value is not shown)"
     return f"{where}: {message} (it is {error['input']!r})"
 
 

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import uvloop
+from prometheus_client.multiprocess import mark_process_dead
 
-from relay import http_server
+from relay import http_server, logs, metrics
 from relay.api.app import public
 from relay.api.replica import Replica
 from relay.config import Settings
+from relay.metrics import Metrics
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.store.health import Health
 from relay.store.log import Log
 from relay.store.topology import connect
 from relay.streams.registry import Registry
@@ -31,30 +33,31 @@ from relay.upstream import UpstreamClient
 logger = logging.getLogger(__name__)
 
 _STORE_CHECK = 0.5
+# Counts taken per event reach Prometheus' counters this often.
+_FLUSH_EVERY = 1.0
 
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. The exit status."""
-    listener = _listen(settings)
-    store: EmbeddedStore | None = None
-    stopping = threading.Event()
-    try:
-        if settings.store.url == "embedded":
+    with ExitStack() as stack:
+        listener = _listen(settings)
+        stack.callback(listener.close)
+        url = settings.store.url
+        if url == "embedded":
             store = EmbeddedStore(settings.store.data_dir)
             store.start()
+            stack.callback(store.stop)
             url = store.url
+            stopping = threading.Event()
+            stack.callback(stopping.set)
             threading.Thread(target=_keep_running, args=(store, stopping), daemon=True).start()
-        else:
-            url = settings.store.url
         if settings.workers == 1:
-            _replica(settings, url, listener)
+            counted = Metrics()
+            stack.callback(metrics.serve(settings.metrics_bind, counted.registry))
+            _replica(settings, url, listener, counted)
             return 0
+        stack.callback(metrics.serve(settings.metrics_bind, metrics.of_workers()))
         return _supervise(settings, url, listener)
-    finally:
-        listener.close()
-        stopping.set()
-        if store is not None:
-            store.stop()
 
 
 def _keep_running(store: EmbeddedStore, stopping: threading.Event) -> None:
@@ -77,22 +80,30 @@ def _listen(settings: Settings) -> socket.socket:
         # gone without a word or reading nothing. No timer of ours per write could free its descriptor.
         millis = int(settings.limits.write_timeout * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, millis)
-    listener.bind((host, int(port)))
+    try:
+        listener.bind((host, int(port)))
+    except OSError as error:
+        raise OSError(f"bind {settings.bind}: {error.strerror}; free the address or set another") from None
     listener.set_inheritable(True)
     return listener
 
 
-def _replica(settings: Settings, store_url: str, listener: socket.socket) -> None:
+def _replica(settings: Settings, store_url: str, listener: socket.socket, counted: Metrics) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, store_url, listener))
+        runner.run(_serve(settings, store_url, listener, counted))
 
 
-async def _serve(settings: Settings, store_url: str, listener: socket.socket) -> None:
+async def _serve(settings: Settings, store_url: str, listener: socket.socket, counted: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    logs.watch_loop(loop)
     log = Log(connect(store_url), settings.streams, settings.store.outage)
-    registry = Registry(settings, log)
+    registry = Registry(settings, log, counted)
     upstreams = UpstreamClient(settings.streams.upstream_idle_timeout)
     await registry.open()
-    loop = asyncio.get_running_loop()
+    watching = (
+        asyncio.create_task(Health(log.topology, counted).watch()),
+        asyncio.create_task(_flush_forever(counted)),
+    )
     ending = asyncio.Event()
     at_once = asyncio.Event()
 
@@ -114,37 +125,20 @@ async def _serve(settings: Settings, store_url: str, listener: socket.socket) ->
 
     try:
         logger.info("serving on %s", settings.bind)
-        await http_server.serve(public(Replica(settings, registry, upstreams)), listener, until_drained)
+        app = public(Replica(settings, registry, upstreams, counted))
+        await http_server.serve(app, listener, until_drained)
     finally:
+        for task in watching:
+            task.cancel()
         # Only now: requests that came in up to the listener's end need the store for their answers.
         await registry.close()
         await upstreams.close()
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object a line: time (Unix seconds), level, logger, message, and the traceback where there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": record.created,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def configure_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if settings.log.format == "json":
-        handler.setFormatter(_JsonLines())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=settings.log.level.upper(), handlers=[handler], force=True)
-    for chatty in ("asyncio", "httpx", "hpack"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+async def _flush_forever(counted: Metrics) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_EVERY)
+        counted.flush()
 
 
 # -- several workers --------------------------------------------------------------------------------------
@@ -158,7 +152,7 @@ def _supervise(settings: Settings, store_url: str, listener: socket.socket) -> i
     def spawn() -> None:
         pid = os.fork()
         if pid == 0:
-            _in_worker(lambda: _replica(settings, store_url, listener))
+            _in_worker(lambda: _replica(settings, store_url, listener, Metrics()))
         workers.add(pid)
 
     def forward(number: int, _: object) -> None:
@@ -176,6 +170,7 @@ def _supervise(settings: Settings, store_url: str, listener: socket.socket) -> i
         if pid not in workers:  # the embedded store's
             continue
         workers.discard(pid)
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges end with it, its counters stay
         if not ending:
             logger.error("worker %d ended with %d; starting another", pid, os.waitstatus_to_exitcode(status))
             spawn()

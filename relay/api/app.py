@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -12,16 +13,23 @@ from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.replica import Replica
-from relay.protocol.apis import DIALECTS
+from relay.protocol.apis import DIALECTS, api_label
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import NotFound, Unavailable
+from relay.protocol.errors import ApiError, NotFound, Unavailable
+
+logger = logging.getLogger(__name__)
 
 
 def public(replica: Replica) -> Router:
     """The application on the public address."""
 
     def on(handler: Callable[[Replica, Exchange], Awaitable[None]]) -> Endpoint:
-        return Endpoint(partial(handler, replica))
+        return Endpoint(partial(handler, replica), refused)
+
+    def refused(exchange: Exchange, error: ApiError) -> None:
+        replica.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()
+        fields = {"code": error.code, "status": error.status, "request_id": exchange.request_id}
+        logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "refused", extra={"fields": fields})
 
     apis = [Route(d.path, on(partial(_api, dialect=d))) for d in DIALECTS.values()]
     return Router(

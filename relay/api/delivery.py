@@ -77,8 +77,11 @@ class Delivery:
             data = await read()
             if data is None:
                 return
+            if not data:
+                data = self._heartbeat
+                self._reader.meter.heartbeats.inc()
             self._writing_since = now()
-            await send(data or self._heartbeat)
+            await send(data)
             self._writing_since = None
             self._last_write = now()
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -53,7 +54,9 @@ class Exchange:
         self.target: str = scope["raw_path"].decode("latin-1")
         self.query: str = scope["query_string"].decode("latin-1")
         self.dialect = of_path(scope["path"])
-        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.request_id = rules.request_id(self.headers) or f"req_{secrets.token_hex(12)}"
+        self.received = time.monotonic()
+        """When the last byte of the request was there, once `body_read`."""
         self.started = False
         self.body_read = False
         self._receive = receive
@@ -86,7 +89,9 @@ class Exchange:
             if message["type"] != "http.request":
                 self.body_read = True
                 raise ClientGone
-            self.body_read = not message.get("more_body", False)
+            if not message.get("more_body", False):
+                self.body_read = True
+                self.received = time.monotonic()
             chunk = message.get("body", b"")
             total += len(chunk)
             if limit is not None and total > limit:
@@ -192,8 +197,9 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Endpoint:
     """An ASGI application around a handler: its refusals become answers, its faults a 500 without detail."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, on_refusal: Callable[[Exchange, ApiError], None]) -> None:
         self._handler = handler
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -201,15 +207,16 @@ class Endpoint:
             exchange.check_head()
             await self._handler(exchange)
         except ApiError as error:
+            self._on_refusal(exchange, error)
             await exchange.refuse(error)
         except ClientGone:
             raise ConnectionCut from None
         except (ConnectionCut, asyncio.CancelledError):
             raise
         except Exception:
-            logger.exception("%s %s: a fault of the relay's own", exchange.method, scope["path"])
+            logger.exception("a fault of the relay's own", extra={"fields": {"request_id": exchange.request_id}})
             if exchange.started:
                 raise ConnectionCut from None
-            await exchange.refuse(
-                ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
-            )
+            fault = ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
+            self._on_refusal(exchange, fault)
+            await exchange.refuse(fault)

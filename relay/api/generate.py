@@ -18,6 +18,7 @@ from relay.protocol.dialect import Dialect, JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import new_stream_id
 from relay.protocol.lifecycle import Ending
+from relay.streams.account import Request
 from relay.streams.producer import Opened, Producer, Refused
 from relay.upstream import NO_EVENT_STREAM, Route, body_of, route_model
 
@@ -48,11 +49,18 @@ async def _stream(
     asking = dialect.ask_for_usage(body) if usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
-    headers = rules.to_upstream(exchange.headers, api_key=route.upstream.api_key(), identity=True, length=len(raw))
+    headers = rules.to_upstream(
+        exchange.headers,
+        api_key=route.upstream.api_key(),
+        identity=True,
+        length=len(raw),
+        request_id=exchange.request_id,
+    )
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
+    meter = replica.metrics.meter(dialect.name, route.upstream.name, route.label)
 
     async def call() -> httpx.Response:
-        return await replica.upstreams.send("POST", url, headers, raw)
+        return await replica.ask(meter, "POST", url, headers, raw)
 
     registry = replica.registry
     credential = rules.credential(exchange.headers)
@@ -74,7 +82,7 @@ async def _stream(
         dialect,
         route,
         owner=owner,
-        request_id=exchange.request_id,
+        request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
         hide_usage=asking is not None and usage == "observe",
         call=call,
     )

@@ -11,6 +11,7 @@ import orjson
 from relay.api.exchange import ConnectionCut, Exchange
 from relay.api.replica import Replica
 from relay.protocol import headers as rules
+from relay.protocol.apis import api_label
 from relay.upstream import Route, body_of, route_model, route_path
 
 
@@ -42,13 +43,15 @@ async def forward(replica: Replica, exchange: Exchange, route: Route, body: byte
         api_key=route.upstream.api_key(),
         identity=False,
         length=len(body) if isinstance(body, bytes) else None,
+        request_id=exchange.request_id,
     )
     bodiless = exchange.header(b"content-length") in (None, "0") and (exchange.header(b"transfer-encoding") is None)
     if not whole and bodiless:
         await exchange.discard_body()
         body = b""
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
-    sending = asyncio.ensure_future(replica.upstreams.send(exchange.method, url, headers, body))
+    meter = replica.metrics.meter(api_label(exchange.scope["path"]), route.upstream.name, route.label)
+    sending = asyncio.ensure_future(replica.ask(meter, exchange.method, url, headers, body))
     if exchange.body_read:
         gone = asyncio.ensure_future(exchange.until_gone())
         await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)

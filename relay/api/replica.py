@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 
+import httpx
+
 from relay.config import Settings
+from relay.metrics import Meter, Metrics
+from relay.protocol.errors import ApiError
+from relay.protocol.headers import Headers
 from relay.streams.registry import Registry
 from relay.upstream import UpstreamClient
 
@@ -14,3 +20,16 @@ class Replica:
     settings: Settings
     registry: Registry
     upstreams: UpstreamClient
+    metrics: Metrics
+
+    async def ask(
+        self, meter: Meter, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]
+    ) -> httpx.Response:
+        """An upstream's answer, counted. Raises as `UpstreamClient.send` does."""
+        try:
+            response = await self.upstreams.send(method, url, headers, body)
+        except ApiError as error:
+            meter.upstream_answered("timeout" if error.status == 504 else "unreachable")
+            raise
+        meter.upstream_answered(response.status_code)
+        return response

@@ -15,7 +15,7 @@ import orjson
 from relay.api.exchange import Exchange
 from relay.api.passthrough import any_path
 from relay.api.replica import Replica
-from relay.api.resume import proceed
+from relay.api.resume import counted, proceed
 from relay.protocol import sse
 from relay.protocol.dialect import JsonObject, count, parse_object
 from relay.protocol.errors import ApiError, BadRequest, PositionUnknown, StoreUnavailable, StreamNotFound
@@ -37,9 +37,10 @@ async def retrieve(replica: Replica, exchange: Exchange) -> None:
         return
     await exchange.discard_body()
     after = query.get("starting_after", [""])[-1]
-    if after and not re.fullmatch(r"[0-9]{1,18}", after):
-        raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
-    n = await _events_upto(replica, stream, int(after)) if after else 0
+    with counted(replica, "responses"):
+        if after and not re.fullmatch(r"[0-9]{1,18}", after):
+            raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
+        n = await _events_upto(replica, stream, int(after)) if after else 0
     await proceed(replica, exchange, EventId(stream, n), "responses")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qs
 
 import orjson
@@ -10,9 +13,11 @@ from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import InvalidLastEventId, MethodNotAllowed
+from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.headers import credential
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+
+logger = logging.getLogger(__name__)
 
 
 def position(value: str) -> EventId:
@@ -28,8 +33,9 @@ def position(value: str) -> EventId:
 
 async def by_post(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
     """Resume on the API's own path: the body is ignored and nothing goes upstream."""
-    after = position(exchange.header(b"last-event-id") or "")
-    await exchange.discard_body()
+    with counted(replica, dialect.name):
+        after = position(exchange.header(b"last-event-id") or "")
+        await exchange.discard_body()
     await proceed(replica, exchange, after, dialect.name)
 
 
@@ -51,20 +57,38 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
     value = exchange.header(b"last-event-id")
     if value is None:
         value = parse_qs(exchange.query, keep_blank_values=True).get("last_event_id", [f"{stream}.0"])[-1]
-    after = position(value)
-    if after.stream != stream:
-        raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
+    with counted(replica, None):
+        after = position(value)
+        if after.stream != stream:
+            raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
     await proceed(replica, exchange, after, None)
 
 
 async def from_start(replica: Replica, exchange: Exchange, stream: str, dialect: Dialect) -> None:
     """Join a stream that an earlier request began."""
-    await proceed(replica, exchange, EventId(stream, 0), dialect.name)
+    await proceed(replica, exchange, EventId(stream, 0), dialect.name, joins=True)
 
 
-async def proceed(replica: Replica, exchange: Exchange, after: EventId, api: str | None) -> None:
-    """Answer with the stream behind a position."""
-    attached = await replica.registry.attach(after, credential(exchange.headers), api)
+@contextmanager
+def counted(replica: Replica, api: str | None) -> Iterator[None]:
+    """A resume that is refused in here is counted by its code."""
+    try:
+        yield
+    except ApiError as error:
+        replica.metrics.resumes.labels(api or "other", error.code).inc()
+        raise
+
+
+async def proceed(
+    replica: Replica, exchange: Exchange, after: EventId, api: str | None, *, joins: bool = False
+) -> None:
+    """Answer with the stream behind a position; `joins` where the client has seen nothing of it yet."""
+    with counted(replica, api):
+        attached = await replica.registry.attach(after, credential(exchange.headers), api, joins=joins)
+    result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
+    replica.metrics.resumes.labels(attached.dialect.name, result).inc()
+    fields = {"stream": after.stream, "after": after.n, "result": result, "behind": attached.behind}
+    logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
     headers = stream_headers(after.stream, resumable=True)
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])

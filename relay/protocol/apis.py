@@ -22,3 +22,8 @@ def of_path(path: str) -> Dialect:
         if path == known or path.startswith(known + "/"):
             return dialect
     return DIALECTS["chat"]
+
+
+def api_label(path: str) -> str:
+    """The API of a path as metrics name it: `other` where it is none of the three."""
+    return BY_PATH[path].name if path in BY_PATH else "other"

@@ -8,6 +8,7 @@ only its request id, its rate limits and what names the processing organisation 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
@@ -30,6 +31,9 @@ _HOP_BY_HOP = frozenset(
 )
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie"}
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 _STREAM_KEPT = frozenset(
     (
@@ -62,11 +66,26 @@ def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     }
 
 
-def to_upstream(headers: Headers, *, api_key: str | None, identity: bool, length: int | None) -> Headers:
-    """The request's headers as they go upstream.
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The request id that a client or a proxy in front gave, where it is fit for a log line."""
+    given = value(headers, b"x-request-id")
+    return given.decode() if given is not None and _REQUEST_ID.fullmatch(given) else None
 
-    `api_key` replaces the client's credential in the form in which it came (`x-api-key` or `Authorization`);
-    `identity` asks for an answer without compression; `length` is the body's where it was read whole.
+
+def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The trace that a request belongs to (W3C Trace Context, section 3.2)."""
+    found = _TRACEPARENT.fullmatch(value(headers, b"traceparent") or b"")
+    return found[1].decode() if found else None
+
+
+def to_upstream(
+    headers: Headers, *, api_key: str | None, identity: bool, length: int | None, request_id: str
+) -> Headers:
+    """The request's headers as they go upstream, `traceparent` and `tracestate` among them.
+
+    `request_id` goes along where the client sent none of its own. `api_key` replaces the client's credential in the
+    form in which it came (`x-api-key` or `Authorization`); `identity` asks for an answer without compression;
+    `length` is the body's where it was read whole.
     """
     dropped = _NOT_UPSTREAM | _named_by_connection(headers)
     if identity:
@@ -79,6 +98,8 @@ def to_upstream(headers: Headers, *, api_key: str | None, identity: bool, length
         kept = [(name, v) for name, v in kept if name not in _CREDENTIALS]
         key = api_key.encode()
         kept.append((b"x-api-key", key) if by_key else (b"authorization", b"Bearer " + key))
+    if not any(name == b"x-request-id" for name, _ in kept):
+        kept.append((b"x-request-id", request_id.encode()))
     if identity:
         kept.append((b"accept-encoding", b"identity"))
     if length is not None:

@@ -5,8 +5,8 @@ Layout, one hash tag per stream:
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
   goes to clients; entry `<n>-1` is the end mark behind event n, its field `end` the outcome. What a seal adds
   has the fields `s`, `t` and `sealed` instead (see `seal.lua`).
-* `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, fence, top, lease, born, seen, ttl, and at
-  the end `end` and `ended`. It outlives the log by `streams.tombstone`.
+* `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, fence, top, lease, born, seen, visits,
+  ttl, and at the end `end` and `ended`. It outlives the log by `streams.tombstone`.
 * the shard channel of the log's name rings when something was appended.
 
 Beside the streams: `relay:name:{…}` gives a stream a further name (an idempotency key, a response's id),
@@ -132,6 +132,14 @@ class Log:
             replica=replica,
             usage=usage,
         )
+
+    async def visit(self, stream: str) -> None:
+        """A reader has come to a stream that another replica produces."""
+        await self._run(log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], ["2"])
+
+    async def visits(self, stream: str) -> int:
+        """How many such there were."""
+        return int(await self._call(meta_key(stream), "HGET", meta_key(stream), "visits") or 0)
 
     async def read(self, stream: str, after: int) -> Page:
         """The next events after a position. Readers at the same position share one call."""

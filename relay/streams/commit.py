@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any, Protocol
 
+from relay.metrics import Metrics
 from relay.store import scripts
 from relay.store.link import REROUTE, Command, StoreDown
 from relay.store.log import Log, log_key, meta_key, millis
@@ -62,8 +64,9 @@ class LogWriter:
 class Committer:
     """All appends of this replica. `submit` is called whenever a writer has something new."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, metrics: Metrics) -> None:
         self._log = log
+        self._metrics = metrics
         self._topology = log.topology
         self._lanes: dict[int, _Lane] = {}
 
@@ -74,7 +77,7 @@ class Committer:
         node = self._topology.node_of(log_key(writer.stream))
         lane = self._lanes.get(id(node))
         if lane is None:
-            lane = self._lanes[id(node)] = _Lane(self, node, self._log)
+            lane = self._lanes[id(node)] = _Lane(self, node, self._log, self._metrics)
         lane.add(writer)
 
     async def close(self) -> None:
@@ -85,9 +88,10 @@ class Committer:
 class _Lane:
     """The appends of one node."""
 
-    def __init__(self, committer: Committer, node: Node, log: Log) -> None:
+    def __init__(self, committer: Committer, node: Node, log: Log, metrics: Metrics) -> None:
         self._committer = committer
         self._node = node
+        self._metrics = metrics
         self._topology = log.topology
         self._tail = [millis(log.settings.retention), millis(log.settings.tombstone)]
         self._waiting: list[LogWriter] = []
@@ -110,11 +114,14 @@ class _Lane:
         mark = clock()
         try:
             while self._waiting:
+                started = time.monotonic()  # uvloop's own clock has whole milliseconds
                 if not down_for:
                     mark = clock()
-                batch = self._take()
+                batch, frames = self._take()
                 try:
                     replies = await self._flush(batch)
+                    self._metrics.append.observe(time.monotonic() - started)
+                    self._metrics.append_batch.observe(frames)
                 except StoreDown as error:
                     logger.warning("append: %s; trying again in %.2f s", error, pause)
                     replies = [None] * len(batch)
@@ -129,6 +136,7 @@ class _Lane:
                         if isinstance(reply, Exception) and not isinstance(reply, REROUTE):
                             logger.warning("append to %s: %s; trying again", writer.stream, reply)
                 if again:
+                    self._metrics.append_failures.inc()
                     # An attempt that took longer than one can was stopped together with this process. Meanwhile
                     # its streams may have been ended: the store is asked before anything goes on without it.
                     down_for += min(clock() - mark, _ATTEMPT_MOST)
@@ -161,8 +169,9 @@ class _Lane:
         except StoreDown as error:
             logger.warning("store: %s; trying again", error)
 
-    def _take(self) -> list[tuple[LogWriter, int, bool]]:
-        """What goes out now: for each writer the number of its last frame and whether its end goes along."""
+    def _take(self) -> tuple[list[tuple[LogWriter, int, bool]], int]:
+        """What goes out now: for each writer the number of its last frame and whether its end goes along; and how
+        many frames that makes."""
         batch: list[tuple[LogWriter, int, bool]] = []
         frames = size = 0
         waiting = self._waiting
@@ -178,9 +187,9 @@ class _Lane:
             batch.append((writer, sent, sent == last and bool(writer.outcome)))
             if frames >= _FLUSH_FRAMES or size >= _FLUSH_BYTES:
                 self._waiting = waiting[position + 1 :]
-                return batch
+                return batch, frames
         self._waiting = []
-        return batch
+        return batch, frames
 
     async def _flush(self, batch: list[tuple[LogWriter, int, bool]]) -> list[Any]:
         if not self._topology.sharded:

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 
+from relay.metrics import Metrics
 from relay.protocol import sse
 from relay.protocol.apis import DIALECTS
 from relay.protocol.dialect import Dialect
@@ -19,6 +20,7 @@ from relay.protocol.errors import StoreUnavailable
 from relay.protocol.lifecycle import MESSAGES, Cause, StreamFailure
 from relay.store import scripts
 from relay.store.log import Log, Status
+from relay.streams.account import sealed
 from relay.streams.producer import Producer
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,14 @@ class Leases:
         replica: str,
         running: Callable[[], Iterable[Producer]],
         share_secret: Callable[[], Awaitable[None]],
+        metrics: Metrics,
     ) -> None:
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
         self._running = running
         self._share_secret = share_secret
+        self._metrics = metrics
         self._orphans: dict[str, Producer] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -58,8 +62,9 @@ class Leases:
 
     async def bury(self, producer: Producer) -> None:
         """The store has lost this stream: leave a tombstone, so that a resume is told so on every replica."""
-        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": "", "model": ""}
-        fields |= {"top": str(producer.acked), "end": Cause.STORE_LOST}
+        route = producer.route
+        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": route.upstream.name}
+        fields |= {"model": route.label, "top": str(producer.acked), "end": Cause.STORE_LOST}
         await self._log.create(producer.stream, fields)
 
     async def _renew_forever(self) -> None:
@@ -134,8 +139,11 @@ class Leases:
             frames = [sse.encode(event, f"{status.stream}.{top + i}".encode()) for i, event in enumerate(events, 1)]
             code, top = await self._log.seal(status.stream, top, cause, frames, force=force)
             if code != scripts.MISMATCH:
-                if code == scripts.OK:
-                    logger.warning("stream %s: %s; sealed at event %d", status.stream, cause, top)
+                if code == scripts.OK and cause is Cause.PRODUCER_LOST:  # an orphan's end its producer has counted
+                    meter = self._metrics.meter(status.api, status.upstream, status.model)
+                    ended = await self._log.look(status.stream)
+                    seconds = ended.ended - ended.born if ended is not None else 0.0
+                    sealed(meter, status.stream, cause, top, seconds)
                 return
 
 

@@ -25,6 +25,7 @@ from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFai
 from relay.protocol.sse import Event
 from relay.store import scripts
 from relay.store.log import Log
+from relay.streams.account import Account
 from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
 from relay.upstream import NO_EVENT_STREAM, Route, body_of, finish_body, is_event_stream, refusal_text
@@ -68,7 +69,7 @@ class Producer:
         dialect: Dialect,
         route: Route,
         owner: str,
-        request_id: str,
+        account: Account,
         logged: bool,
         hide_usage: bool,
         settings: StreamSettings,
@@ -86,19 +87,20 @@ class Producer:
         self.dialect = dialect
         self.route = route
         self.owner = owner
-        self.request_id = request_id
+        self.account = account
         self.logged = logged
         self.live_only = not logged  # its one reader is all it has; what that has taken is forgotten
         self.feed = Feed()
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.made: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # did a stream come to be?
-        self.started = time.monotonic()
-        self.first_token_at: float | None = None
         self.left = 0  # how often the last local reader has left
         self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
         self.outcome: Outcome | None = None
-        self._first_token_n = 0
+        self._last_token: float | None = None
+        self._first_token_n = 0  # the event that carries the first token, until the log holds it
+        self._fenced_off = False
+        self._log_lost = False
         self._settings = settings
         self._log = log
         self._replica = replica
@@ -171,6 +173,7 @@ class Producer:
             outcome = await self._generate()
             if outcome is not None:
                 await self._end(outcome)
+                self._settle(outcome)
                 if self._response is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
                     await finish_body(self._response, _LINGER)
         finally:
@@ -217,9 +220,11 @@ class Producer:
         if self._terminal is not None:
             return self._terminal  # the upstream had ended its stream: there is no second end
         if outcome is Ending.STOPPED:
-            self._add_last(self.watch.stop_events(self.request_id))
+            self._add_last(self.watch.stop_events(self.account.request.id))
         else:
-            self._add_last(self.dialect.error_events(outcome, message, self.watch.last_sequence, self.request_id))
+            self._add_last(
+                self.dialect.error_events(outcome, message, self.watch.last_sequence, self.account.request.id)
+            )
         return outcome
 
     # -- the upstream's answer ----------------------------------------------------------------------------
@@ -275,6 +280,7 @@ class Producer:
             self.logged = False
             self.live_only = True
             self.stream = new_stream_id(logged=False)
+            self.account.meter.degraded()
         self.made.set_result(True)
         self._on_made(self)
 
@@ -297,8 +303,13 @@ class Producer:
                     bits = self.watch.see(event)
                     if not bits & HIDDEN:
                         self._add(event)
-                    if bits & TOKEN and not self._first_token_n:
-                        self._first_token_n = self.feed.base + len(self.feed.frames)
+                    if bits & TOKEN:
+                        now = time.monotonic()
+                        if self._last_token is None:
+                            self._first_token_n = self.feed.base + len(self.feed.frames)
+                        else:
+                            self.account.meter.gap(now - self._last_token)
+                        self._last_token = now
                     if not named and self.watch.response_id is not None:
                         named = True
                         self._on_named(self, self.watch.response_id)
@@ -346,8 +357,7 @@ class Producer:
             if len(feed.frames) + feed.base > self._writer.acked or self._writer.outcome:
                 self._committer.submit(self._writer)
         else:
-            feed.advance(feed.base + len(feed.frames))
-            self._note_first_token()
+            self._show(feed.base + len(feed.frames))
 
     async def _let_reader_catch_up(self) -> None:
         """Without a log nobody but the one reader wants the events: the upstream waits for it."""
@@ -374,9 +384,14 @@ class Producer:
     def unseen(self) -> float:
         return time.monotonic() - self._seen_at
 
-    def _note_first_token(self) -> None:
-        if self.first_token_at is None and self._first_token_n and self.feed.top >= self._first_token_n:
-            self.first_token_at = time.monotonic()
+    def _show(self, upto: int) -> None:
+        feed = self.feed
+        if upto > feed.top:
+            self.account.meter.events += upto - feed.top
+            feed.advance(upto)
+            if self._first_token_n and upto >= self._first_token_n:
+                self._first_token_n = 0
+                self.account.first_token(self.stream)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -396,6 +411,14 @@ class Producer:
         self._publish()
         await self._sealed.wait()
 
+    def _settle(self, outcome: Outcome) -> None:
+        """Count the end, once for each stream: who fenced this producer off has counted it; a log that was lost
+        ends as lost, whatever its readers got without it."""
+        if not self._fenced_off:
+            self.account.ended(
+                self.stream, Cause.STORE_LOST if self._log_lost else outcome, self.feed.top, self.watch.usage
+            )
+
     def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
         if not self.logged:
             return False  # the answer to a renewal that was on its way: the stream has gone on without its log
@@ -405,8 +428,7 @@ class Producer:
             self._unacked -= sum(map(len, feed.frames[writer.acked - feed.base : sent - feed.base]))
             self._progress.set()
             writer.acked = sent
-            feed.advance(sent)
-            self._note_first_token()
+            self._show(sent)
             if ended and self.outcome is not None:
                 feed.finish(self.outcome)
                 self._sealed.set()
@@ -415,7 +437,7 @@ class Producer:
             # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
             writer.acked = min(top, feed.base + len(feed.frames))
             self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
-            feed.advance(writer.acked)
+            self._show(writer.acked)
         elif code == scripts.FENCED:
             self._fenced()
             return False
@@ -427,6 +449,7 @@ class Producer:
     def _fenced(self) -> None:
         """Someone has sealed this stream: nothing more is emitted; local readers take the end from the log."""
         logger.warning("stream %s: fenced off", self.stream)
+        self._fenced_off = True
         self.feed.detach()
         self._sealed.set()
         if self.outcome is None:
@@ -450,6 +473,8 @@ class Producer:
         """From here on events have no ids: an id that the log does not hold is never sent."""
         feed = self.feed
         self.logged = False
+        self._log_lost = True
+        self.account.meter.degraded()
         for i in range(self._writer.acked - feed.base, len(feed.frames)):
             _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
         self._publish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from relay.metrics import Meter
 from relay.protocol.lifecycle import Outcome, outcome
 from relay.store.log import Log, Page
 from relay.streams.feed import Feed
@@ -28,6 +29,7 @@ class Reader:
         self,
         stream: str,
         cursor: int,
+        meter: Meter,
         *,
         log: Log,
         feed: Feed | None,
@@ -37,6 +39,7 @@ class Reader:
     ) -> None:
         self.stream = stream
         self.cursor = cursor
+        self.meter = meter
         self.outcome: Outcome | None = None
         self._log = log
         self._feed = feed

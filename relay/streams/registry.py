@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from relay.config import Settings
+from relay.metrics import Meter, Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import (
@@ -36,6 +37,7 @@ from relay.protocol.ids import EventId, is_logged
 from relay.protocol.lifecycle import Cause, Ending
 from relay.store import scripts
 from relay.store.log import Log, Page, Status
+from relay.streams.account import Account, Request
 from relay.streams.commit import Committer
 from relay.streams.feed import Feed
 from relay.streams.leases import Leases
@@ -61,27 +63,31 @@ def response_name(owner: str, response_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A reader's place in a stream; `reader` is None at the end of a finished one."""
+    """A reader's place in a stream: `reader` is None at the end of a finished one, `live` is False where it has
+    ended, `behind` is how many events stand in the log after the position."""
 
     dialect: Dialect
     reader: Reader | None
+    live: bool
+    behind: int
 
 
 class Registry:
     """One per replica. `open` and `close` frame its life."""
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: Log, metrics: Metrics) -> None:
         self.settings = settings
         self.log = log
+        self.metrics = metrics
         self.draining = False
         self.producers: dict[str, Producer] = {}
         self._running: set[Producer] = set()
         self._owners: Counter[str] = Counter()
         self._visitors: set[Reader] = set()  # readers of streams that other replicas produce
         self._background: set[asyncio.Task[None]] = set()
-        self._committer = Committer(log)
+        self._committer = Committer(log, metrics)
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(8)}"
-        self._leases = Leases(log, self._replica, lambda: self.producers.values(), self._share_secret)
+        self._leases = Leases(log, self._replica, lambda: self.producers.values(), self._share_secret, metrics)
         self._tail = Tail(log, settings.streams.lease / 4, self._leases.seal_lost, self._told_to_stop)
         self._secret = secrets.token_bytes(32)
         self._shared_secret = False
@@ -108,6 +114,7 @@ class Registry:
         """Take no new streams, send the readers of other replicas' streams there, and return when the streams
         that run here have ended or the time is up."""
         self.draining = True
+        self.metrics.draining.set(1)
         for reader in list(self._visitors):
             reader.hang_up()
         running = [asyncio.ensure_future(p.done()) for p in self._running]
@@ -181,7 +188,7 @@ class Registry:
         route: Route,
         *,
         owner: str,
-        request_id: str,
+        request: Request,
         hide_usage: bool,
         call: Call,
     ) -> Producer:
@@ -191,7 +198,7 @@ class Registry:
             dialect=dialect,
             route=route,
             owner=owner,
-            request_id=request_id,
+            account=Account(self.metrics.meter(dialect.name, route.upstream.name, route.label), request),
             logged=is_logged(stream),
             hide_usage=hide_usage,
             settings=self.settings.streams,
@@ -212,14 +219,28 @@ class Registry:
 
     def _made(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
+        producer.account.meter.streams_active.inc()
 
     def _ended(self, producer: Producer) -> None:
         self._running.discard(producer)
-        if self.producers.pop(producer.stream, None) is not None and producer.logged:
-            self.later(self.log.ran(self._replica, producer.stream))
+        if self.producers.pop(producer.stream, None) is not None:
+            producer.account.meter.streams_active.dec()
+            if producer.logged:
+                self.later(self._close_books(producer))
+            else:
+                producer.account.close(0, producer.owner)
         self._owners[producer.owner] -= 1
         if self._owners[producer.owner] <= 0:
             del self._owners[producer.owner]
+
+    async def _close_books(self, producer: Producer) -> None:
+        visits = 0
+        try:
+            _, visits = await asyncio.gather(
+                self.log.ran(self._replica, producer.stream), self.log.visits(producer.stream)
+            )
+        finally:
+            producer.account.close(visits, producer.owner)
 
     def _named(self, producer: Producer, response_id: str) -> None:
         if producer.logged and producer.dialect.name == "responses":
@@ -245,10 +266,12 @@ class Registry:
 
     def first_reader(self, producer: Producer) -> Reader:
         """The reader of the request that began the generation."""
-        return self._reader(producer.stream, 0, producer.feed, producer=producer)
+        producer.account.readers += 1
+        return self._reader(producer.stream, 0, producer.feed, producer.account.meter, producer=producer)
 
-    async def attach(self, position: EventId, credential: bytes, api: str | None) -> Attached:
-        """A place behind `position`. `api` is the path's own, None where every API is welcome.
+    async def attach(self, position: EventId, credential: bytes, api: str | None, *, joins: bool = False) -> Attached:
+        """A place behind `position`. `api` is the path's own, None where every API is welcome; `joins` where the
+        client does not come back to the stream but meets it for the first time.
 
         Raises what the table of resume outcomes says (`relay.protocol.errors`).
         """
@@ -260,34 +283,47 @@ class Registry:
         # Behind what is in memory here may stand an end that others wrote: then the log is asked.
         if producer is not None and producer.logged and n <= producer.feed.top:
             self._check(producer.owner, owner, producer.dialect.name, api)
-            if producer.feed.outcome is not None and n == producer.feed.top:
-                return Attached(producer.dialect, None)
-            return Attached(producer.dialect, self._reader(stream, n, producer.feed, producer=producer))
+            behind = producer.feed.top - n
+            if producer.feed.outcome is not None and not behind:
+                return Attached(producer.dialect, None, False, 0)
+            account = producer.account
+            reader = self._reader(stream, n, producer.feed, account.meter, producer=producer)
+            account.readers += 1
+            account.resumes += not joins
+            return self._attached(producer.dialect, reader, producer.feed.outcome is None, behind)
         status = await self._look(stream)
         if status is None:
             raise StreamNotFound
         self._check(status.owner, owner, status.api, api)
         dialect = DIALECTS[status.api]
+        meter = self.metrics.meter(status.api, status.upstream, status.model)
         if not status.kept:
             raise StreamExpired
         if n > status.top:
             raise PositionUnknown
         if status.outcome:
             if n == status.top and status.outcome not in _SEALS:
-                return Attached(dialect, None)
+                return Attached(dialect, None, False, 0)
             page = await self.log.read(stream, n)
             if not page.frames:
                 raise StreamExpired if not page.gap else PositionUnknown
-            return Attached(dialect, self._reader(stream, n, None, page=page))
+            return self._attached(dialect, self._reader(stream, n, None, meter, page=page), False, status.top - n)
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         feed = await self._tail.attach(stream)
         if n > feed.top:
             raise PositionUnknown
-        behind = await self.log.read(stream, n) if n < feed.base else None
-        if behind is not None and not behind.frames:
+        page_or_none = await self.log.read(stream, n) if n < feed.base else None
+        if page_or_none is not None and not page_or_none.frames:
             raise PositionUnknown
-        return Attached(dialect, self._reader(stream, n, feed, page=behind))
+        reader = self._reader(stream, n, feed, meter, page=page_or_none)
+        self.later(self.log.visit(stream))
+        return self._attached(dialect, reader, True, feed.top - n)
+
+    @staticmethod
+    def _attached(dialect: Dialect, reader: Reader, live: bool, behind: int) -> Attached:
+        reader.meter.replayed_events.inc(behind)
+        return Attached(dialect, reader, live, behind)
 
     async def status(self, stream: str, credential: bytes) -> Status:
         """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
@@ -363,6 +399,7 @@ class Registry:
         stream: str,
         n: int,
         feed: Feed | None,
+        meter: Meter,
         *,
         page: Page | None = None,
         producer: Producer | None = None,
@@ -375,6 +412,7 @@ class Registry:
             )
 
         def left(reader: Reader) -> None:
+            meter.readers_active.dec()
             self._visitors.discard(reader)
             if producer is not None:
                 self._watch_over(producer)
@@ -382,7 +420,8 @@ class Registry:
                 self._tail.release(feed)
 
         taken = producer.consumed if producer is not None else None
-        reader = Reader(stream, n, log=self.log, feed=feed, page=page, on_taken=taken, on_close=left)
+        reader = Reader(stream, n, meter, log=self.log, feed=feed, page=page, on_taken=taken, on_close=left)
+        meter.readers_active.inc()
         if producer is None and feed is not None:
             self._visitors.add(reader)
         return reader

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relay import metrics
 from relay.config import reference
 from relay.protocol import errors
 from relay.protocol.lifecycle import Cause, Ending
@@ -19,6 +20,11 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 def test_settings_reference_is_the_code_s_own() -> None:
     table = README.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
     assert table == reference(), "run: python -m relay.config, and put its output between the marks in README.md"
+
+
+def test_metrics_reference_is_the_code_s_own() -> None:
+    table = README.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0].strip()
+    assert table == metrics.reference(), "run: python -m relay.metrics, and put its output between the marks"
 
 
 @pytest.mark.parametrize("outcome", [*Cause, *Ending])

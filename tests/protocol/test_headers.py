@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.protocol.headers import Headers, credential, of_stream, to_client, to_upstream, value
+from relay.protocol.headers import Headers, credential, of_stream, request_id, to_client, to_upstream, trace_id, value
 
 HOP_BY_HOP = [
     b"Connection",
@@ -22,7 +22,30 @@ HOP_BY_HOP = [
 def upstream(
     headers: Headers, *, api_key: str | None = None, identity: bool = False, length: int | None = None
 ) -> Headers:
-    return to_upstream(headers, api_key=api_key, identity=identity, length=length)
+    """All but the request id, which always goes along."""
+    sent = to_upstream(headers, api_key=api_key, identity=identity, length=length, request_id="req_1")
+    return [item for item in sent if item != (b"x-request-id", b"req_1")]
+
+
+class TestRequestId:
+    def test_the_relay_s_own_goes_upstream_where_the_client_sent_none(self) -> None:
+        sent = to_upstream([(b"x-a", b"1")], api_key=None, identity=False, length=None, request_id="req_1")
+        assert sent == [(b"x-a", b"1"), (b"x-request-id", b"req_1")]
+
+    def test_the_client_s_goes_upstream_as_it_is(self) -> None:
+        sent = to_upstream([(b"X-Request-Id", b"abc")], api_key=None, identity=False, length=None, request_id="abc")
+        assert sent == [(b"x-request-id", b"abc")]
+
+    @pytest.mark.parametrize("given", [b"", b"a b", b"a\tb", b"x" * 129, "\u00e9".encode()])
+    def test_one_that_is_not_fit_for_a_log_line_is_none(self, given: bytes) -> None:
+        assert request_id([(b"x-request-id", given)]) is None
+        assert request_id([(b"X-Request-Id", b"req_Az.9-_:/")]) == "req_Az.9-_:/"
+
+    def test_the_trace_id_is_that_of_traceparent(self) -> None:
+        parent = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        assert trace_id([(b"traceparent", parent)]) == "4bf92f3577b34da6a3ce929d0e0e4736"
+        assert trace_id([(b"traceparent", parent.upper())]) is None
+        assert trace_id([]) is None
 
 
 class TestToUpstream:

@@ -1,4 +1,5 @@
--- What a stream is. KEYS: meta, log. ARGV: '1' where a reader is attached (its producer must not abandon it).
+-- What a stream is. KEYS: meta, log. ARGV: '1' where a reader is attached here (its producer must not abandon it),
+-- '2' where one has just come (it is counted, for the stream's line in its producer's log).
 -- Answers nil where there is no such stream, else {top, outcome or '', ms of lease left (below 0: lapsed),
 -- 1 where the log can still hold its events, born ms, ended ms, fence, api, owner, upstream, model, replica, usage}.
 local m = redis.call('HMGET', KEYS[1], 'top', 'end', 'lease', 'born', 'ended', 'fence', 'api', 'owner', 'upstream',
@@ -8,8 +9,11 @@ if not m[1] then
 end
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-if ARGV[1] == '1' and not m[2] then
+if ARGV[1] ~= '0' and not m[2] then
   redis.call('HSET', KEYS[1], 'seen', string.format('%.0f', ms))
+  if ARGV[1] == '2' then
+    redis.call('HINCRBY', KEYS[1], 'visits', 1)
+  end
 end
 local kept = (m[1] == '0' and not m[2]) and 1 or redis.call('EXISTS', KEYS[2])
 return { tonumber(m[1]), m[2] or '', m[3] - ms, kept, tonumber(m[4]), tonumber(m[5] or 0), m[6], m[7], m[8], m[9],

@@ -1,0 +1,294 @@
+"""Everything that Prometheus is told, and the address where it asks.
+
+Promises: no label is ever a client's or an upstream's string (`api`, the configured `upstream`, the configured
+`model` pattern, and the relay's own words), so the number of series is bounded by the settings; a counter never
+goes back while the relay runs, whichever of its workers die; an event costs two additions, not two metrics.
+
+With several workers prometheus-client's multiprocess mode is used, which has no exemplars and no process metrics.
+The server runs in a thread, or in the parent of the workers: a scrape does not stand in the event loop's way.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from relay import __version__
+from relay.protocol.lifecycle import Cause, Ending, Outcome
+
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+_DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+_INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_APPEND = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_GENERATION = ("api", "upstream", "model")
+_FAILED = "failed"
+
+
+class _Tally(Histogram):
+    """A histogram that takes many observations at once."""
+
+    def add(self, counts: Iterable[int], total: float) -> None:
+        """`counts` per bucket, the last one that of `+Inf`, not cumulative; `total` their sum."""
+        for bucket, n in zip(self._buckets, counts, strict=True):
+            if n:
+                bucket.inc(n)
+        self._sum.inc(total)
+
+
+class Meter:
+    """The metrics of one `api`, `upstream` and `model`."""
+
+    def __init__(self, metrics: Metrics, api: str, upstream: str, model: str) -> None:
+        labels = (api, upstream, model)
+        self.api, self.upstream, self.model = labels
+        self.streams_active = metrics.streams_active.labels(*labels)
+        self.readers_active = metrics.readers_active.labels(*labels)
+        self.heartbeats = metrics.heartbeats.labels(*labels)
+        self.replayed_events = metrics.replayed_events.labels(*labels)
+        self.events = 0
+        self._labels = labels
+        self._metrics = metrics
+        self._first_token = metrics.first_token.labels(*labels)
+        self._inter_token = metrics.inter_token.labels(*labels)
+        self._events = metrics.events.labels(*labels)
+        self._gaps = [0] * (len(_INTER_TOKEN) + 1)
+        self._gaps_total = 0.0
+        # A series that begins with its first increment hides that increment from rate() and increase().
+        for outcome in (*Ending, _FAILED):
+            metrics.streams.labels(*labels, outcome)
+        for cause in Cause:
+            metrics.failures.labels(*labels, cause)
+
+    def gap(self, seconds: float) -> None:
+        """Between two tokens."""
+        self._gaps[bisect_left(_INTER_TOKEN, seconds)] += 1
+        self._gaps_total += seconds
+
+    def flush(self) -> None:
+        """Hand on what was counted per event."""
+        if self.events:
+            self._events.inc(self.events)
+            self.events = 0
+        if any(self._gaps):
+            self._inter_token.add(self._gaps, self._gaps_total)
+            self._gaps = [0] * len(self._gaps)
+            self._gaps_total = 0.0
+
+    def first_token(self, seconds: float, stream: str) -> None:
+        self._first_token.observe(seconds, {"stream_id": stream})
+
+    def ended(self, outcome: Outcome, seconds: float, stream: str) -> None:
+        """A stream's one end."""
+        word = _FAILED if isinstance(outcome, Cause) else outcome.value
+        self.flush()
+        self._metrics.streams.labels(*self._labels, word).inc()
+        self._metrics.duration.labels(*self._labels, word).observe(seconds, {"stream_id": stream})
+        if isinstance(outcome, Cause):
+            self._metrics.failures.labels(*self._labels, outcome.value).inc()
+
+    def degraded(self) -> None:
+        """A stream that should have had a log goes on without."""
+        self._metrics.degraded.labels(*self._labels).inc()
+
+    def tokens(self, kind: str, n: int) -> None:
+        self._metrics.tokens.labels(*self._labels, kind).inc(n)
+
+    def upstream_answered(self, status: int | str) -> None:
+        """`status` is the HTTP status, or `unreachable` or `timeout` where there was none."""
+        known = isinstance(status, str) or 100 <= status < 600
+        self._metrics.upstream_responses.labels(*self._labels, status if known else "other").inc()
+
+
+class Metrics:
+    """All metrics of one replica; `registry` is what `serve` serves."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, of which nothing is asked
+        self.registry = registry = CollectorRegistry()
+        self.first_token = Histogram(
+            "relay_time_to_first_token_seconds",
+            "From the last byte of the request to the first token in the log.",
+            _GENERATION,
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "relay_stream_duration_seconds",
+            "From the last byte of the request to the end of the stream in the log.",
+            (*_GENERATION, "outcome"),
+            buckets=_DURATION,
+            registry=registry,
+        )
+        self.inter_token = _Tally(
+            "relay_inter_token_seconds",
+            "Between two events that carry tokens, as they come from the upstream.",
+            _GENERATION,
+            buckets=_INTER_TOKEN,
+            registry=registry,
+        )
+        self.streams = Counter(
+            "relay_streams_total",
+            "Streams that ended: completed, stopped, abandoned or failed.",
+            (*_GENERATION, "outcome"),
+            registry=registry,
+        )
+        self.failures = Counter(
+            "relay_mid_stream_failures_total",
+            "Streams that ended with an error, by its code.",
+            (*_GENERATION, "cause"),
+            registry=registry,
+        )
+        self.degraded = Counter(
+            "relay_streams_degraded_total",
+            "Streams that cannot be resumed because the store was away, from their start or from then on.",
+            _GENERATION,
+            registry=registry,
+        )
+        self.streams_active = Gauge(
+            "relay_streams_active",
+            "Generations in flight.",
+            _GENERATION,
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.readers_active = Gauge(
+            "relay_readers_active",
+            "Connections that read a stream.",
+            _GENERATION,
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.events = Counter("relay_events_total", "Events written to the log.", _GENERATION, registry=registry)
+        self.heartbeats = Counter(
+            "relay_heartbeats_total", "Signs of life sent on silent streams.", _GENERATION, registry=registry
+        )
+        self.resumes = Counter(
+            "relay_resumes_total",
+            "Requests for a stream that is already there: live, replay (it had ended), complete (nothing was missing), "
+            "joined (by Idempotency-Key), or the refusal's code.",
+            ("api", "result"),
+            registry=registry,
+        )
+        self.replayed_events = Counter(
+            "relay_replayed_events_total",
+            "Events that stood in the log behind the position of a resume.",
+            _GENERATION,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "relay_tokens_total", "Tokens by the upstream's own count.", (*_GENERATION, "kind"), registry=registry
+        )
+        self.upstream_responses = Counter(
+            "relay_upstream_responses_total",
+            "Answers of upstreams, by HTTP status, or unreachable or timeout.",
+            (*_GENERATION, "status"),
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "relay_refusals_total",
+            "Requests that the relay itself refused, by code.",
+            ("api", "code"),
+            registry=registry,
+        )
+        self.append = Histogram(
+            "relay_append_seconds", "One flush of events to the store.", buckets=_APPEND, registry=registry
+        )
+        self.append_batch = Histogram(
+            "relay_append_batch_events", "Events in one flush.", buckets=_BATCH, registry=registry
+        )
+        self.append_failures = Counter(
+            "relay_append_failures_total", "Flushes that the store did not take.", registry=registry
+        )
+        self.store_up = Gauge(
+            "relay_store_up",
+            "1 while every server of the store answers.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.store_memory_used = Gauge(
+            "relay_store_memory_used_bytes",
+            "Memory in use by the fullest server of the store.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.store_memory_limit = Gauge(
+            "relay_store_memory_limit_bytes",
+            "What that server may use: its maxmemory, else its machine's memory.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.draining = Gauge("relay_draining", "1 from SIGTERM on.", registry=registry, multiprocess_mode="livemax")
+        self.build_info = Gauge(
+            "relay_build_info",
+            "What runs here.",
+            ("version", "python"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.build_info.labels(__version__, platform.python_version()).set(1)
+        ProcessCollector(registry=registry)
+        self._meters: dict[tuple[str, str, str], Meter] = {}
+
+    def meter(self, api: str, upstream: str, model: str) -> Meter:
+        """`upstream` and `model` are words of the settings, never of a client."""
+        key = (api, upstream, model)
+        found = self._meters.get(key)
+        if found is None:
+            found = self._meters[key] = Meter(self, *key)
+        return found
+
+    def flush(self) -> None:
+        for meter in self._meters.values():
+            meter.flush()
+
+
+def of_workers() -> CollectorRegistry:
+    """What all workers have counted, the dead ones too; for their parent."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
+
+
+def serve(address: str, registry: CollectorRegistry) -> Callable[[], None]:
+    """Answer scrapes on `host:port` in a thread. What ends it. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        raise OSError(f"metrics_bind {address}: {error.strerror}; free the address or set another") from None
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close
+
+
+def reference() -> str:
+    """All metrics as a Markdown table."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, Counter | Gauge | Histogram):
+            (family,) = metric.describe()
+            labels = ", ".join(f"`{name}`" for name in metric._labelnames)
+            name = family.name + ("_total" if family.type == "counter" else "")
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -1,0 +1,92 @@
+"""What a stream leaves behind: its metrics, and one line in the process's log at its end.
+
+Nothing of its prompt, its completion or a credential is ever in either.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from relay.metrics import Meter
+from relay.protocol.dialect import Usage
+from relay.protocol.ids import is_logged
+from relay.protocol.lifecycle import Cause, Outcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a stream's line says of the request that began it: `received` is the monotonic time of its last byte,
+    `model` the name that goes upstream, `trace` the trace id of its `traceparent` or None."""
+
+    id: str
+    received: float
+    model: str
+    trace: str | None
+
+
+class Account:
+    """One generation's, kept by its producer. `readers` and `resumes` are those on this replica."""
+
+    def __init__(self, meter: Meter, request: Request) -> None:
+        self.meter = meter
+        self.request = request
+        self.readers = 0
+        self.resumes = 0
+        self._first_token: float | None = None
+        self._line: dict[str, Any] = {}
+
+    def first_token(self, stream: str) -> None:
+        self._first_token = time.monotonic() - self.request.received
+        self.meter.first_token(self._first_token, stream)
+
+    def ended(self, stream: str, outcome: Outcome, events: int, usage: Usage | None) -> None:
+        """Count the end; `close` writes the line."""
+        seconds = time.monotonic() - self.request.received
+        self.meter.ended(outcome, seconds, stream)
+        line = _line(self.meter, stream, outcome, events)
+        for kind, n in (("input", usage.input), ("output", usage.output)) if usage is not None else ():
+            if n is not None:
+                self.meter.tokens(kind, n)
+                line[f"{kind}_tokens"] = n
+        if self._first_token is not None:
+            line["first_token_seconds"] = round(self._first_token, 6)
+        line["duration_seconds"] = round(seconds, 6)
+        line["model"] = self.request.model[:200]
+        self._line = line
+
+    def close(self, visits: int, owner: str) -> None:
+        """`visits`: how often a reader came to it on another replica; `owner`: what stands for the credential."""
+        if self._line:
+            self._line |= {
+                "readers": self.readers + visits,
+                "resumes": self.resumes + visits,
+                "owner": owner[:12],
+                "request_id": self.request.id,
+            }
+            if self.request.trace is not None:
+                self._line["trace_id"] = self.request.trace
+            _write(self._line)
+
+
+def sealed(meter: Meter, stream: str, outcome: Cause, events: int, seconds: float) -> None:
+    """The end of a stream that this replica wrote for a lost one."""
+    meter.ended(outcome, seconds, stream)
+    _write({**_line(meter, stream, outcome, events), "duration_seconds": round(seconds, 3)})
+
+
+def _line(meter: Meter, stream: str, outcome: Outcome, events: int) -> dict[str, Any]:
+    line = {"stream": stream, "api": meter.api, "upstream": meter.upstream, "model": meter.model}
+    if isinstance(outcome, Cause):
+        line |= {"outcome": "failed", "cause": outcome.value}
+    else:
+        line |= {"outcome": outcome.value}
+    return {**line, "events": events, "resumable": is_logged(stream)}
+
+
+def _write(line: dict[str, Any]) -> None:
+    logger.log(logging.WARNING if "cause" in line else logging.INFO, "stream ended", extra={"fields": line})
