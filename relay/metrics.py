@@ -11,6 +11,8 @@ The server runs in a thread, or in the parent of the workers: a scrape does not 
 from __future__ import annotations
 
 import platform
+import struct
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
@@ -19,11 +21,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from relay import __version__
 from relay.protocol.lifecycle import Cause, Ending, Outcome
@@ -255,10 +259,27 @@ class Metrics:
             meter.flush()
 
 
+class _Workers(Collector):
+    """A worker that has just started has a file that is still empty, of which prometheus-client dies: for a moment
+    that is too short to miss, so it is read again."""
+
+    _TRIES = 5
+
+    def collect(self) -> Iterable[Metric]:
+        for attempt in range(1, self._TRIES + 1):
+            try:
+                return list(MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call]
+            except struct.error:
+                if attempt == self._TRIES:
+                    raise
+                time.sleep(0.01 * attempt)
+        return ()
+
+
 def of_workers() -> CollectorRegistry:
     """What all workers have counted, the dead ones too; for their parent."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_Workers())
     return registry
 
 

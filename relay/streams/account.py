@@ -85,7 +85,7 @@ def _line(meter: Meter, stream: str, outcome: Outcome, events: int) -> dict[str,
         line |= {"outcome": "failed", "cause": outcome.value}
     else:
         line |= {"outcome": outcome.value}
-    return {**line, "events": events, "resumable": is_logged(stream)}
+    return {**line, "events": events, "resumable": is_logged(stream) and outcome is not Cause.STORE_LOST}
 
 
 def _write(line: dict[str, Any]) -> None:
