@@ -137,6 +137,9 @@ class StreamSettings(_Section):
     abandon_after: DurationOrNever = Field(
         60.0, description="No reader for so long: the upstream call is cancelled. `0s` at once; `never`."
     )
+    detached: DurationOrNever = Field(
+        600.0, description="How long a detached generation (`Prefer: respond-async`) runs before its first reader."
+    )
     retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
     tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
     lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
@@ -149,6 +152,21 @@ class AuthSettings(_Section):
     mode: Literal["passthrough"] = Field(
         "passthrough",
         description="`passthrough`: whoever holds the credential that started a stream owns it.",
+    )
+
+
+class TicketSettings(_Section):
+    scope: Literal["off", "read", "read+stop"] = Field(
+        "read",
+        description="What the ticket in `Relay-Stream-Url` lets its holder do; a request's `Relay-Ticket` header says "
+        "otherwise for its stream.",
+    )
+    ttl: Duration = Field(3600.0, description="How long a ticket is good for.")
+
+
+class CorsSettings(_Section):
+    origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]] = Field(
+        [], description="Origins whose pages may call the relay (`https://app.example`, or `*`)."
     )
 
 
@@ -185,6 +203,8 @@ class Settings(BaseSettings):
     )
     streams: StreamSettings = StreamSettings()
     auth: AuthSettings = AuthSettings()
+    tickets: TicketSettings = TicketSettings()
+    cors: CorsSettings = CorsSettings()
     limits: LimitSettings = LimitSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()

@@ -14,6 +14,7 @@ from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.replica import Replica
 from relay.protocol.apis import DIALECTS, api_label
+from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, NotFound, Unavailable
 
@@ -23,8 +24,10 @@ logger = logging.getLogger(__name__)
 def public(replica: Replica) -> Router:
     """The application on the public address."""
 
+    cors = Cors(replica.settings.cors.origins)
+
     def on(handler: Callable[[Replica, Exchange], Awaitable[None]]) -> Endpoint:
-        return Endpoint(partial(handler, replica), refused)
+        return Endpoint(partial(handler, replica), cors, refused)
 
     def refused(exchange: Exchange, error: ApiError) -> None:
         replica.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()

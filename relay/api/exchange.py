@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
+from relay.protocol.cors import Cors
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, BodyTooLarge, EncodedBody, HeadersTooLarge
 from relay.protocol.headers import Headers
@@ -59,6 +60,8 @@ class Exchange:
         """When the last byte of the request was there, once `body_read`."""
         self.started = False
         self.body_read = False
+        self.answer_headers: Headers = []
+        """What every answer to this request carries."""
         self._receive = receive
         self._send = send
 
@@ -136,6 +139,9 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
+        if self.answer_headers:
+            names = {name for name, _ in self.answer_headers}
+            headers = [item for item in headers if item[0] not in names] + self.answer_headers
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def sender(self) -> Callable[[bytes], Awaitable[None]]:
@@ -197,14 +203,22 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Endpoint:
     """An ASGI application around a handler: its refusals become answers, its faults a 500 without detail."""
 
-    def __init__(self, handler: Handler, on_refusal: Callable[[Exchange, ApiError], None]) -> None:
+    def __init__(self, handler: Handler, cors: Cors, on_refusal: Callable[[Exchange, ApiError], None]) -> None:
         self._handler = handler
+        self._cors = cors
         self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         try:
+            exchange.answer_headers = self._cors.allow(exchange.headers)
             exchange.check_head()
+            if exchange.answer_headers:
+                if self._cors.is_preflight(exchange.method, exchange.headers):
+                    await exchange.answer(204, b"", self._cors.preflight(exchange.headers))
+                    return
+                # Some upstreams refuse pages that they do not know: this one has been let in here.
+                exchange.headers = [item for item in exchange.headers if item[0] != b"origin"]
             await self._handler(exchange)
         except ApiError as error:
             self._on_refusal(exchange, error)

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import orjson
 
-from relay.api import resume
+from relay.api import resume, tickets
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import ConnectionCut, Exchange
 from relay.api.joining import Joining
@@ -49,8 +49,10 @@ async def _stream(
     asking = dialect.ask_for_usage(body) if usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
+    detached = route.upstream.buffer and "respond-async" in _preferences(exchange)
     headers = rules.to_upstream(
-        exchange.headers,
+        # A preference that the relay has met is not for a relay behind it.
+        [item for item in exchange.headers if not (detached and item[0] == b"prefer")],
         api_key=route.upstream.api_key(),
         identity=True,
         length=len(raw),
@@ -68,9 +70,13 @@ async def _stream(
     if route.upstream.buffer:
         await registry.check_store()
     stream = new_stream_id(logged=route.upstream.buffer)
+    scope = tickets.scope_of(replica, exchange)
     joining = Joining(replica, exchange, stream, owner, original)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
-        await resume.from_start(replica, exchange, joined, dialect)
+        if detached:
+            await _accept(replica, exchange, joined, scope)
+        else:
+            await resume.from_start(replica, exchange, joined, dialect)
         return
     try:
         registry.check_room(owner)  # only now: who joins needs no room
@@ -86,6 +92,17 @@ async def _stream(
         hide_usage=asking is not None and usage == "observe",
         call=call,
     )
+    if detached:
+        try:
+            await producer.become_stream()
+        except ApiError:
+            producer.stop(Ending.ABANDONED)
+            await joining.release()
+            raise
+        if producer.logged:
+            registry.detach(producer)
+            await _accept(replica, exchange, producer.stream, scope)
+            return
     reader = registry.first_reader(producer)
     try:
         upstream_headers = await _opened(replica, exchange, producer, expected=joining.expected)
@@ -103,7 +120,26 @@ async def _stream(
         reader.close()
         return
     headers = stream_headers(producer.stream, resumable=producer.logged, upstream=upstream_headers)
+    headers += tickets.url_header(replica, producer.stream, scope if producer.logged else "")
     await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)
+
+
+def _preferences(exchange: Exchange) -> set[str]:
+    """What `Prefer` lists (RFC 7240, section 2)."""
+    return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
+
+
+async def _accept(replica: Replica, exchange: Exchange, stream: str, scope: str) -> None:
+    """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1)."""
+    location = f"/streams/{stream}"
+    headers = [
+        (b"location", location.encode()),
+        (b"preference-applied", b"respond-async"),
+        (b"relay-stream-id", stream.encode()),
+        (b"relay-resumable", b"true"),
+        *tickets.url_header(replica, stream, scope),
+    ]
+    await exchange.answer(202, orjson.dumps({"id": stream, "object": "relay.stream", "location": location}), headers)
 
 
 async def _release_unless_made(producer: Producer, joining: Joining) -> None:

@@ -41,7 +41,7 @@ async def retrieve(replica: Replica, exchange: Exchange) -> None:
         if after and not re.fullmatch(r"[0-9]{1,18}", after):
             raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
         n = await _events_upto(replica, stream, int(after)) if after else 0
-    await proceed(replica, exchange, EventId(stream, n), "responses")
+    await proceed(replica, exchange, EventId(stream, n), "responses", credential(exchange.headers))
 
 
 async def cancel(replica: Replica, exchange: Exchange) -> None:

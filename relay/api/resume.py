@@ -12,10 +12,12 @@ import orjson
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
+from relay.api.tickets import asking
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.headers import credential
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+from relay.streams.registry import Asking
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ async def by_post(replica: Replica, exchange: Exchange, dialect: Dialect) -> Non
     with counted(replica, dialect.name):
         after = position(exchange.header(b"last-event-id") or "")
         await exchange.discard_body()
-    await proceed(replica, exchange, after, dialect.name)
+    await proceed(replica, exchange, after, dialect.name, credential(exchange.headers))
 
 
 async def streams(replica: Replica, exchange: Exchange) -> None:
@@ -47,12 +49,13 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
     stream = exchange.scope["path_params"]["id"]
     if not is_stream_id(stream):
         raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
+    who = await asking(replica, exchange, stream, stop=exchange.method == "DELETE")
     if exchange.method == "DELETE":
-        await replica.registry.stop(stream, credential(exchange.headers))
+        await replica.registry.stop(stream, who)
         await exchange.answer(204, b"")
         return
     if "application/json" in (exchange.header(b"accept") or ""):
-        await _status(replica, exchange, stream)
+        await _status(replica, exchange, stream, who)
         return
     value = exchange.header(b"last-event-id")
     if value is None:
@@ -61,12 +64,12 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
         after = position(value)
         if after.stream != stream:
             raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
-    await proceed(replica, exchange, after, None)
+    await proceed(replica, exchange, after, None, who)
 
 
 async def from_start(replica: Replica, exchange: Exchange, stream: str, dialect: Dialect) -> None:
     """Join a stream that an earlier request began."""
-    await proceed(replica, exchange, EventId(stream, 0), dialect.name, joins=True)
+    await proceed(replica, exchange, EventId(stream, 0), dialect.name, credential(exchange.headers), joins=True)
 
 
 @contextmanager
@@ -80,11 +83,11 @@ def counted(replica: Replica, api: str | None) -> Iterator[None]:
 
 
 async def proceed(
-    replica: Replica, exchange: Exchange, after: EventId, api: str | None, *, joins: bool = False
+    replica: Replica, exchange: Exchange, after: EventId, api: str | None, who: Asking, *, joins: bool = False
 ) -> None:
     """Answer with the stream behind a position; `joins` where the client has seen nothing of it yet."""
     with counted(replica, api):
-        attached = await replica.registry.attach(after, credential(exchange.headers), api, joins=joins)
+        attached = await replica.registry.attach(after, who, api, joins=joins)
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     replica.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "behind": attached.behind}
@@ -96,8 +99,8 @@ async def proceed(
     await Delivery(exchange, attached.reader, attached.dialect, replica.settings).run(headers)
 
 
-async def _status(replica: Replica, exchange: Exchange, stream: str) -> None:
-    status = await replica.registry.status(stream, credential(exchange.headers))
+async def _status(replica: Replica, exchange: Exchange, stream: str, who: Asking) -> None:
+    status = await replica.registry.status(stream, who)
     body = {
         "id": stream,
         "object": "relay.stream",

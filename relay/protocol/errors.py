@@ -4,6 +4,7 @@
     ├── BadRequest               400  invalid_json, missing_model, invalid_request …
     │   ├── InvalidLastEventId   400  invalid_last_event_id
     │   └── ResumeNotSupported   400  resume_not_supported
+    ├── TicketRefused            403  invalid_ticket, ticket_expired, ticket_read_only
     ├── ModelNotFound            404  model_not_found
     ├── NotFound                 404  not_found
     ├── StreamNotFound           404  stream_not_found
@@ -60,6 +61,11 @@ class ResumeNotSupported(BadRequest):
             "This stream was relayed without a log, so it cannot be resumed. Send the request again "
             "without Last-Event-ID."
         )
+
+
+class TicketRefused(ApiError):
+    status = 403
+    code = "invalid_ticket"
 
 
 class ModelNotFound(ApiError):

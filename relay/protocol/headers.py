@@ -29,7 +29,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie"}
+_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket"}
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

@@ -56,6 +56,14 @@ _STOP_TIMEOUT = 2.0
 Call = Callable[[], Awaitable[httpx.Response]]
 
 
+class _ByTicket:
+    """In a credential's place: a ticket for just the stream asked for was shown, and checked."""
+
+
+BY_TICKET = _ByTicket()
+Asking = bytes | _ByTicket
+
+
 def response_name(owner: str, response_id: str) -> str:
     """The name under which an owner's response finds its stream."""
     return f"response:{owner}:{response_id}"
@@ -137,14 +145,22 @@ class Registry:
         self._secret = await self.log.secret(self._secret)
         self._shared_secret = True
 
-    async def owner_of(self, credential: bytes) -> str:
-        """What stands for a credential in the log: it is never stored itself. Raises StoreUnavailable."""
+    async def know_secret(self) -> None:
+        """Have the secret that the replicas share. Raises StoreUnavailable."""
         if not self._shared_secret:
             await self._share_secret()
+
+    async def owner_of(self, credential: bytes) -> str:
+        """What stands for a credential in the log: it is never stored itself. Raises StoreUnavailable."""
+        await self.know_secret()
         return self.digest(credential)
 
+    async def _asking(self, asking: Asking) -> str | None:
+        """The owner who asks; None with a ticket."""
+        return None if isinstance(asking, _ByTicket) else await self.owner_of(asking)
+
     def digest(self, *parts: bytes) -> str:
-        """What stands for secrets in a name; call `owner_of` first."""
+        """What stands for secrets in a name, or signs them; call `know_secret` or `owner_of` first."""
         return hmac.digest(self._secret, b"\0".join(parts), "sha256").hex()
 
     async def owner_of_new(self, credential: bytes) -> str:
@@ -269,7 +285,7 @@ class Registry:
         producer.account.readers += 1
         return self._reader(producer.stream, 0, producer.feed, producer.account.meter, producer=producer)
 
-    async def attach(self, position: EventId, credential: bytes, api: str | None, *, joins: bool = False) -> Attached:
+    async def attach(self, position: EventId, asking: Asking, api: str | None, *, joins: bool = False) -> Attached:
         """A place behind `position`. `api` is the path's own, None where every API is welcome; `joins` where the
         client does not come back to the stream but meets it for the first time.
 
@@ -278,7 +294,7 @@ class Registry:
         stream, n = position
         if not is_logged(stream):
             raise ResumeNotSupported
-        owner = await self.owner_of(credential)
+        owner = await self._asking(asking)
         producer = self.producers.get(stream)
         # Behind what is in memory here may stand an end that others wrote: then the log is asked.
         if producer is not None and producer.logged and n <= producer.feed.top:
@@ -325,11 +341,11 @@ class Registry:
         reader.meter.replayed_events.inc(behind)
         return Attached(dialect, reader, live, behind)
 
-    async def status(self, stream: str, credential: bytes) -> Status:
+    async def status(self, stream: str, asking: Asking) -> Status:
         """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
         if not is_logged(stream):
             raise ResumeNotSupported
-        owner = await self.owner_of(credential)
+        owner = await self._asking(asking)
         status = await self._look(stream)
         if status is None:
             raise StreamNotFound
@@ -342,18 +358,18 @@ class Registry:
         """The producer of a stream that is, or is about to be, on this replica."""
         return self.producers.get(stream) or next((p for p in self._running if p.stream == stream), None)
 
-    async def stop(self, stream: str, credential: bytes) -> None:
+    async def stop(self, stream: str, asking: Asking) -> None:
         """End a generation for its owner, wherever it runs; no effect where it has ended.
 
         Raises StreamNotFound, StreamExpired, ResumeNotSupported, StoreUnavailable.
         """
         producer = self.producers.get(stream)
         if producer is not None:
-            self._check(producer.owner, await self.owner_of(credential), producer.dialect.name, None)
+            self._check(producer.owner, await self._asking(asking), producer.dialect.name, None)
             producer.stop(Ending.STOPPED)
             await producer.sealed()
             return
-        status = await self.status(stream, credential)
+        status = await self.status(stream, asking)
         if not status.outcome:
             await self._stop_elsewhere(stream, status.replica)
 
@@ -385,8 +401,8 @@ class Registry:
         return status
 
     @staticmethod
-    def _check(owner: str, asking: str, api: str, asked: str | None) -> None:
-        if not hmac.compare_digest(owner, asking):
+    def _check(owner: str, asking: str | None, api: str, asked: str | None) -> None:
+        if asking is not None and not hmac.compare_digest(owner, asking):
             raise StreamNotFound
         if asked is not None and api != asked:
             raise InvalidLastEventId(
@@ -426,27 +442,32 @@ class Registry:
             self._visitors.add(reader)
         return reader
 
+    def detach(self, producer: Producer) -> None:
+        """It runs without a reader for a while: its abandon clock starts when its first one leaves."""
+        self._abandon_later(producer, self.settings.streams.detached, self.settings.streams.detached)
+
     def _watch_over(self, producer: Producer) -> None:
         """The last reader may have left: from now on the generation's abandon clock runs."""
         if producer.feed.readers == 0 and producer in self._running:
             producer.left += 1
             after = 0.0 if producer.live_only else self.settings.streams.abandon_after
-            if after != float("inf"):
-                self._abandon_later(producer, after)
+            self._abandon_later(producer, after, after)
 
-    def _abandon_later(self, producer: Producer, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self._abandon, producer, producer.left)
+    def _abandon_later(self, producer: Producer, seconds: float, unread: float) -> None:
+        """After so many seconds end it, if by then nobody has read it for `unread` seconds."""
+        if seconds != float("inf"):
+            asyncio.get_running_loop().call_later(seconds, self._abandon, producer, producer.left, unread)
 
-    def _abandon(self, producer: Producer, left: int) -> None:
+    def _abandon(self, producer: Producer, left: int, unread: float) -> None:
         """No reader since that departure, here or on another replica: cancel the upstream call."""
         if producer.feed.readers or producer.left != left or producer not in self._running:
             return
         if producer.live_only:
             producer.stop(Ending.ABANDONED)
         else:
-            self.later(self._abandon_unless_read_elsewhere(producer, left))
+            self.later(self._abandon_unless_read_elsewhere(producer, left, unread))
 
-    async def _abandon_unless_read_elsewhere(self, producer: Producer, left: int) -> None:
+    async def _abandon_unless_read_elsewhere(self, producer: Producer, left: int, unread: float) -> None:
         streams = self.settings.streams
         if producer.renewable:
             try:
@@ -457,9 +478,11 @@ class Registry:
                 pass  # what was heard last must do
         if producer.feed.readers or producer.left != left or producer not in self._running:
             return
+        if not left and producer.unseen() < unread - streams.lease:
+            unread = streams.abandon_after  # a detached one has had its first reader, elsewhere
         # A reader elsewhere gives a sign a few times in a lease, so within one it counts as there.
-        remaining = max(streams.abandon_after, streams.lease) - producer.unseen()
+        remaining = max(unread, streams.lease) - producer.unseen()
         if remaining > 0:
-            self._abandon_later(producer, remaining)
+            self._abandon_later(producer, remaining, unread)
         else:
             producer.stop(Ending.ABANDONED)

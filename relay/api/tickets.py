@@ -1,0 +1,63 @@
+"""Tickets: one stream, for a while, for who holds no credential.
+
+A backend starts a generation with its key and hands the browser the address in `Relay-Stream-Url`; a plain
+`EventSource` reads it and comes back by itself. A ticket is `<expiry>.<scope>.<mac>`: Unix seconds, `r` or `rs`
+(read, read and stop), and an HMAC over both and the stream's id with the secret that the replicas share.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from urllib.parse import parse_qs
+
+from relay.api.exchange import Exchange
+from relay.api.replica import Replica
+from relay.protocol.errors import BadRequest, TicketRefused
+from relay.protocol.headers import Headers, credential
+from relay.streams.registry import BY_TICKET, Asking
+
+_SCOPES = {"off": "", "read": "r", "read+stop": "rs"}
+_TICKET = re.compile(r"([0-9]{1,12})\.(r|rs)\.([0-9a-f]{64})")
+
+
+def scope_of(replica: Replica, exchange: Exchange) -> str:
+    """What the ticket of a new stream allows: as the request says, else as the settings do. Raises BadRequest."""
+    asked = exchange.header(b"relay-ticket") or replica.settings.tickets.scope
+    if asked not in _SCOPES:
+        raise BadRequest("`Relay-Ticket` must be off, read or read+stop. Send one of these, or no such header.")
+    return _SCOPES[asked]
+
+
+def url_header(replica: Replica, stream: str, scope: str) -> Headers:
+    """`Relay-Stream-Url` for a stream; none for an empty scope."""
+    if not scope:
+        return []
+    expiry = str(int(time.time() + replica.settings.tickets.ttl))
+    url = f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(replica, stream, expiry, scope)}"
+    return [(b"relay-stream-url", url.encode())]
+
+
+async def asking(replica: Replica, exchange: Exchange, stream: str, *, stop: bool) -> Asking:
+    """Who asks for a stream: the holder of a ticket, else of a credential. Raises TicketRefused, StoreUnavailable."""
+    shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
+    if shown is None:
+        return credential(exchange.headers)
+    await replica.registry.know_secret()
+    match = _TICKET.fullmatch(shown[-1])
+    expiry, scope, mac = match.groups() if match else ("0", "r", "")
+    if not hmac.compare_digest(mac, _mac(replica, stream, expiry, scope)):
+        raise TicketRefused("The ticket is not one for this stream. Ask the application for a new address.")
+    if int(expiry) < time.time():
+        raise TicketRefused("The ticket has expired. Ask the application for a new address.", code="ticket_expired")
+    if stop and "s" not in scope:
+        raise TicketRefused(
+            "The ticket lets you read this stream, not stop it. Ask the application for one with read+stop.",
+            code="ticket_read_only",
+        )
+    return BY_TICKET
+
+
+def _mac(replica: Replica, stream: str, expiry: str, scope: str) -> str:
+    return replica.registry.digest(b"ticket", stream.encode(), expiry.encode(), scope.encode())
