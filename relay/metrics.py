@@ -71,6 +71,7 @@ class Meter:
         self._gaps = [0] * (len(_INTER_TOKEN) + 1)
         self._gaps_total = 0.0
         # A series that begins with its first increment hides that increment from rate() and increase().
+        metrics.degraded.labels(*labels)
         for outcome in (*Ending, _FAILED):
             metrics.streams.labels(*labels, outcome)
         for cause in Cause:

@@ -70,6 +70,8 @@ class TestStory:
         with open_stream(one.url + url, "GET", AUTH) as here, open_stream(two.url + url, "GET", AUTH) as there:
             here.events(1)
             there.events(1)
+            visits = ("HGET", f"relay:{{{stream_id}}}:meta", "visits")
+            wait_until(lambda: str(store.servers[0].command(*visits)) in ("1", "b'1'"), 10, "the visit to be counted")
             upstream.open("end")
             here.events()
             there.events()

@@ -1,0 +1,250 @@
+"""`make bench`: the relay beside nginx, LiteLLM and Portkey, each on one core, in one run; writes BENCHMARKS.md.
+
+    python deploy/bench/compare.py [--only ROW …] [--without PEER …] [--quick] [--write]
+
+Needs two cores: what is measured is bound to one, the load and the relay's store to the other (or the store to a
+third, --cpu-store). All figures go to `.bench/results.json`, row by row as they are found; with --write the tables in
+deploy/BENCHMARKS.md are made anew from that file, without --write they are only printed. --quick proves that all of it
+runs; its figures mean nothing and are never written there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import peers
+import redis
+import render
+
+from relay.bench import gateways
+from relay.bench.measure import Bench, BenchError, Plan, Target, machine, two_cores
+from relay.bench.report import Bar
+
+DOCUMENT = peers.ROOT / "deploy/BENCHMARKS.md"
+RESULTS = peers.HOME / "results.json"
+_RATE = 20.0
+_SCALE = {50: 80.0, 200: 20.0, 1000: 4.0, 2000: 2.0}
+"""Streams and the rate of each: 4,000 events/s whatever their number."""
+
+
+@dataclass
+class Comparison:
+    """The settings of a run and what it has found so far."""
+
+    bench: Bench
+    core: int | None
+    store_core: int | None
+    quick: bool
+    without: list[str]
+    rows: dict[str, Any] = field(default_factory=dict)
+
+    def plan(self, **changes: Any) -> Plan:
+        plan = Plan(**{"rate": _RATE, "length": 240, "rounds": 3, **changes})
+        if not self.quick:
+            return plan
+        plan = replace(plan, streams=min(plan.streams, 10), total=min(plan.total, 50), length=min(plan.length, 40))
+        return replace(plan, rate=max(plan.rate, 20.0), repeats=5, rounds=1, settle=0.0)
+
+    def relay(self, stack: ExitStack, **options: Any) -> tuple[Target, str]:
+        return stack.enter_context(peers.relay(self.bench.upstream_url, self.core, self.store_core, **options))
+
+    def others(self, stack: ExitStack, *names: str) -> list[Target]:
+        start: dict[str, Callable[..., Any]] = {
+            "nginx": gateways.nginx,
+            "portkey": peers.portkey,
+            "litellm": peers.litellm,
+        }
+        wanted = [name for name in names if name not in self.without]
+        return [stack.enter_context(start[name](self.bench.upstream_url, self.core)) for name in wanted]
+
+    def measure(self, row: str, plan: Plan, targets: list[Target], **options: Any) -> dict[str, Any]:
+        results = self.bench.run(plan, targets, **options)
+        self.rows[row] = results
+        for warning in results["warnings"]:
+            print(f"\n{row}: {warning}", file=sys.stderr)
+        return results
+
+
+def cpu(c: Comparison) -> None:
+    """CPU per event, with streams of 20 events/s."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        others = c.others(stack, "nginx", "portkey")
+        c.measure("cpu_300", c.plan(streams=300), [relay, *others])
+        # Portkey's core is full long before.
+        c.measure("cpu_600", c.plan(streams=600), [relay, *(o for o in others if o.name == "nginx")])
+    with ExitStack() as stack:
+        if few := c.others(stack, "litellm"):
+            c.measure("cpu_litellm", c.plan(streams=20, rounds=2), few)
+
+
+def latency(c: Comparison) -> None:
+    """What an event's way takes longer, at half of what the relay's core can take."""
+    if "cpu_300" not in c.rows:
+        raise BenchError("the row `latency` takes its load from the row `cpu`: measure both (--only cpu latency)")
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        streams = _half(c.rows["cpu_300"], "relay")
+        c.measure("latency", c.plan(streams=streams), [relay, *c.others(stack, "nginx", "portkey")])
+    with ExitStack() as stack:
+        if few := c.others(stack, "litellm"):
+            streams = _half(c.rows["cpu_litellm"], "litellm")
+            c.measure("latency_litellm", c.plan(streams=streams, rounds=2), few)
+
+
+def _half(row: dict[str, Any], name: str) -> int:
+    """So many streams use half a core."""
+    return max(1, int(0.5e6 / row["targets"][name]["cpu_us_per_event"] / _RATE))
+
+
+def first(c: Comparison) -> None:
+    """The first event of single requests, the machine idle."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        plan = c.plan(mode="first", streams=1, length=1, repeats=50, rounds=6)
+        c.measure("first", plan, [relay, *c.others(stack, "nginx")])
+
+
+def unpaced(c: Comparison) -> None:
+    """20 streams as fast as they come."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        plan = c.plan(mode="unpaced", streams=20, length=10_000, rounds=5)
+        c.measure("unpaced", plan, [relay, *c.others(stack, "nginx")])
+
+
+def scale(c: Comparison) -> None:
+    """CPU per event with more and more live streams, the event rate being the same."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        for streams, rate in _SCALE.items():
+            length = int(rate * (streams / 200 + 12))
+            c.measure(f"scale_{streams}", c.plan(streams=streams, rate=rate, length=length, rounds=2), [relay])
+
+
+def memory(c: Comparison) -> None:
+    """Of live streams, of the log, and over many streams."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        c.measure("idle", c.plan(mode="idle", streams=1000, length=2, rounds=1), [relay])
+    with ExitStack() as stack:
+        relay, url = c.relay(stack)
+        client = stack.enter_context(redis.Redis.from_url(url))
+        plan = c.plan(mode="unpaced", streams=100, length=1000, rounds=1)
+        before = client.info("memory")["used_memory"]
+        # Without a warm-up, so that these streams are all that the store gains.
+        answer = c.bench.job(relay, plan.job(), "relay: bytes in the store")
+        stored = client.info("memory")["used_memory"] - before
+        c.rows["store"] = {
+            "stored_bytes": stored,
+            "frames_bytes": answer["body_bytes"],
+            "ratio": stored / answer["body_bytes"],
+            "errors": answer["errors"],
+        }
+    with ExitStack() as stack:
+        short = {"RELAY_STREAMS__RETENTION": "5s", "RELAY_STREAMS__TOMBSTONE": "5s"}
+        relay, _ = c.relay(stack, settings=short)
+        plan = c.plan(mode="churn", streams=100, total=10_000, length=20, rounds=1, settle=6.0)
+        c.measure("churn", plan, [relay], direct=False)
+
+
+def resume(c: Comparison) -> None:
+    """A stream of 1,000 events read again: alone, and by 1,000 readers at once, of one stream and of 100."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        for row, total in (("resume", 1), ("resume_many", 100)):
+            plan = c.plan(mode="resume", streams=1000, length=1000, total=total, repeats=100, rounds=1)
+            c.measure(row, plan, [relay], direct=False)
+
+
+def burst(c: Comparison) -> None:
+    """1,000 connections at once."""
+    with ExitStack() as stack:
+        relay, _ = c.relay(stack)
+        plan = c.plan(mode="burst", streams=1000, rate=1.0, length=3)
+        c.measure("burst", plan, [relay, *c.others(stack, "nginx")])
+
+
+def asgi(c: Comparison) -> None:
+    """The same application under other ASGI servers."""
+    with ExitStack() as stack:
+        targets = [c.relay(stack)[0], *(c.relay(stack, server=name)[0] for name in ("uvicorn", "granian"))]
+        c.measure("asgi_cpu", c.plan(streams=200), targets)
+        c.measure("asgi_unpaced", c.plan(mode="unpaced", streams=20, length=10_000), targets)
+
+
+ROWS = {row.__name__: row for row in (cpu, latency, first, unpaced, scale, memory, resume, burst, asgi)}
+
+
+def main() -> int:
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    results = RESULTS if not arguments.quick else RESULTS.with_name("quick.json")
+    try:
+        if not arguments.render:
+            _measure(arguments, results)
+        found = json.loads(results.read_text())
+        print(render.tables(found))
+        if arguments.quick:
+            print("\n--quick: these loads are not what the rows say, and the figures mean nothing.")
+        if arguments.write and not arguments.quick:
+            DOCUMENT.write_text(render.into(DOCUMENT.read_text(), found))
+    except BenchError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 1 if render.lost(found) else 0
+
+
+def _measure(arguments: argparse.Namespace, results: Path) -> None:
+    names = [name for name in ("nginx", "portkey", "litellm", "asgi") if name not in arguments.without]
+    peers.install(names)
+    core, load_core = two_cores() if arguments.cpu_target is None else (arguments.cpu_target, arguments.cpu_load)
+    store_core = load_core if arguments.cpu_store is None else arguments.cpu_store
+    bar = Bar()
+    with Bench(core=load_core, progress=bar) as bench:
+        comparison = Comparison(bench, core, store_core, arguments.quick, arguments.without)
+        wanted = {name: ROWS[name] for name in arguments.only or ROWS}
+        if "asgi" in arguments.without:
+            wanted.pop("asgi", None)
+        if arguments.only and results.exists():
+            comparison.rows |= json.loads(results.read_text())["rows"]
+        for row in wanted.values():
+            row(comparison)
+            found = {
+                "date": time.strftime("%Y-%m-%d"),
+                "machine": machine(),
+                "cores": {"target": core, "load": load_core, "store": store_core},
+                "versions": peers.versions(names),
+                "disclosed": {name: text for name, text in peers.DISCLOSED.items() if name in ("relay", *names)},
+                "rows": comparison.rows,
+            }
+            results.write_text(json.dumps(found, indent=1) + "\n")
+            bar.clear()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="of nginx, portkey, litellm, asgi")
+    parser.add_argument("--quick", action="store_true", help="see that everything runs; the figures mean nothing")
+    parser.add_argument("--render", action="store_true", help="measure nothing; show the results there are")
+    parser.add_argument("--write", action="store_true", help="write the tables into deploy/BENCHMARKS.md")
+    parser.add_argument("--cpu-target", type=int, metavar="CORE")
+    parser.add_argument("--cpu-load", type=int, metavar="CORE")
+    parser.add_argument("--cpu-store", type=int, metavar="CORE", help="default: the load's")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

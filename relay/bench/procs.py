@@ -1,0 +1,121 @@
+"""CPU time and memory of processes and all their children, from /proc.
+
+A process named `valkey-server` or `redis-server` in the tree is the gateway's store and is counted apart. Times
+have the kernel's resolution of a clock tick (10 ms), so a measurement should use seconds of CPU, not tens of
+milliseconds. Elsewhere than on Linux there is no /proc and everything reads None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_STORES = ("valkey-server", "redis-server")
+_PROC = Path("/proc")
+AVAILABLE = (_PROC / "self/stat").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Seconds of CPU since the processes began; bytes of memory now."""
+
+    cpu: float = 0.0
+    store_cpu: float = 0.0
+    rss: int = 0
+    store_rss: int = 0
+
+    def __sub__(self, other: Used) -> Used:
+        return Used(
+            self.cpu - other.cpu,
+            self.store_cpu - other.store_cpu,
+            self.rss - other.rss,
+            self.store_rss - other.store_rss,
+        )
+
+
+class Group:
+    """Some processes and the children that they have now."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        """Raises ProcessLookupError for one that does not run."""
+        self._members: dict[int, bool] = {}
+        """Of each process: whether it is a store."""
+        roots = list(pids) if AVAILABLE else []
+        parents = _parents() if roots else {}
+        for pid in roots:
+            if pid not in parents:
+                raise ProcessLookupError(f"no process has the id {pid}; look up the gateway's with `pgrep -af NAME`")
+        wanted = set(roots)
+        while wanted:
+            self._members |= {pid: _name(pid) in _STORES for pid in wanted}
+            wanted = {pid for pid, parent in parents.items() if parent in wanted} - self._members.keys()
+
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
+    @property
+    def pids(self) -> list[int]:
+        return list(self._members)
+
+    def has_store(self) -> bool:
+        return any(self._members.values())
+
+    def cpu(self) -> Used:
+        """Cheap enough to be called while delays are measured. A child that has ended since counts for nothing."""
+        sums = {False: 0, True: 0}
+        for pid, is_store in self._members.items():
+            fields = _stat(pid)
+            if fields:
+                sums[is_store] += int(fields[11]) + int(fields[12])
+        return Used(sums[False] / _TICK, sums[True] / _TICK)
+
+    def memory(self) -> Used:
+        """Walks the page tables: not to be called while delays are measured."""
+        sums = {False: 0, True: 0}
+        for pid, is_store in self._members.items():
+            sums[is_store] += _rss(pid)
+        return Used(rss=sums[False], store_rss=sums[True])
+
+    def pin(self, core: int) -> None:
+        """Bind every thread to one core. Raises PermissionError for another user's process."""
+        for pid in self._members:
+            for thread in (_PROC / str(pid) / "task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields behind the process's name, the state first; nothing for a process that is gone."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _parents() -> dict[int, int]:
+    found = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            found[int(entry.name)] = int(fields[1])
+    return found
+
+
+def _name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _rss(pid: int) -> int:
+    # smaps_rollup counts pages; the figures in `status` may lag by some hundred KiB per thread.
+    for name, field in (("smaps_rollup", "Rss:"), ("status", "VmRSS:")):
+        try:
+            for line in (_PROC / str(pid) / name).read_text().splitlines():
+                if line.startswith(field):
+                    return int(line.split()[1]) * 1024
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return 0

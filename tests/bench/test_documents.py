@@ -1,0 +1,95 @@
+"""The comparison's tables say what the results say, and the document names every mode of the command."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from relay import bench
+from relay.bench import figures
+from relay.bench.measure import BenchError
+
+_DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+_DOCUMENT = (_DEPLOY / "BENCHMARKS.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def render() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_render", _DEPLOY / "bench/render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _target(cpu: float, added: float) -> dict[str, Any]:
+    times = ("delay_us", "first_us", "first_byte_us", "whole_us")
+    window = {"events": 1000, "seconds": 1.0, "cpu": cpu / 1000, "store_cpu": None}
+    answer = {
+        **{name: {str(int(added * 1000)): 1} for name in times},
+        **dict.fromkeys(("events", "expected", "streams", "body_bytes"), 1000),
+        **{"errors": {}, "samples": [], "whole": {**window, "generator_cpu": 0.1, "upstream_cpu": 0.1}},
+    }
+    return figures.summary("paced", [answer])
+
+
+def _found(relay: float, nginx: float) -> dict[str, Any]:
+    targets = {"direct": _target(1, 0.1), "relay": _target(relay, 2.0), "nginx": _target(nginx, 0.2)}
+    figures.add_difference(targets["relay"], targets["direct"])
+    return {
+        "date": "2001-02-03",
+        "machine": {"cores": 2, "cpu": "CPU", "system": "Linux", "python": "3", "uvloop": "1", "relay": "0"},
+        "cores": {"target": 1, "load": 0, "store": 0},
+        "versions": {"nginx": "9.9"},
+        "disclosed": {"nginx": "As it is."},
+        "rows": {"cpu_300": {"plan": {"streams": 300}, "targets": targets, "warnings": ["busy"]}},
+    }
+
+
+def test_a_row_is_met_or_missed_by_its_target(render: ModuleType) -> None:
+    assert "| ≤ 3 × nginx | 60 (met) | 20 | – | – |" in render.tables(_found(60, 20))
+    assert "| ≤ 3 × nginx | 61 (**missed**) | 20 | – | – |" in render.tables(_found(61, 20))
+
+
+def test_rows_that_were_not_measured_are_left_out(render: ModuleType) -> None:
+    lines = render.tables(_found(60, 20)).splitlines()
+    assert len([line for line in lines if line.startswith("| ") and "---" not in line]) == 2
+
+
+def test_losses_are_told(render: ModuleType) -> None:
+    found = _found(60, 20)
+    assert not render.lost(found)
+    assert "twice: none." in render.tables(found)
+    found["rows"]["cpu_300"]["targets"]["relay"]["errors"]["missing"] = 2
+    assert render.lost(found)
+    assert "twice: Relay 2." in render.tables(found)
+
+
+def test_results_go_between_the_markers_and_nowhere_else(render: ModuleType) -> None:
+    once = render.into(_DOCUMENT, _found(60, 20))
+    before, _, rest = _DOCUMENT.partition("<!-- results -->")
+    after = rest.partition("<!-- /results -->")[2]
+    assert once.startswith(before)
+    assert once.endswith(after)
+    assert "2001-02-03" in once
+    assert render.into(once, copy.deepcopy(_found(60, 20))) == once
+    with pytest.raises(BenchError, match="markers"):
+        render.into("# Benchmarks", _found(60, 20))
+
+
+def test_every_mode_is_documented() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    modes = next(group for group in parser._action_groups if (group.title or "").startswith("the mode"))
+    flags = {action.option_strings[0] for action in modes._group_actions}
+    assert flags
+    assert {flag for flag in flags if f"| `{flag}" not in _DOCUMENT} == set()
