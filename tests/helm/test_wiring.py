@@ -1,0 +1,160 @@
+"""Objects find one another: selectors, ports, names; and what is not to be reached is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.helm import chart
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    wanted = selector.get("matchLabels", selector)
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+def pods(found: list[chart.Object]) -> dict[str, dict[str, str]]:
+    """The labels of each kind of pod: relay, test, and valkey where it is."""
+    shown = {"relay": chart.pod(found)["metadata"]["labels"]}
+    for item in chart.kinds(found, "StatefulSet"):
+        shown["valkey"] = item["spec"]["template"]["metadata"]["labels"]
+    for item in chart.kinds(found, "Pod"):
+        shown["test"] = item["metadata"]["labels"]
+    return shown
+
+
+def selected(selector: dict[str, Any], found: list[chart.Object]) -> list[str]:
+    return [name for name, labels in pods(found).items() if selects(selector, labels)]
+
+
+def ports(found: list[chart.Object]) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in chart.container(found)["ports"]}
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_selectors_take_the_relay_s_pods_and_no_others(name: str) -> None:
+    found = chart.case(name)
+    assert "test" in pods(found)
+    assert selected(chart.of(found, "Deployment")["spec"]["selector"], found) == ["relay"]
+    for suffix in ("", "-metrics"):
+        assert selected(chart.of(found, "Service", suffix)["spec"]["selector"], found) == ["relay"]
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        for item in chart.kinds(found, kind):
+            assert selected(item["spec"]["selector"], found) == ["relay"]
+    for spread in chart.pod(found)["spec"]["topologySpreadConstraints"]:
+        assert selected(spread["labelSelector"], found) == ["relay"]
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_ports_are_the_settings_own(name: str) -> None:
+    found = chart.case(name)
+    settings = chart.settings(found)
+    bound = {key: int(settings[key].rpartition(":")[2]) for key in ("bind", "metrics_bind")}
+    assert ports(found) == {"http": bound["bind"], "metrics": bound["metrics_bind"]}
+    http, metrics = chart.of(found, "Service")["spec"], chart.of(found, "Service", "-metrics")["spec"]
+    assert [port["targetPort"] for port in http["ports"]] == ["http"]
+    assert [port["targetPort"] for port in metrics["ports"]] == ["metrics"]
+
+
+def test_metrics_stay_inside_the_cluster_and_show_pods_that_drain() -> None:
+    found = chart.case("everything")
+    assert chart.of(found, "Service")["spec"]["type"] == "LoadBalancer"
+    metrics = chart.of(found, "Service", "-metrics")["spec"]
+    assert (metrics["type"], metrics["clusterIP"], metrics["publishNotReadyAddresses"]) == ("ClusterIP", "None", True)
+
+
+def test_the_service_monitor_takes_the_metrics_service_alone() -> None:
+    found = chart.case("everything")
+    monitor = chart.of(found, "ServiceMonitor")["spec"]
+    services = chart.kinds(found, "Service")
+    taken = [item for item in services if selects(monitor["selector"], item["metadata"]["labels"])]
+    assert taken == [chart.of(found, "Service", "-metrics")]
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in taken[0]["spec"]["ports"]]
+
+
+def test_the_pod_monitor_names_a_port_of_the_container() -> None:
+    found = chart.case("openshift")
+    (endpoint,) = chart.of(found, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in ports(found)
+
+
+def test_routes_lead_to_the_clients_service() -> None:
+    found = chart.case("everything")
+    service = chart.of(found, "Service")
+    (rule,) = chart.of(found, "Ingress")["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+    route = chart.of(found, "HTTPRoute")
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    assert backend == {"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}
+    (target,) = chart.of(found, "BackendTrafficPolicy")["spec"]["targetRefs"]
+    assert (target["kind"], target["name"]) == ("HTTPRoute", route["metadata"]["name"])
+
+
+def test_the_proxies_stream_and_never_send_a_post_again() -> None:
+    found = chart.case("everything")
+    given = chart.of(found, "Ingress")["metadata"]["annotations"]
+    shown = {key.removeprefix("nginx.ingress.kubernetes.io/"): value for key, value in given.items()}
+    assert (shown["proxy-buffering"], shown["proxy-http-version"]) == ("off", "1.1")
+    assert shown["proxy-read-timeout"] == shown["proxy-send-timeout"] == "700"
+    assert shown["proxy-body-size"] == "64m", "the user's annotation wins"
+    assert shown["proxy-next-upstream"].split() == ["error", "timeout"]  # not non_idempotent, not http_5xx
+    assert chart.of(found, "HTTPRoute")["spec"]["rules"][0]["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+    policy = chart.of(found, "BackendTrafficPolicy")["spec"]
+    assert policy["retry"]["numRetries"] == 0
+    # Longer than the longest silence: ten minutes of an answer that is not streamed.
+    assert policy["timeout"]["http"] == {"requestTimeout": "0s", "maxStreamDuration": "0s", "streamIdleTimeout": "610s"}
+    assert min(policy["circuitBreaker"].values()) == 100000
+
+
+def test_the_autoscaler_scales_the_deployment_which_leaves_the_number_to_it() -> None:
+    found = chart.case("gateway")
+    deployment, scaler = chart.of(found, "Deployment"), chart.of(found, "HorizontalPodAutoscaler")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]
+    down = scaler["behavior"]["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= 600
+    assert [(policy["type"], policy["value"]) for policy in down["policies"]] == [("Pods", 1)]
+    assert {metric["type"] for metric in scaler["metrics"]} == {"Pods"}
+    both = chart.of(chart.case("everything"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert {metric["type"] for metric in both} == {"Pods", "Resource"}
+
+
+def test_the_network_policy_lets_in_clients_and_monitoring() -> None:
+    found = chart.case("everything")
+    policy = chart.of(found, "NetworkPolicy")["spec"]
+    assert selected(policy["podSelector"], found) == ["relay"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    http, metrics = policy["ingress"]
+    assert http["ports"] == [{"port": "http", "protocol": "TCP"}]
+    assert "test" in [name for peer in http["from"] for name in selected(peer["podSelector"], found)]
+    assert metrics["ports"] == [{"port": "metrics", "protocol": "TCP"}]
+    assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    everyone = chart.of(chart.case("edge"), "NetworkPolicy")["spec"]["ingress"][0]
+    assert "from" not in everyone
+
+
+def test_the_network_policy_lets_out_to_names_upstreams_and_the_store() -> None:
+    def out(name: str) -> list[list[int]]:
+        rules = chart.of(chart.case(name), "NetworkPolicy")["spec"]["egress"]
+        return [[port["port"] for port in rule["ports"]] for rule in rules]
+
+    assert out("everything") == [[53, 53], [443, 8000], [6379, 6380], [4317]]
+    assert out("edge") == [[53, 53], [8000]]
+    assert out("valkey") == [[53, 53], [443], [6379]]
+
+
+def test_only_the_relay_reaches_the_bundled_store() -> None:
+    found = chart.case("valkey")
+    store = chart.of(found, "NetworkPolicy", "-valkey")["spec"]
+    assert selected(store["podSelector"], found) == ["valkey"]
+    (rule,) = store["ingress"]
+    assert [name for peer in rule["from"] for name in selected(peer["podSelector"], found)] == ["relay"]
+    (peer,) = chart.of(found, "NetworkPolicy")["spec"]["egress"][2]["to"]
+    assert selected(peer["podSelector"], found) == ["valkey"]
+    service = chart.of(found, "Service", "-valkey")
+    assert selected(service["spec"]["selector"], found) == ["valkey"]
+    (url,) = [v["value"] for v in chart.container(found)["env"] if v["name"] == "RELAY_STORE__URL"]
+    assert url.endswith(f"@{service['metadata']['name']}:{service['spec']['ports'][0]['port']}")
