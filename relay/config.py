@@ -270,7 +270,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 # Kubernetes puts RELAY_SERVICE_HOST, RELAY_PORT, RELAY_PORT_8080_TCP … into every pod beside a Service called
-# `relay`, RELAY_METRICS_PORT … beside one called `relay-metrics`; the tests and the embedded store have words of their own.
+# `relay`, RELAY_METRICS_PORT … beside one called `relay-metrics`; tests and embedded store have words of their own.
 _NOT_SETTINGS = re.compile(r"RELAY_(([A-Z0-9]+_)*SERVICE_(HOST|PORT.*)|([A-Z0-9]+_)*PORT(_[0-9].*)?|TEST_.*)")
 
 
