@@ -13,22 +13,46 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.api.exchange import ABORT, ConnectionCut
+from relay.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
 _KEEP_ALIVE = 75.0
+_HTTP2_STREAMS = 1000
 _GRACE = 3.0
 _SETTLE = 0.25
 
 
 class _Connection(TCPServer):
+    async def run(self) -> None:
+        connection = self.writer.get_extra_info("socket")
+        try:
+            client = parse_socket_addr(connection.family, connection.getpeername())
+            server = parse_socket_addr(connection.family, connection.getsockname())
+            async with TaskGroup(self.loop) as group:
+                self._task_group = group
+                state = ConnectionState(self.state)
+                self.protocol = Protocol(
+                    self.app, self.config, self.context, group, state, False, client, server, self.protocol_send
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass  # the client has gone
+        finally:
+            await self._close()
+
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.stop()
@@ -49,6 +73,10 @@ def _config() -> Config:
     # Heads up to this size reach the application, which answers in the API's own error shape.
     config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
     config.h2_max_header_list_size = 8 * MAX_HEADER_BYTES
+    # Proxies put many streams on one connection; by default it is 100, and a client that needs more waits.
+    config.h2_max_concurrent_streams = _HTTP2_STREAMS
+    # At this number, 1000 by default, an HTTP/2 connection is closed under all the streams that it carries.
+    config.keep_alive_max_requests = 1 << 62
     config.accesslog = None
     logger = logging.getLogger("relay.http")
     logger.addFilter(_NoCuts())

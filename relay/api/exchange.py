@@ -69,6 +69,15 @@ class Exchange:
         value = rules.value(self.headers, name)
         return None if value is None else value.decode("latin-1")
 
+    def has_body(self) -> bool:
+        """Whether a body may follow the head. Over HTTP/2 none of its headers has to say so (RFC 9113, section 8.1)."""
+        length = self.header(b"content-length")
+        if length is not None:
+            return length != "0"
+        if self.header(b"transfer-encoding") is not None:
+            return True
+        return self.scope["http_version"] >= "2" and self.method in ("POST", "PUT", "PATCH")
+
     def check_head(self) -> None:
         """Raises HeadersTooLarge, BadRequest."""
         if sum(len(k) + len(v) for k, v in self.headers) > rules.MAX_HEADER_BYTES:
@@ -106,14 +115,15 @@ class Exchange:
     def _too_large(limit: int) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
 
-    async def json(self, limit: int) -> tuple[bytes, JsonObject]:
-        """The body and the JSON object that it is. Raises BadRequest, BodyTooLarge, EncodedBody, ClientGone."""
+    async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
+        """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
+        BodyTooLarge, EncodedBody, ClientGone."""
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != "identity":
             raise EncodedBody("The request body is compressed. Send it without Content-Encoding.")
         body = b"".join([chunk async for chunk in self.chunks(limit)])
         try:
-            parsed: Any = orjson.loads(body)
+            parsed: Any = orjson.loads(body) if body or not empty else {}
         except orjson.JSONDecodeError as error:
             raise BadRequest(
                 f"The request body is not JSON ({error}). Send a JSON object.", code="invalid_json"

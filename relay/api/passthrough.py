@@ -20,9 +20,8 @@ async def any_path(replica: Replica, exchange: Exchange) -> None:
     path = exchange.scope["path"]
     anthropic = exchange.header(b"anthropic-version") is not None
     kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
-    empty = exchange.header(b"content-length") in (None, "0") and exchange.header(b"transfer-encoding") is None
-    if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json" and not empty:
-        raw, body = await exchange.json(replica.settings.limits.body)
+    if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
+        raw, body = await exchange.json(replica.settings.limits.body, empty=True)
         model = body.get("model")
         if isinstance(model, str) and model:
             route = route_model(replica.settings.upstreams, None, model)
@@ -45,8 +44,7 @@ async def forward(replica: Replica, exchange: Exchange, route: Route, body: byte
         length=len(body) if isinstance(body, bytes) else None,
         request_id=exchange.request_id,
     )
-    bodiless = exchange.header(b"content-length") in (None, "0") and (exchange.header(b"transfer-encoding") is None)
-    if not whole and bodiless:
+    if not whole and not exchange.has_body():
         await exchange.discard_body()
         body = b""
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))

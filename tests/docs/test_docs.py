@@ -27,6 +27,12 @@ def test_metrics_reference_is_the_code_s_own() -> None:
     assert table == metrics.reference(), "run: python -m relay.metrics, and put its output between the marks"
 
 
+@pytest.mark.parametrize("name", ["before", "after"])
+def test_the_client_example_is_the_one_that_is_run(name: str) -> None:
+    shown = README.split(f"<!-- client-{name} -->\n```python\n")[1].split("```")[0]
+    assert shown == (ROOT / "tests/client/examples" / f"{name}.py").read_text()
+
+
 @pytest.mark.parametrize("outcome", [*Cause, *Ending])
 def test_every_outcome_is_documented(outcome: str) -> None:
     assert f"`{outcome}`" in README

@@ -1,0 +1,52 @@
+"""The transports for `httpx`: openai before 3, anthropic before 2, litellm and others."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import httpx
+
+from relay.client.awaiting import AwaitingBody, AwaitingTransport
+from relay.client.blocking import BlockingBody, BlockingTransport
+from relay.client.policy import Policy
+from relay.client.resumption import Unresumable
+
+__all__ = ["AsyncResumingTransport", "Policy", "ResumeFailed", "ResumingTransport"]
+
+
+class ResumeFailed(httpx.RemoteProtocolError):
+    """A cut stream could not go on. The message says why and what to do; the SDK's text so far is incomplete.
+
+    `last_event_id` is where it stopped, `status` and `code` the relay's last answer, where there was one.
+    """
+
+    def __init__(self, failure: Unresumable) -> None:
+        super().__init__(str(failure))
+        self.last_event_id = failure.last_event_id
+        self.status = failure.status
+        self.code = failure.code
+
+
+class _Body(BlockingBody, httpx.SyncByteStream):
+    """What a synchronous response reads."""
+
+
+class _AsyncBody(AwaitingBody, httpx.AsyncByteStream):
+    """What an asynchronous response reads."""
+
+
+class ResumingTransport(BlockingTransport, httpx.BaseTransport):
+    """`httpx.Client(transport=ResumingTransport())`; what `httpx.HTTPTransport` takes goes here, like `verify`
+    and `proxy`. `policy` says how long to try."""
+
+    http: ClassVar[Any] = httpx
+    failure: ClassVar[Any] = ResumeFailed
+    body: ClassVar[Any] = _Body
+
+
+class AsyncResumingTransport(AwaitingTransport, httpx.AsyncBaseTransport):
+    """`httpx.AsyncClient(transport=AsyncResumingTransport())`, otherwise as `ResumingTransport`."""
+
+    http: ClassVar[Any] = httpx
+    failure: ClassVar[Any] = ResumeFailed
+    body: ClassVar[Any] = _AsyncBody

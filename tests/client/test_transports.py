@@ -1,0 +1,392 @@
+"""What the transports do with requests and answers, in both libraries, blocking and awaiting alike."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from relay.client.httpx import AsyncResumingTransport, ResumingTransport
+from relay.client.policy import Policy
+from tests.client.played import BODY, DONE, HEAD, KINDS, STREAM, URL, Answer, Kind, Script, frame, refused
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]()
+
+
+def whole() -> Answer:
+    return Answer(parts=[frame(1, DONE)])
+
+
+def known(kind: Kind, policy: Policy | None = None, **more: Any) -> Any:
+    """A transport that has met this relay before; what it did then is forgotten."""
+    transport = kind.transport(policy, **more)
+    assert kind.post([whole()], transport).error is None
+    kind.requests.clear()
+    kind.timeouts.clear()
+    return transport
+
+
+# -- coming back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_in_mid_event_is_not_seen(kind: Kind) -> None:
+    first = Answer(parts=[frame(1) + frame(2)[:9], frame(2)[9:] + frame(3)[:20], "ReadError"])
+    seen = kind.post([first, Answer(parts=[frame(3), frame(4, DONE)])])
+    assert seen.error is None
+    assert seen.parts == [frame(1), frame(2), frame(3), frame(4, DONE)]
+    assert kind.headers("last-event-id") == [None, f"{STREAM}.2"]
+    assert first.closed
+
+
+def test_the_resume_is_the_same_request(kind: Kind) -> None:
+    script: Script = [Answer(parts=["RemoteProtocolError"]), whole()]
+    kind.post(script, headers={"authorization": "Bearer sk-secret", "x-mine": "1"}, extensions={"mine": 1})
+    first, second = kind.requests
+    assert b"".join(second.stream) == b"".join(first.stream) != b""
+    assert (second.method, second.url, second.extensions) == (first.method, first.url, first.extensions)
+    assert second.extensions["mine"] == 1
+    kept = [(name, value) for name, value in second.headers.raw if name.lower() != b"last-event-id"]
+    assert kept == first.headers.raw
+
+
+@pytest.mark.parametrize("cut", ["ReadError", "ReadTimeout", "RemoteProtocolError", None])
+def test_any_cut_before_the_first_event_asks_for_the_start(kind: Kind, cut: str | None) -> None:
+    seen = kind.post([Answer(parts=[cut] if cut else []), Answer(parts=[frame(1), frame(2, DONE)])])
+    assert seen.body == frame(1) + frame(2, DONE)
+    assert kind.headers("last-event-id") == [None, f"{STREAM}.0"]
+
+
+def test_204_is_the_end(kind: Kind) -> None:
+    gone = Answer(204, {"relay-stream-id": STREAM})
+    seen = kind.post([Answer(parts=[frame(1), "ReadError"]), gone])
+    assert (seen.error, seen.body) == (None, frame(1))
+    assert gone.closed
+
+
+def test_a_clean_end_without_the_last_event_is_asked_about(kind: Kind) -> None:
+    seen = kind.post([Answer(parts=[frame(1)]), Answer(parts=[frame(2)]), Answer(204, dict(HEAD))])
+    assert (seen.error, seen.body) == (None, frame(1) + frame(2))
+    assert kind.waits == [0, 0]
+
+
+def test_after_the_last_event_nothing_is_asked(kind: Kind) -> None:
+    seen = kind.post([Answer(parts=[frame(1), frame(2, DONE), "ReadError"])])
+    assert (seen.error, seen.body) == (None, frame(1) + frame(2, DONE))
+
+
+def test_refusals_that_pass_are_waited_out(kind: Kind) -> None:
+    away = refused(503, "store_unavailable", retry_after="9")
+    script: Script = [Answer(parts=[frame(1), "ReadError"]), "ConnectError", away, "ConnectTimeout", whole_from(2)]
+    seen = kind.post(script)
+    assert seen.body == frame(1) + frame(2, DONE)
+    assert kind.waits == [0.5, 1, 9, 4]
+    assert away.closed
+
+
+def whole_from(n: int) -> Answer:
+    return Answer(parts=[frame(n, DONE)])
+
+
+def test_giving_up_is_an_error_of_the_library(kind: Kind) -> None:
+    policy = Policy(max_attempts=3, random=lambda: 1.0)
+    seen = kind.post([Answer(parts=[frame(1), "ReadError"]), *["ConnectError"] * 3], kind.transport(policy))
+    assert isinstance(seen.error, kind.http.RemoteProtocolError)
+    assert isinstance(seen.error, kind.client.ResumeFailed)
+    assert isinstance(seen.error.__cause__, kind.http.ConnectError)
+    assert seen.error.last_event_id == f"{STREAM}.1"
+    assert "Gave up after 3 attempts" in str(seen.error)
+    assert seen.parts == [frame(1)]
+    assert kind.waits == [0.5, 1, 2]
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "stream_not_found"), (410, "stream_expired"), (401, "bad_key")])
+def test_a_resume_that_cannot_work_is_an_error(kind: Kind, status: int, code: str) -> None:
+    refusal = refused(status, code)
+    seen = kind.post([Answer(parts=[frame(1), "ReadError"]), refusal], headers={"authorization": "Bearer sk-secret"})
+    assert isinstance(seen.error, kind.client.ResumeFailed)
+    assert (seen.error.status, seen.error.code) == (status, code)
+    assert code in str(seen.error)
+    assert "sk-secret" not in repr(seen.error)
+    assert refusal.closed
+
+
+def test_another_stream_in_answer_is_an_error(kind: Kind) -> None:
+    other = Answer(headers={**HEAD, "relay-stream-id": "st_" + "x" * 22}, parts=[frame(1)])
+    seen = kind.post([Answer(parts=[frame(1), "ReadError"]), other])
+    assert "not this stream" in str(seen.error)
+    assert seen.parts == [frame(1)]
+    assert other.closed
+
+
+def test_credentials_and_text_are_in_no_log_line(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = frame(1, '{"text":"sk-secret"}')
+    kind.post(
+        [Answer(parts=[secret, "ReadError"]), refused(503, "x"), whole_from(2)], headers={"x-api-key": "sk-secret"}
+    )
+    assert [record.name for record in caplog.records if record.name.startswith("relay")] == ["relay.client"] * 2
+    assert "sk-secret" not in caplog.text
+
+
+# -- time-outs --------------------------------------------------------------------------------------------------------
+
+
+def test_the_request_s_time_outs_hold_for_every_attempt(kind: Kind) -> None:
+    timeout = kind.http.Timeout(connect=1, read=2, write=3, pool=4)
+    kind.post([Answer(parts=["ReadTimeout"]), whole()], timeout=timeout)
+    assert kind.timeouts == [{"connect": 1, "read": 2, "write": 3, "pool": 4}] * 2
+
+
+@pytest.mark.parametrize("read", [600, None])
+def test_a_relayed_stream_is_not_silent_for_longer_than_silence(kind: Kind, read: float | None) -> None:
+    kind.post([Answer(parts=["ReadTimeout"]), whole()], timeout=kind.http.Timeout(5, read=read))
+    assert [timeout["read"] for timeout in kind.timeouts] == [60, 60]
+
+
+def test_a_server_that_is_no_relay_may_be_as_silent_as_the_sdk_allows(kind: Kind) -> None:
+    kind.post([Answer(headers={}, parts=[b"x"])], timeout=kind.http.Timeout(5, read=600))
+    assert [timeout["read"] for timeout in kind.timeouts] == [600]
+
+
+# -- before the head --------------------------------------------------------------------------------------------------
+
+LOST = ["ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"]
+
+
+@pytest.mark.parametrize("error", [*LOST, "ConnectError"])
+def test_nothing_is_repeated_at_a_server_that_has_not_proved_to_be_a_relay(kind: Kind, error: str) -> None:
+    seen = kind.post([error])
+    assert type(seen.error) is getattr(kind.http, error)
+    assert kind.headers("idempotency-key") == [None]
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_a_relay_is_asked_again_with_the_same_key(kind: Kind, error: str) -> None:
+    transport = known(kind)
+    seen = kind.post([error, "ConnectError", refused(502, "bad_gateway"), whole()], transport)
+    assert (seen.error, seen.body) == (None, frame(1, DONE))
+    keys = kind.headers("idempotency-key")
+    assert len(keys) == 4
+    assert keys[0] is not None
+    assert len(set(keys)) == 1
+    assert kind.waits == [0.5, 1, 2]
+
+
+def test_each_request_has_a_key_of_its_own(kind: Kind) -> None:
+    transport = known(kind)
+    kind.post([whole()], transport)
+    kind.post([whole()], transport)
+    first, second = kind.headers("idempotency-key")
+    assert first != second
+
+
+def test_another_path_of_the_same_host_has_not_proved_anything(kind: Kind) -> None:
+    transport = known(kind)
+    seen = kind.post(["ReadError"], transport, url="http://relay.test/other/v1/chat/completions")
+    assert type(seen.error) is kind.http.ReadError
+    assert kind.headers("idempotency-key") == [None]
+
+
+def test_a_relay_by_the_user_s_word_has_a_key_at_once(kind: Kind) -> None:
+    seen = kind.post(["ReadError", whole()], kind.transport(Policy(assume_relay=True)))
+    assert seen.error is None
+    assert len(kind.requests) == 2
+
+
+def test_the_user_s_own_key_stays(kind: Kind) -> None:
+    transport = known(kind)
+    seen = kind.post(["ReadError", whole()], transport, headers={"Idempotency-Key": "mine"})
+    assert seen.error is None
+    assert kind.headers("idempotency-key") == ["mine", "mine"]
+
+
+def test_what_never_left_is_the_sdk_s_to_repeat(kind: Kind) -> None:
+    seen = kind.post(["ConnectError"], known(kind))
+    assert type(seen.error) is kind.http.ConnectError
+
+
+def test_after_the_bound_the_loss_is_raised_as_it_is(kind: Kind) -> None:
+    transport = known(kind, Policy(max_attempts=2))
+    seen = kind.post(["ReadError"] * 3, transport)
+    assert type(seen.error) is kind.http.ReadError
+    assert kind.script == []
+
+
+def test_refusals_are_handed_through(kind: Kind) -> None:
+    transport = known(kind)
+    for status in (400, 401, 429, 500, 502, 503):
+        seen = kind.post([refused(status, "some_code")], transport)
+        assert (seen.status, b"some_code" in seen.body, seen.error) == (status, True, None)
+    assert kind.waits == []
+
+
+def test_a_key_that_a_relay_without_its_store_cannot_honour_is_taken_back(kind: Kind) -> None:
+    transport = known(kind)
+    unlogged = Answer(headers={**HEAD, "relay-resumable": "false"}, parts=[b"data: {}\n\n"])
+    seen = kind.post([refused(503, "store_unavailable"), unlogged], transport)
+    assert (seen.error, seen.body) == (None, b"data: {}\n\n")
+    assert [key is None for key in kind.headers("idempotency-key")] == [False, True]
+    seen = kind.post(["ReadError", refused(503, "store_unavailable"), "ReadError", whole()], transport)
+    assert (seen.error, seen.body) == (None, frame(1, DONE))
+    assert None not in kind.headers("idempotency-key")[2:]
+
+
+# -- what is none of its business -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "text/event-stream"},
+        {**HEAD, "relay-resumable": "false"},
+        {**HEAD, "content-encoding": "x-unknown"},
+    ],
+)
+def test_other_streams_come_as_they_come(kind: Kind, headers: dict[str, str]) -> None:
+    parts: list[bytes | str] = [b"data: {}\n", b"\nda", b"ta:\n\n\r\n"]
+    seen = kind.post([Answer(headers=dict(headers), parts=[*parts, "ReadError"])])
+    assert seen.parts == parts
+    assert type(seen.error) is kind.http.ReadError
+    assert len(kind.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "more"),
+    [
+        ("POST", URL, {"json": {**BODY, "stream": False}}),
+        ("POST", URL.replace("chat/completions", "embeddings"), {"json": BODY}),
+        ("GET", URL, {}),
+        ("POST", URL, {"content": b"no JSON"}),
+    ],
+)
+def test_other_requests_go_out_as_they_are(kind: Kind, method: str, url: str, more: dict[str, Any]) -> None:
+    transport = known(kind)
+    seen = kind.ask(method, [Answer(parts=[frame(1), frame(3)[:5], "ReadError"])], transport, url, **more)
+    assert seen.parts == [frame(1), frame(3)[:5]]
+    assert type(seen.error) is kind.http.ReadError
+    assert kind.headers("idempotency-key") == [None]
+
+
+def test_a_body_made_while_it_is_sent_is_left_alone() -> None:
+    kind = KINDS["httpx"]()
+    seen = kind.ask("POST", [Answer(parts=["ReadError"])], known(kind), content=iter([b'{"stream":true}']))
+    assert type(seen.error) is httpx.ReadError
+
+
+def test_a_resume_of_the_user_s_own_goes_on_from_there(kind: Kind) -> None:
+    script: Script = [Answer(parts=["ReadError"]), Answer(parts=[frame(8), frame(9, DONE)])]
+    seen = kind.post(script, known(kind), headers={"Last-Event-ID": f"{STREAM}.7"})
+    assert seen.body == frame(8) + frame(9, DONE)
+    assert kind.headers("last-event-id") == [f"{STREAM}.7"] * 2
+    assert kind.headers("idempotency-key") == [None, None]
+
+
+def test_options_go_to_the_library_s_transport() -> None:
+    with pytest.raises(TypeError, match="verify"):
+        ResumingTransport(httpx.HTTPTransport(), verify=False)
+    with ResumingTransport(local_address="127.0.0.1") as transport:
+        assert transport.inner._pool._local_address == "127.0.0.1"
+
+
+# -- leaving ----------------------------------------------------------------------------------------------------------
+
+
+def test_closing_from_another_thread_ends_a_wait_at_once() -> None:
+    kind = KINDS["httpx"]()
+    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
+    transport = kind.transport(
+        Policy(first_delay=3600, longest_delay=3600, max_elapsed=7200, random=lambda: 1.0), sleep=None
+    )
+    request = httpx.Request("POST", URL, json=BODY)
+    response = transport.handle_request(request)
+    reads = iter(response.stream)
+    assert next(reads) == frame(1)
+    closing = threading.Timer(0.05, response.stream.close)
+    closing.start()
+    with pytest.raises(httpx.StreamClosed):
+        next(reads)
+    closing.join()
+    assert len(kind.requests) == 1
+
+
+def test_cancelling_the_task_ends_a_wait_at_once() -> None:
+    kind = KINDS["httpx-async"]()
+    waiting = asyncio.Event()
+
+    async def wait(seconds: float) -> None:
+        waiting.set()
+        await asyncio.sleep(3600)
+
+    async def read() -> list[bytes]:
+        client = httpx.AsyncClient(transport=kind.transport(sleep=wait))
+        async with client, client.stream("POST", URL, json=BODY) as response:
+            return [part async for part in response.aiter_raw()]
+
+    async def scene() -> None:
+        task = asyncio.create_task(read())
+        await asyncio.wait_for(waiting.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+
+    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
+    asyncio.run(scene())
+    assert len(kind.requests) == 1
+
+
+def test_closing_from_another_task_ends_a_wait_at_once() -> None:
+    kind = KINDS["httpx-async"]()
+    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
+    policy = Policy(first_delay=3600, longest_delay=3600, max_elapsed=7200, random=lambda: 1.0)
+
+    async def scene() -> None:
+        transport = kind.transport(policy, sleep=None)
+        response = await transport.handle_async_request(httpx.Request("POST", URL, json=BODY))
+        reads = aiter(response.stream)
+        assert await anext(reads) == frame(1)
+        next_read = asyncio.ensure_future(anext(reads))
+        await asyncio.sleep(0)
+        await response.stream.aclose()
+        with pytest.raises(httpx.StreamClosed):
+            await asyncio.wait_for(next_read, 10)
+
+    asyncio.run(scene())
+    assert len(kind.requests) == 1
+
+
+def test_leaving_early_closes_the_connection(kind: Kind) -> None:
+    first = Answer(parts=[frame(1), frame(2)])
+    kind.script = [first]
+    if kind.awaiting:
+
+        async def leave() -> None:
+            async with kind.http.AsyncClient(transport=kind.transport()).stream("POST", URL, json=BODY) as response:
+                async for _ in response.aiter_raw():
+                    break
+
+        asyncio.run(leave())
+    else:
+        with kind.http.Client(transport=kind.transport()).stream("POST", URL, json=BODY) as response:
+            next(response.iter_raw())
+    assert first.closed
+    assert len(kind.requests) == 1
+
+
+def test_the_asynchronous_transport_runs_on_trio_s_loop_too() -> None:
+    kind = KINDS["httpx-async"]()
+    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
+
+    async def read() -> bytes:
+        transport: AsyncResumingTransport = kind.transport(Policy(first_delay=0.01), sleep=None)
+        response = await transport.handle_async_request(httpx.Request("POST", URL, json=BODY))
+        return b"".join([part async for part in response.stream])
+
+    assert trio.run(read) == frame(1) + frame(2, DONE)
