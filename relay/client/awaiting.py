@@ -42,11 +42,10 @@ class AwaitingTransport:
         if plan is None:
             return await self.inner.handle_async_request(request)
         response = await self._open(plan)
-        if response.status_code == 200 and "relay-stream-id" in response.headers:
-            self._desk.is_relay(plan)
         stream = stream_of(response.status_code, response.headers)
         if stream is None:
             return response
+        self._desk.is_relay(plan)
         plan.watch_for_silence()
         state = Resumption(plan.api, stream, self.policy, asked_for=plan.asked_for)
         return self.http.Response(

@@ -1,0 +1,27 @@
+// Checked by `tsc --noEmit` only: every client takes the resuming fetch without a cast.
+
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import Anthropic from "@anthropic-ai/sdk";
+import OpenAI from "openai";
+import { ResumeError, resumingFetch, type ResumingOptions } from "../../../relay/client/js/resuming-fetch.js";
+
+const options: ResumingOptions = { maxAttempts: 3, maxElapsedMs: 1000, assumeRelay: true, silenceMs: Infinity };
+const fetch: typeof globalThis.fetch = resumingFetch(globalThis.fetch, options);
+resumingFetch();
+
+new OpenAI({ apiKey: "k", fetch });
+new Anthropic({ apiKey: "k", fetch });
+createOpenAI({ apiKey: "k", fetch });
+createAnthropic({ apiKey: "k", fetch });
+createOpenAICompatible({ name: "relay", baseURL: "http://relay.test/v1", fetch });
+
+export function where(error: unknown): string | undefined {
+  if (!(error instanceof ResumeError)) return undefined;
+  const status: number | null = error.status;
+  return `${status} ${error.code} ${error.lastEventId}`;
+}
+
+// @ts-expect-error: a setting that does not exist is noticed
+resumingFetch(globalThis.fetch, { maxTries: 3 });
