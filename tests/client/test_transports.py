@@ -188,6 +188,16 @@ def test_each_request_has_a_key_of_its_own(kind: Kind) -> None:
     assert first != second
 
 
+def test_a_stream_that_cannot_be_resumed_has_not_proved_anything(kind: Kind) -> None:
+    """A relay honours no key where it keeps no log: what is lost there must not be sent again."""
+    transport = kind.transport()
+    unlogged = Answer(headers={**HEAD, "relay-resumable": "false"}, parts=[b"data: {}\n\n"])
+    kind.post([unlogged], transport)
+    seen = kind.post(["ReadError", whole()], transport)
+    assert isinstance(seen.error, kind.http.ReadError)
+    assert kind.headers("idempotency-key") == [None, None]
+
+
 def test_another_path_of_the_same_host_has_not_proved_anything(kind: Kind) -> None:
     transport = known(kind)
     seen = kind.post(["ReadError"], transport, url="http://relay.test/other/v1/chat/completions")
