@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `relay check`, `relay demo`, `relay bench`."""
+"""The command: `relay serve`, `relay check`, `relay key`, `relay demo`, `relay bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from relay import __version__, bench
+from relay.auth import command as key
+from relay.auth.keyring import Keyring
+from relay.auth.settings import KeySettings
 from relay.config import Settings, SettingsError, load
 
 
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate the settings; reach the store and the upstreams")
     _settings_flags(check)
     check.set_defaults(run=_check)
+    key.add_arguments(commands.add_parser("key", help="make a key for `auth.mode: keys`"))
     demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
     demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
     demo.set_defaults(run=_demo)
@@ -74,6 +78,25 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return load(arguments.config, flags)
 
 
+def _keyring(arguments: argparse.Namespace) -> Keyring | None:
+    """The keys of `auth.mode: keys`, and where they are read again; None in the other mode. Raises SettingsError."""
+    auth = _settings(arguments).auth
+    if auth.mode != "keys":
+        return None
+    files = [path for path in (arguments.config, auth.keys_file) if path is not None]
+    return Keyring(lambda: _keys(arguments), files)
+
+
+def _keys(arguments: argparse.Namespace) -> list[KeySettings]:
+    auth = _settings(arguments).auth
+    if auth.mode != "keys":
+        raise SettingsError("auth.mode: is no longer keys; start the relay anew for that")
+    try:
+        return auth.all_keys()
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
 @contextmanager
 def _shared_counters(workers: int) -> Iterator[None]:
     """prometheus-client decides when it is first imported: one process's memory, or files that workers share."""
@@ -88,13 +111,14 @@ def _shared_counters(workers: int) -> Iterator[None]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    keyring = _keyring(arguments)
     with _shared_counters(settings.workers):
         from relay import logs, server
         from relay.store.embedded import EmbeddedStoreError
 
         logs.configure(settings.log)
         try:
-            return server.run(settings)
+            return server.run(settings, keyring)
         except EmbeddedStoreError as error:
             print(f"relay: {error}", file=sys.stderr)
             return 1
@@ -103,6 +127,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from relay.check import check
 
+    _keyring(arguments)
     return asyncio.run(check(_settings(arguments)))
 
 

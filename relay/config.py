@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from relay.auth.settings import AuthSettings, KeySettings, Rate, explain
 from relay.protocol.apis import ApiName
 
 
@@ -55,6 +56,13 @@ def _size(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
     return value
+
+
+def parse_duration(text: str) -> float:
+    """Raises ValueError."""
+    seconds = _duration(text)
+    assert isinstance(seconds, float)
+    return seconds
 
 
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
@@ -110,6 +118,11 @@ class UpstreamSettings(_Section):
         None,
         description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",
     )
+    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^`|~-]+$")]] = Field(
+        [],
+        description="Patterns of further headers that cross to it and back (`helicone-*`), beside those of HTTP and of "
+        "the APIs and every `x-…`.",
+    )
     buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
     usage: Literal["passthrough", "observe", "always"] = Field(
         "passthrough",
@@ -148,13 +161,6 @@ class StreamSettings(_Section):
     attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")
 
 
-class AuthSettings(_Section):
-    mode: Literal["passthrough"] = Field(
-        "passthrough",
-        description="`passthrough`: whoever holds the credential that started a stream owns it.",
-    )
-
-
 class TicketSettings(_Section):
     scope: Literal["off", "read", "read+stop"] = Field(
         "read",
@@ -175,6 +181,24 @@ class LimitSettings(_Section):
     readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
     streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")
     streams: Annotated[int, Field(gt=0)] = Field(10000, description="Live streams on one replica.")
+    read_timeout: Duration = Field(
+        30.0,
+        description="How long a new connection may take for its first request's head, and a request's body to reach a "
+        "pace of 1 KiB/s; time that the relay or the upstream takes is not counted.",
+    )
+    open_rate: Rate | None = Field(
+        None, description="Requests of one owner that go upstream, on one replica, such as `600/m`. Absent: no limit."
+    )
+    resume_rate: Rate | None = Field(
+        None, description="Requests of one owner for streams that are there: resume, status, stop, retrieve."
+    )
+    replay_rate: Rate | None = Field(
+        None, description="Events of one owner's resumes that are sent once more, such as `100000/m`."
+    )
+    idle_timeout: Duration = Field(
+        75.0,
+        description="A connection is closed after so long without a request; longer than a proxy in front keeps it.",
+    )
     write_timeout: Duration = Field(30.0, description="A reader that takes nothing for so long is dropped.")
 
 
@@ -205,6 +229,16 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     tickets: TicketSettings = TicketSettings()
     cors: CorsSettings = CorsSettings()
+    playground: bool = Field(
+        False,
+        description="Serve a page at `/playground` to try streams by hand. It needs no credential of its own: the page "
+        "asks for one.",
+    )
+    playground_replicas: list[Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$")]] = Field(
+        [],
+        description="Other replicas that the page can switch to (`http://127.0.0.1:8081`); their `cors.origins` must "
+        "name this one.",
+    )
     limits: LimitSettings = LimitSettings()
     drain: DrainSettings = DrainSettings()
     log: LogSettings = LogSettings()
@@ -215,6 +249,11 @@ class Settings(BaseSettings):
         if len(set(names)) < len(names):
             raise ValueError(f"upstreams: two have the same name ({', '.join(names)}); give each its own")
         for upstream in self.upstreams:
+            if self.auth.mode == "keys" and not upstream.api_key_env:
+                raise ValueError(
+                    f"upstreams.{upstream.name}.api_key_env: is missing, and with auth.mode keys no credential of a "
+                    "client's goes upstream; name the variable that holds its key (any word, where it wants none)"
+                )
             if upstream.api_key_env and not os.environ.get(upstream.api_key_env):
                 raise ValueError(
                     f"upstreams.{upstream.name}.api_key_env: the environment variable "
@@ -301,6 +340,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def _explain(error: Any) -> str:
+    if error["loc"][:1] == ("auth",):
+        return explain(error)
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{where}: no such setting; see the settings reference in README.md"
@@ -327,6 +368,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Any:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _walk(kind, f"{prefix}{name}.")
+        elif name == "keys":
+            yield from _walk(KeySettings, f"{prefix}keys[].")
         else:
             yield f"{prefix}{name}", field
             if name == "upstreams":

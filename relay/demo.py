@@ -26,7 +26,11 @@ _READY_TIMEOUT = 30.0
 _GUIDE = """
 Two replicas share one store, and a real model (SmolLM2-135M-Instruct under llama.cpp) is behind them.
 
-Stream from replica one. This line hangs up by itself after 30 events, in the middle of the answer:
+Try it in a browser: stream, cut the connection, go on at the other replica, reload, stop.
+
+  {one}/playground?model={model}
+
+Or by hand. Stream from replica one. This line hangs up by itself after 30 events, in the middle of the answer:
 
   curl -sN {one}/v1/chat/completions -H 'Authorization: Bearer demo' \\
     -d '{body}' \\
@@ -77,6 +81,7 @@ def _demo(port: int, stack: ExitStack) -> None:
             stack,
             *("relay", "serve", "--store", store.url, "--upstream", model_url),
             *("--bind", f"127.0.0.1:{port + i}", "--metrics-bind", f"127.0.0.1:{_free_port()}"),
+            environment=_playground(other=port + 1 - i),
         )
         for i in range(2)
     ]
@@ -96,13 +101,26 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _start(stack: ExitStack, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _playground(other: int) -> dict[str, str]:
+    """The page of each replica may read from the other, by whichever name of this machine it was opened."""
+    origins = [f"http://{host}:{other}" for host in ("127.0.0.1", "localhost")]
+    return {
+        "RELAY_PLAYGROUND": "true",
+        "RELAY_PLAYGROUND_REPLICAS": json.dumps(origins[:1]),
+        "RELAY_CORS__ORIGINS": json.dumps(origins),
+        "RELAY_STREAMS__HEARTBEAT": "1s",
+    }
+
+
+def _start(
+    stack: ExitStack, module: str, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C at the terminal is for the demo, which ends what it started in order.
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "RELAY_DRAIN__TIMEOUT": "0s", "RELAY_LOG__LEVEL": "warning"},
+        env={**os.environ, "RELAY_DRAIN__TIMEOUT": "0s", "RELAY_LOG__LEVEL": "warning", **(environment or {})},
     )
     stack.callback(_stop, process)
     return process

@@ -10,20 +10,29 @@ Hypercorn departs from that in these ways, each mended here:
   whose window is given back as the body is read;
 - data for a stream whose answer is complete ends the connection: here it is let go;
 - looking for a stream that has something to send asks them all, hundreds for each event: here they take turns;
-- CONNECT opens a WebSocket, which nothing here speaks: here it is a request like any other.
+- CONNECT opens a WebSocket, which nothing here speaks: here it is a request like any other;
+- a connection that has begun no request, or whose last one its client has cancelled, stays open for ever: here it is
+  idle, and ends as an idle one does;
+- requests may be sent and cancelled without end (CVE-2023-44487): here only so often;
+- a method or a path that would be another request over HTTP/1.1, and a second `Content-Length`, are let in: here their
+  stream is reset (RFC 9113, sections 8.1.1 and 8.3.1). h2 itself sees to the rest of a head's form, to its size
+  (64 KiB) and to the number of its CONTINUATION frames (64).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived
+from h2.events import DataReceived, Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
 from hypercorn.config import Config
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as IOEvent
-from hypercorn.events import RawData
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Body, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
@@ -34,27 +43,48 @@ from hypercorn.protocol.h2 import (
     H2Protocol,
     StreamBuffer,
 )
-from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
 from priority.priority import DeadlockError, MissingStreamError
+
+from relay.http1 import Http1
+
+# A client may cancel at once as many requests as two times fill a connection, and so many more each second: a proxy's
+# clients may all hang up together. (nghttp2, whose connections are one client's, has 1000 and 33.)
+_CANCELS = 2000
+_CANCELS_PER_SECOND = 100
+
+_METHOD = re.compile(rb"[A-Za-z]{1,32}")
+_PATH = re.compile(rb"[\x21-\x7e]+")
+
+_P = TypeVar("_P")
 
 
 class Protocol(ProtocolWrapper):
     """A connection that begins as HTTP/1.1 and is HTTP/2 once its client says so."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.protocol = self._made(Http1)
+
+    @property
+    def begun(self) -> bool:
+        """Has the client sent the head of a request yet?"""
+        return bool(self.protocol.keep_alive_requests)
+
     async def handle(self, event: IOEvent) -> None:
         try:
             await self.protocol.handle(event)
         except H2ProtocolAssumedError as known:
-            await self._become_http2().initiate()
-            await self._rest(known.data)
-        except H2CProtocolRequiredError as upgrade:
-            await self._become_http2().initiate(upgrade.headers, upgrade.settings)
-            await self._rest(upgrade.data)
+            self.protocol = self._made(_Http2)
+            await self.protocol.initiate()
+            await self.send(Updated(idle=True))
+            if known.data:
+                await self.protocol.handle(RawData(known.data))
 
-    def _become_http2(self) -> _Http2:
-        self.protocol = protocol = _Http2(
+    def _made(self, kind: Callable[..., _P]) -> _P:
+        return kind(
             self.app,
             self.config,
             self.context,
@@ -65,11 +95,6 @@ class Protocol(ProtocolWrapper):
             self.server,
             self.send,
         )
-        return protocol
-
-    async def _rest(self, data: bytes) -> None:
-        if data:
-            await self.protocol.handle(RawData(data))
 
 
 class _Turns:
@@ -153,6 +178,8 @@ class _Http2(H2Protocol):
         # The stream's window bounds what waits to be read; a full queue would hold up the connection.
         self._stream_config = copy.copy(self.config)
         self._stream_config.max_app_queue_size = 0
+        self._cancels = float(_CANCELS)
+        self._counted = time.monotonic()
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, StreamClosed):
@@ -200,10 +227,27 @@ class _Http2(H2Protocol):
 
     async def _handle_events(self, events: list[Event]) -> None:
         for event in events:
+            if self.closed:
+                return
             if isinstance(event, DataReceived):
                 await self._data(event)
-            else:
-                await super()._handle_events([event])
+                continue
+            cancelled = isinstance(event, StreamReset) and event.stream_id in self.streams
+            await super()._handle_events([event])
+            if cancelled:
+                await self._count_cancelled()
+            if not self.streams and isinstance(event, RequestReceived | StreamReset):
+                await self.send(Updated(idle=True))
+
+    async def _count_cancelled(self) -> None:
+        now = time.monotonic()
+        self._cancels = min(_CANCELS, self._cancels + (now - self._counted) * _CANCELS_PER_SECOND) - 1
+        self._counted = now
+        if self._cancels < 0:
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            await self._flush()
+            self.closed = True
+            await self.send(Closed())
 
     async def _data(self, event: DataReceived) -> None:
         stream = event.stream_id
@@ -221,6 +265,11 @@ class _Http2(H2Protocol):
     async def _create_stream(self, request: RequestReceived) -> None:
         number = request.stream_id
         pseudo = dict(request.headers)
+        lengths = sum(name == b"content-length" for name, _ in request.headers)
+        if not (_METHOD.fullmatch(pseudo[b":method"]) and _PATH.fullmatch(pseudo.get(b":path", b"/")) and lengths <= 1):
+            await self._reset(number, ErrorCodes.PROTOCOL_ERROR)
+            return
+        self.keep_alive_requests += 1
         self.streams[number] = stream = HTTPStream(
             self.app,
             self._stream_config,
@@ -240,7 +289,7 @@ class _Http2(H2Protocol):
                 stream_id=number,
                 headers=filter_pseudo_headers(request.headers),
                 http_version="2",
-                method=pseudo[b":method"].decode("ascii").upper(),
+                method=pseudo[b":method"].decode("ascii"),
                 raw_path=pseudo.get(b":path", b"/"),
                 state=self.connection_state,
             )

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
@@ -21,19 +22,25 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
-from relay.api.exchange import ABORT, ConnectionCut
+from relay.api.exchange import ABORT, READ_TIMEOUT, ConnectionCut
+from relay.config import LimitSettings
 from relay.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
-_KEEP_ALIVE = 75.0
 _HTTP2_STREAMS = 1000
 _GRACE = 3.0
 _SETTLE = 0.25
 
 
 class _Connection(TCPServer):
+    protocol: Protocol
+
+    def __init__(self, limits: LimitSettings, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._limits = limits
+
     async def run(self) -> None:
         connection = self.writer.get_extra_info("socket")
         try:
@@ -57,6 +64,14 @@ class _Connection(TCPServer):
         await super()._read_data()
         await self.idle_task.stop()
 
+    async def _idle_timeout(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout):
+                await self.context.terminated.wait()
+        except TimeoutError:
+            pass
+        await asyncio.shield(self._initiate_server_close())
+
 
 class _NoCuts(logging.Filter):
     """Cutting a connection is an answer, not an error of the application."""
@@ -68,7 +83,6 @@ class _NoCuts(logging.Filter):
 
 def _config() -> Config:
     config = Config()
-    config.keep_alive_timeout = _KEEP_ALIVE
     config.include_server_header = False
     # Heads up to this size reach the application, which answers in the API's own error shape.
     config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
@@ -84,7 +98,9 @@ def _config() -> Config:
     return config
 
 
-async def serve(app: ASGIApp, listener: socket.socket, until: Callable[[], Awaitable[None]]) -> None:
+async def serve(
+    app: ASGIApp, listener: socket.socket, until: Callable[[], Awaitable[None]], limits: LimitSettings
+) -> None:
     """Serve until `until` returns; then open connections have a moment to end."""
     loop = asyncio.get_running_loop()
     config = _config()
@@ -97,8 +113,8 @@ async def serve(app: ASGIApp, listener: socket.socket, until: Callable[[], Await
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        state = {ABORT: writer.transport.abort}
-        await _Connection(wrapped, loop, config, context, state, reader, writer)
+        state = {ABORT: writer.transport.abort, READ_TIMEOUT: limits.read_timeout}
+        await _Connection(limits, wrapped, loop, config, context, state, reader, writer)
 
     server = await asyncio.start_server(connected, sock=listener, backlog=_BACKLOG)
     try:

@@ -21,6 +21,8 @@ from prometheus_client.multiprocess import mark_process_dead
 from relay import http_server, logs, metrics
 from relay.api.app import public
 from relay.api.replica import Replica
+from relay.auth.gate import Gate
+from relay.auth.keyring import Keyring
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
@@ -37,8 +39,9 @@ _STORE_CHECK = 0.5
 _FLUSH_EVERY = 1.0
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, keyring: Keyring | None = None) -> int:
     """Serve until SIGTERM or SIGINT. The exit status."""
+    _warn(settings)
     with ExitStack() as stack:
         listener = _listen(settings)
         stack.callback(listener.close)
@@ -54,10 +57,22 @@ def run(settings: Settings) -> int:
         if settings.workers == 1:
             counted = Metrics()
             stack.callback(metrics.serve(settings.metrics_bind, counted.registry))
-            _replica(settings, url, listener, counted)
+            _replica(settings, keyring, url, listener, counted)
             return 0
         stack.callback(metrics.serve(settings.metrics_bind, metrics.of_workers()))
-        return _supervise(settings, url, listener)
+        return _supervise(settings, keyring, url, listener)
+
+
+def _warn(settings: Settings) -> None:
+    host = settings.bind.rpartition(":")[0].strip("[]")
+    lent = [upstream.name for upstream in settings.upstreams if upstream.api_key_env]
+    if settings.auth.mode == "passthrough" and lent and host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning(
+            "whoever reaches %s spends the keys of the upstreams %s; set auth.mode: keys, unless only those who may "
+            "can reach it",
+            settings.bind,
+            ", ".join(lent),
+        )
 
 
 def _keep_running(store: EmbeddedStore, stopping: threading.Event) -> None:
@@ -88,22 +103,28 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _replica(settings: Settings, store_url: str, listener: socket.socket, counted: Metrics) -> None:
+def _replica(
+    settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket, counted: Metrics
+) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, store_url, listener, counted))
+        runner.run(_serve(settings, keyring, store_url, listener, counted))
 
 
-async def _serve(settings: Settings, store_url: str, listener: socket.socket, counted: Metrics) -> None:
+async def _serve(
+    settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket, counted: Metrics
+) -> None:
     loop = asyncio.get_running_loop()
     logs.watch_loop(loop)
     log = Log(connect(store_url), settings.streams, settings.store.outage)
     registry = Registry(settings, log, counted)
     upstreams = UpstreamClient(settings.streams.upstream_idle_timeout)
     await registry.open()
-    watching = (
+    watching = [
         asyncio.create_task(Health(log.topology, counted).watch()),
         asyncio.create_task(_flush_forever(counted)),
-    )
+    ]
+    if keyring is not None:
+        watching.append(asyncio.create_task(keyring.watch()))
     ending = asyncio.Event()
     at_once = asyncio.Event()
 
@@ -125,8 +146,8 @@ async def _serve(settings: Settings, store_url: str, listener: socket.socket, co
 
     try:
         logger.info("serving on %s", settings.bind)
-        app = public(Replica(settings, registry, upstreams, counted))
-        await http_server.serve(app, listener, until_drained)
+        app = public(Replica(settings, registry, upstreams, counted, Gate(settings.limits, keyring)))
+        await http_server.serve(app, listener, until_drained, settings.limits)
     finally:
         for task in watching:
             task.cancel()
@@ -144,7 +165,7 @@ async def _flush_forever(counted: Metrics) -> None:
 # -- several workers --------------------------------------------------------------------------------------
 
 
-def _supervise(settings: Settings, store_url: str, listener: socket.socket) -> int:
+def _supervise(settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket) -> int:
     """Fork the workers, each a replica of its own on the shared socket; start a dead one anew."""
     workers: set[int] = set()
     ending = False
@@ -152,7 +173,7 @@ def _supervise(settings: Settings, store_url: str, listener: socket.socket) -> i
     def spawn() -> None:
         pid = os.fork()
         if pid == 0:
-            _in_worker(lambda: _replica(settings, store_url, listener, Metrics()))
+            _in_worker(lambda: _replica(settings, keyring, store_url, listener, Metrics()))
         workers.add(pid)
 
     def forward(number: int, _: object) -> None:

@@ -12,7 +12,7 @@ from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
 
 # Folders whose every test needs large servers or several SDKs.
-_SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "seeds", "upstreams")
+_SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "upstreams")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

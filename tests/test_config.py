@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from relay.auth.settings import KeySettings
 from relay.config import Settings, SettingsError, load, reference
 
 UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
@@ -478,6 +479,8 @@ class TestReference:
         for path in rows:
             if path.startswith("upstreams[]."):
                 assert hasattr(settings.upstreams[0], path.removeprefix("upstreams[]."))
+            elif path.startswith("auth.keys[]."):
+                assert path.removeprefix("auth.keys[].") in KeySettings.model_fields
             else:
                 at(settings, path)
 

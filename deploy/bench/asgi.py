@@ -17,7 +17,7 @@ from typing import Any
 from relay import cli, http_server
 
 
-async def _uvicorn(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]]) -> None:
+async def _uvicorn(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]], _limits: Any) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -31,7 +31,7 @@ async def _uvicorn(app: Any, listener: socket.socket, until: Callable[[], Awaita
     await _until(server.serve(sockets=[listener]), until, lambda: setattr(server, "should_exit", True))
 
 
-async def _granian(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]]) -> None:
+async def _granian(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]], _limits: Any) -> None:
     from granian.server.embed import Server  # type: ignore[import-not-found]
 
     host, port = listener.getsockname()[:2]

@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.routing import Route, Router
 
-from relay.api import responses, resume
+from relay.api import openapi, pages, responses, resume
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
@@ -29,21 +29,33 @@ def public(replica: Replica) -> Router:
     def on(handler: Callable[[Replica, Exchange], Awaitable[None]]) -> Endpoint:
         return Endpoint(partial(handler, replica), cors, refused)
 
+    def known(handler: Callable[[Replica, Exchange], Awaitable[None]]) -> Endpoint:
+        """For callers whom the gate lets in, and before anything else is looked at."""
+
+        async def enter(replica: Replica, exchange: Exchange) -> None:
+            exchange.caller = replica.gate.caller(exchange.headers)
+            exchange.headers = exchange.caller.onward(exchange.headers)
+            await handler(replica, exchange)
+
+        return on(enter)
+
     def refused(exchange: Exchange, error: ApiError) -> None:
         replica.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()
         fields = {"code": error.code, "status": error.status, "request_id": exchange.request_id}
         logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "refused", extra={"fields": fields})
 
-    apis = [Route(d.path, on(partial(_api, dialect=d))) for d in DIALECTS.values()]
+    apis = [Route(d.path, known(partial(_api, dialect=d))) for d in DIALECTS.values()]
     return Router(
         [
             *apis,
-            Route("/v1/responses/{id}", on(responses.retrieve)),
-            Route("/v1/responses/{id}/cancel", on(responses.cancel)),
-            Route("/streams/{id}", on(resume.streams)),
+            Route("/v1/responses/{id}", known(responses.retrieve)),
+            Route("/v1/responses/{id}/cancel", known(responses.cancel)),
+            Route("/streams/{id}", on(resume.streams)),  # a ticket will do, too
             Route("/livez", on(_livez)),
             Route("/readyz", on(_readyz)),
-            Route("/v1/{path:path}", on(any_path)),
+            Route("/openapi.json", on(partial(pages.answer, file=openapi.file()))),
+            *[Route(path, on(partial(pages.answer, file=f))) for path, f in pages.files(replica.settings).items()],
+            Route("/v1/{path:path}", known(any_path)),
         ],
         redirect_slashes=False,
         default=on(_nowhere),

@@ -17,13 +17,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from relay.auth.gate import Caller
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import JsonObject
-from relay.protocol.errors import ApiError, BadRequest, BodyTooLarge, EncodedBody, HeadersTooLarge
+from relay.protocol.errors import (
+    ApiError,
+    BadRequest,
+    BodyTooLarge,
+    BodyTooSlow,
+    EncodedBody,
+    HeadersTooLarge,
+    MethodNotAllowed,
+)
 from relay.protocol.headers import Headers
 
 logger = logging.getLogger(__name__)
@@ -32,8 +41,18 @@ _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
 
 
-# In the scope's state: ends the connection at once, with whatever is not yet written.
+# In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
 ABORT = "relay.abort"
+READ_TIMEOUT = "relay.read_timeout"
+
+# Under a server that is not the relay's own.
+_READ_TIMEOUT = 30.0
+# A body may come as slowly as this, in bytes a second; slower ones are held open for their own sake.
+_SLOWEST_BODY = 1024
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# Visible ASCII. A target with a first segment `%2f` would go on where the upstream's host ends.
+_TARGET = re.compile(r"/[\x21-\x22\x24-\x7e]*")
+_QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
 
 
 class ClientGone(Exception):
@@ -58,12 +77,16 @@ class Exchange:
         self.request_id = rules.request_id(self.headers) or f"req_{secrets.token_hex(12)}"
         self.received = time.monotonic()
         """When the last byte of the request was there, once `body_read`."""
+        self.caller: Caller
+        """Who asks: set at the gate, where the path has one."""
         self.started = False
         self.body_read = False
+        self.too_slow: BodyTooSlow | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
         self._receive = receive
         self._send = send
+        self._waited = 0.0
 
     def header(self, name: bytes) -> str | None:
         value = rules.value(self.headers, name)
@@ -79,25 +102,32 @@ class Exchange:
         return self.scope["http_version"] >= "2" and self.method in ("POST", "PUT", "PATCH")
 
     def check_head(self) -> None:
-        """Raises HeadersTooLarge, BadRequest."""
+        """Raises HeadersTooLarge, BadRequest, MethodNotAllowed."""
         if sum(len(k) + len(v) for k, v in self.headers) > rules.MAX_HEADER_BYTES:
             raise HeadersTooLarge(
                 f"The request's headers are larger than {rules.MAX_HEADER_BYTES} bytes. Send smaller ones."
             )
-        segments = re.split(r"[/\\]|%2f|%5c", self.target.lower().replace("%2e", "."))
+        if not _TARGET.fullmatch(self.target) or not _QUERY.fullmatch(self.query):
+            raise BadRequest("The request's target is not a path and query of visible ASCII. Send it in that form.")
+        # TRACE would send the relay's own key back to whoever asks.
+        if self.method not in _METHODS:
+            raise MethodNotAllowed(f"Use {', '.join(_METHODS)}.", headers={"allow": ", ".join(_METHODS)})
+        # Some upstreams' servers take a parameter off (`..;x`) before they resolve a segment.
+        plain = self.target.lower().replace("%2e", ".").replace("%3b", ";")
+        segments = [segment.partition(";")[0] for segment in re.split(r"[/\\]|%2f|%5c", plain)]
         if ".." in segments or "." in segments or "" in segments[1:-1]:
             raise BadRequest("The path has empty or dot segments. Send it in its plain form.")
 
     # -- the request --------------------------------------------------------------------------------------
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises ClientGone, BodyTooLarge."""
+        """The body as it arrives. Raises ClientGone, BodyTooLarge, BodyTooSlow."""
         length = self.header(b"content-length")
         if limit is not None and length is not None and length.isdigit() and int(length) > limit:
             raise self._too_large(limit)
         total = 0
         while not self.body_read:
-            message = await self._receive()
+            message = await self._next_message(total)
             if message["type"] != "http.request":
                 self.body_read = True
                 raise ClientGone
@@ -110,6 +140,22 @@ class Exchange:
                 raise self._too_large(limit)
             if chunk:
                 yield chunk
+
+    async def _next_message(self, total: int) -> Message:
+        """Waits no longer than a client needs that keeps the slowest pace."""
+        timeout: float = self.scope.get("state", {}).get(READ_TIMEOUT, _READ_TIMEOUT)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited):
+                return await self._receive()
+        except TimeoutError:
+            self.too_slow = BodyTooSlow(
+                f"The request body comes too slowly: after {timeout:g} s (limits.read_timeout) it must have come at "
+                f"{_SLOWEST_BODY} bytes a second. Send it again over a better line."
+            )
+            raise self.too_slow from None
+        finally:
+            self._waited += time.monotonic() - began
 
     @staticmethod
     def _too_large(limit: int) -> BodyTooLarge:
@@ -194,7 +240,7 @@ class Exchange:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self.discard_body()
-        except (TimeoutError, ClientGone):
+        except (TimeoutError, ClientGone, BodyTooSlow):
             pass
 
     async def refuse(self, error: ApiError) -> None:

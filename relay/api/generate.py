@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import httpx
 import orjson
@@ -13,6 +14,7 @@ from relay.api.exchange import ConnectionCut, Exchange
 from relay.api.joining import Joining
 from relay.api.passthrough import forward, relay_response
 from relay.api.replica import Replica
+from relay.auth.gate import Slot
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
@@ -20,7 +22,7 @@ from relay.protocol.ids import new_stream_id
 from relay.protocol.lifecycle import Ending
 from relay.streams.account import Request
 from relay.streams.producer import Opened, Producer, Refused
-from relay.upstream import NO_EVENT_STREAM, Route, body_of, route_model
+from relay.upstream import NO_EVENT_STREAM, Route, body_of
 
 
 async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
@@ -31,8 +33,8 @@ async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> No
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
-    route = route_model(replica.settings.upstreams, dialect.name, model)
-    if route.model != model:
+    route = exchange.caller.route(replica.settings.upstreams, dialect.name, model, body)
+    if route.model != model or exchange.caller.restricted:
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
     if body.get("stream") is not True:
@@ -57,6 +59,7 @@ async def _stream(
         identity=True,
         length=len(raw),
         request_id=exchange.request_id,
+        more=route.upstream.headers,
     )
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
     meter = replica.metrics.meter(dialect.name, route.upstream.name, route.label)
@@ -65,8 +68,7 @@ async def _stream(
         return await replica.ask(meter, "POST", url, headers, raw)
 
     registry = replica.registry
-    credential = rules.credential(exchange.headers)
-    owner = await registry.owner_of_new(credential)
+    owner = await registry.owner_of_new(exchange.caller.identity)
     if route.upstream.buffer:
         await registry.check_store()
     stream = new_stream_id(logged=route.upstream.buffer)
@@ -74,12 +76,14 @@ async def _stream(
     joining = Joining(replica, exchange, stream, owner, original)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
+            replica.gate.resume(exchange.caller.identity)
             await _accept(replica, exchange, joined, scope)
         else:
             await resume.from_start(replica, exchange, joined, dialect)
         return
-    try:
-        registry.check_room(owner)  # only now: who joins needs no room
+    try:  # only now: who joins needs no room
+        registry.check_room(owner)
+        slot = replica.gate.open(exchange.caller)
     except ApiError:
         await joining.release()
         raise
@@ -92,6 +96,8 @@ async def _stream(
         hide_usage=asking is not None and usage == "observe",
         call=call,
     )
+    if slot.counted:
+        registry.later(_release_at_end(producer, slot))
     if detached:
         try:
             await producer.become_stream()
@@ -142,6 +148,13 @@ async def _accept(replica: Replica, exchange: Exchange, stream: str, scope: str)
     await exchange.answer(202, orjson.dumps({"id": stream, "object": "relay.stream", "location": location}), headers)
 
 
+async def _release_at_end(producer: Producer, slot: Slot) -> None:
+    try:
+        await producer.done()
+    finally:
+        slot.release()
+
+
 async def _release_unless_made(producer: Producer, joining: Joining) -> None:
     if not (producer.made.done() and producer.made.result() and producer.logged):
         await joining.release()
@@ -189,13 +202,13 @@ async def _opened(replica: Replica, exchange: Exchange, producer: Producer, *, e
         raise answer
     if isinstance(answer, Opened):
         return answer.headers
-    await _pass_refusal(exchange, answer)
+    await _pass_refusal(exchange, answer, producer.route.upstream.headers)
     return None
 
 
-async def _pass_refusal(exchange: Exchange, refused: Refused) -> None:
+async def _pass_refusal(exchange: Exchange, refused: Refused, more: Sequence[str]) -> None:
     if refused.response.status_code < 400:
         # A 200 that is no stream would end in silence at the client, a redirect is never followed.
         await body_of(refused.response).aclose()
         raise UpstreamMalformed(NO_EVENT_STREAM)
-    await relay_response(exchange, refused.response)
+    await relay_response(exchange, refused.response, more)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Meter, Metrics
 from relay.protocol.errors import ApiError
@@ -21,6 +22,7 @@ class Replica:
     registry: Registry
     upstreams: UpstreamClient
     metrics: Metrics
+    gate: Gate
 
     async def ask(
         self, meter: Meter, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]

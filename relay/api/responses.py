@@ -18,8 +18,7 @@ from relay.api.replica import Replica
 from relay.api.resume import counted, proceed
 from relay.protocol import sse
 from relay.protocol.dialect import JsonObject, count, parse_object
-from relay.protocol.errors import ApiError, BadRequest, PositionUnknown, StoreUnavailable, StreamNotFound
-from relay.protocol.headers import credential
+from relay.protocol.errors import ApiError, BadRequest, NotFound, PositionUnknown, StoreUnavailable, StreamNotFound
 from relay.protocol.ids import EventId
 from relay.protocol.lifecycle import StreamFailure
 from relay.streams.registry import response_name
@@ -30,10 +29,11 @@ _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
 async def retrieve(replica: Replica, exchange: Exchange) -> None:
     query = parse_qs(exchange.query)
     stream = None
-    if exchange.method == "GET" and query.get("stream", [""])[-1].lower() == "true":
+    streamed = query.get("stream", [""])[-1].lower() == "true"
+    if exchange.method == "GET" and (streamed or exchange.caller.key is not None):
         stream = await _stream_of(replica, exchange)
-    if stream is None:
-        await any_path(replica, exchange)
+    if stream is None or not streamed:
+        await _upstream_s(replica, exchange, stream)
         return
     await exchange.discard_body()
     after = query.get("starting_after", [""])[-1]
@@ -41,29 +41,46 @@ async def retrieve(replica: Replica, exchange: Exchange) -> None:
         if after and not re.fullmatch(r"[0-9]{1,18}", after):
             raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
         n = await _events_upto(replica, stream, int(after)) if after else 0
-    await proceed(replica, exchange, EventId(stream, n), "responses", credential(exchange.headers))
+    await proceed(replica, exchange, EventId(stream, n), "responses", exchange.caller.identity)
 
 
 async def cancel(replica: Replica, exchange: Exchange) -> None:
     stream = await _stream_of(replica, exchange) if exchange.method == "POST" else None
     if stream is None:
-        await any_path(replica, exchange)
+        await _upstream_s(replica, exchange, None)
         return
     await exchange.discard_body()
-    await replica.registry.stop(stream, credential(exchange.headers))
+    await replica.registry.stop(stream, exchange.caller.identity)
     await exchange.answer(200, orjson.dumps(await _last_response(replica, stream)))
+
+
+async def _upstream_s(replica: Replica, exchange: Exchange, stream: str | None) -> None:
+    """What is not answered from the log. Upstream all keys are one account: with a key only the response of a stream of
+    its owner's is to be had there, unless its `paths` allow more. Raises NotFound."""
+    key = exchange.caller.key
+    own = key is not None and stream is not None
+    if key is not None and not own and not key.may_use(exchange.scope["path"]):
+        await exchange.discard_body()
+        raise NotFound("No such response for this key. Check the id, and use a key of the owner that asked for it.")
+    await any_path(replica, exchange, own=own)
 
 
 async def _stream_of(replica: Replica, exchange: Exchange) -> str | None:
     """The stream of the response in the path, where its owner asks and the log still knows it."""
     registry = replica.registry
+    asking = exchange.caller.identity
+    replica.gate.resume(asking)
     try:
-        owner = await registry.owner_of(credential(exchange.headers))
+        owner = await registry.owner_of(asking)
         stream = await registry.log.named(response_name(owner, exchange.scope["path_params"]["id"]))
         if stream is not None:
-            await registry.status(stream, credential(exchange.headers))
+            await registry.status(stream, asking)
         return stream
-    except (StreamNotFound, StoreUnavailable):
+    except StreamNotFound:
+        return None
+    except StoreUnavailable:
+        if exchange.caller.key is not None:
+            raise
         return None
 
 

@@ -15,7 +15,6 @@ from relay.api.replica import Replica
 from relay.api.tickets import asking
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
-from relay.protocol.headers import credential
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 from relay.streams.registry import Asking
 
@@ -36,9 +35,10 @@ def position(value: str) -> EventId:
 async def by_post(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
     """Resume on the API's own path: the body is ignored and nothing goes upstream."""
     with counted(replica, dialect.name):
+        replica.gate.resume(exchange.caller.identity)
         after = position(exchange.header(b"last-event-id") or "")
         await exchange.discard_body()
-    await proceed(replica, exchange, after, dialect.name, credential(exchange.headers))
+    await proceed(replica, exchange, after, dialect.name, exchange.caller.identity)
 
 
 async def streams(replica: Replica, exchange: Exchange) -> None:
@@ -50,6 +50,7 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
     if not is_stream_id(stream):
         raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
     who = await asking(replica, exchange, stream, stop=exchange.method == "DELETE")
+    replica.gate.resume(_payer(who, stream))
     if exchange.method == "DELETE":
         await replica.registry.stop(stream, who)
         await exchange.answer(204, b"")
@@ -69,7 +70,8 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
 
 async def from_start(replica: Replica, exchange: Exchange, stream: str, dialect: Dialect) -> None:
     """Join a stream that an earlier request began."""
-    await proceed(replica, exchange, EventId(stream, 0), dialect.name, credential(exchange.headers), joins=True)
+    replica.gate.resume(exchange.caller.identity)
+    await proceed(replica, exchange, EventId(stream, 0), dialect.name, exchange.caller.identity, joins=True)
 
 
 @contextmanager
@@ -88,6 +90,12 @@ async def proceed(
     """Answer with the stream behind a position; `joins` where the client has seen nothing of it yet."""
     with counted(replica, api):
         attached = await replica.registry.attach(after, who, api, joins=joins)
+        try:
+            replica.gate.replay(_payer(who, after.stream), attached.behind)
+        except ApiError:
+            if attached.reader is not None:
+                attached.reader.close()
+            raise
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     replica.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "behind": attached.behind}
@@ -97,6 +105,11 @@ async def proceed(
         await exchange.answer(204, b"", headers[1:])
         return
     await Delivery(exchange, attached.reader, attached.dialect, replica.settings).run(headers)
+
+
+def _payer(who: Asking, stream: str) -> bytes:
+    """Whose rates count: the holders of tickets for a stream have them together."""
+    return who if isinstance(who, bytes) else b"\0ticket\0" + stream.encode()
 
 
 async def _status(replica: Replica, exchange: Exchange, stream: str, who: Asking) -> None:

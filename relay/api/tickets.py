@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
 from relay.protocol.errors import BadRequest, TicketRefused
-from relay.protocol.headers import Headers, credential
+from relay.protocol.headers import Headers
 from relay.streams.registry import BY_TICKET, Asking
 
 _SCOPES = {"off": "", "read": "r", "read+stop": "rs"}
@@ -40,10 +40,11 @@ def url_header(replica: Replica, stream: str, scope: str) -> Headers:
 
 
 async def asking(replica: Replica, exchange: Exchange, stream: str, *, stop: bool) -> Asking:
-    """Who asks for a stream: the holder of a ticket, else of a credential. Raises TicketRefused, StoreUnavailable."""
+    """Who asks for a stream: the holder of a ticket, else of a credential. Raises TicketRefused, InvalidApiKey,
+    StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        return credential(exchange.headers)
+        return replica.gate.caller(exchange.headers).identity
     await replica.registry.know_secret()
     match = _TICKET.fullmatch(shown[-1])
     expiry, scope, mac = match.groups() if match else ("0", "r", "")

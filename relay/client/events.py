@@ -93,7 +93,7 @@ def _parse(raw: bytes) -> Block:
             kind = value
         elif name == b"id":
             position = parse_event_id(value.decode("latin-1"))
-        elif name == b"retry" and value.isdigit():
+        elif name == b"retry" and value.isdigit() and len(value) < 10:  # int() refuses thousands of digits
             retry = int(value)
     return Block(raw, b"\n".join(data) if data else None, kind, position, retry)
 

@@ -4,18 +4,21 @@
     ├── BadRequest               400  invalid_json, missing_model, invalid_request …
     │   ├── InvalidLastEventId   400  invalid_last_event_id
     │   └── ResumeNotSupported   400  resume_not_supported
+    ├── InvalidApiKey            401  invalid_api_key
+    ├── PathNotAllowed           403  path_not_allowed
     ├── TicketRefused            403  invalid_ticket, ticket_expired, ticket_read_only
     ├── ModelNotFound            404  model_not_found
     ├── NotFound                 404  not_found
     ├── StreamNotFound           404  stream_not_found
     ├── MethodNotAllowed         405  method_not_allowed
+    ├── BodyTooSlow              408  request_timeout
     ├── StreamExpired            410  stream_expired
     ├── PositionUnknown          410  position_unknown
     ├── BodyTooLarge             413  request_too_large
     ├── EncodedBody              415  unsupported_content_encoding
     ├── IdempotencyMismatch      422  idempotency_key_reused
     ├── HeadersTooLarge          431  headers_too_large
-    ├── TooMany                  429  too_many_readers, too_many_streams
+    ├── TooMany                  429  too_many_readers, too_many_streams, rate_limit_exceeded
     ├── UpstreamUnreachable      502  upstream_unreachable
     ├── UpstreamMalformed        502  upstream_malformed
     ├── UpstreamSilent           504  upstream_timeout
@@ -63,6 +66,23 @@ class ResumeNotSupported(BadRequest):
         )
 
 
+class InvalidApiKey(ApiError):
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This relay does not know the API key, or it has expired. Send one that the relay's operator has issued, "
+            "as Authorization: Bearer or as x-api-key.",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+class PathNotAllowed(ApiError):
+    status = 403
+    code = "path_not_allowed"
+
+
 class TicketRefused(ApiError):
     status = 403
     code = "invalid_ticket"
@@ -92,6 +112,11 @@ class StreamNotFound(ApiError):
 class MethodNotAllowed(ApiError):
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTooSlow(ApiError):
+    status = 408
+    code = "request_timeout"
 
 
 class StreamExpired(ApiError):

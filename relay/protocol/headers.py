@@ -1,15 +1,21 @@
 """Which headers cross the relay, and which never do. Names are lower-case bytes.
 
-Rules: hop-by-hop headers and those that `Connection` names end at each hop (RFC 9110, section 7.6.1);
-framing is each side's own; everything else of a client's request goes upstream and everything else of a
-passed-through answer comes back. A relayed stream carries the relay's own headers, and of the upstream's
-only its request id, its rate limits and what names the processing organisation and model.
+Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
+credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Hop-by-hop headers
+and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
+side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate limits
+and what names the processing organisation and model.
+
+The relay believes no header about who its client is or what it asked for (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
+`X-Original-URL`, `X-HTTP-Method-Override` …), and passes none on: an upstream that trusts the relay would believe them.
+Names with `_` end here too, for some servers read them as `-`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -30,6 +36,24 @@ _HOP_BY_HOP = frozenset(
     )
 )
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket"}
+_NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
+
+_OF_PROXIES = re.compile(
+    rb"(x-forwarded.*|x-real-ip|x-original-.*|x-rewrite-url|x-envoy-.*|x-http-method.*|x-method-override|"
+    rb"x-client-ip|x-cluster-client-ip|x-remote-.*|x-proxy.*|x-accel-(?!buffering).*|x-sendfile)"
+)
+_UPSTREAM_LIST = re.compile(
+    rb"(accept|accept-encoding|accept-language|authorization|api-key|baggage|cache-control|content-.*|http-referer|"
+    rb"idempotency-key|if-.*|last-modified|origin|prefer|priority|range|referer|traceparent|tracestate|user-agent|"
+    rb"x-.*|openai-.*|anthropic-.*)"
+)
+_CLIENT_LIST = re.compile(
+    rb"(accept-ranges|age|allow|cache-control|cf-ray|content-.*|date|deprecation|etag|expires|last-modified|link|location|"
+    rb"preference-applied|ratelimit.*|request-id|retry-after.*|sunset|server-timing|traceresponse|vary|via|warning|"
+    rb"www-authenticate|x-.*|openai-.*|anthropic-.*)"
+)
+# Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
+_UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -78,21 +102,36 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return found[1].decode() if found else None
 
 
+def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool:
+    if b"_" in name:
+        return False
+    if listed.fullmatch(name) and not _OF_PROXIES.fullmatch(name):
+        return True
+    return any(fnmatchcase(name.decode("latin-1"), pattern.lower()) for pattern in more)
+
+
 def to_upstream(
-    headers: Headers, *, api_key: str | None, identity: bool, length: int | None, request_id: str
+    headers: Headers,
+    *,
+    api_key: str | None,
+    identity: bool,
+    length: int | None,
+    request_id: str,
+    more: Sequence[str] = (),
 ) -> Headers:
     """The request's headers as they go upstream, `traceparent` and `tracestate` among them.
 
     `request_id` goes along where the client sent none of its own. `api_key` replaces the client's credential in the
     form in which it came (`x-api-key` or `Authorization`); `identity` asks for an answer without compression;
-    `length` is the body's where it was read whole.
+    `length` is the body's where it was read whole; `more` are patterns of further headers that go along.
     """
     dropped = _NOT_UPSTREAM | _named_by_connection(headers)
     if identity:
         dropped |= {b"accept-encoding"}
     if length is not None:
         dropped |= {b"content-length"}
-    kept = [(name.lower(), v) for name, v in headers if name.lower() not in dropped]
+    lower = [(name.lower(), v) for name, v in headers]
+    kept = [item for item in lower if item[0] not in dropped and _listed(item[0], _UPSTREAM_LIST, more)]
     if api_key is not None:
         by_key = any(name == b"x-api-key" for name, _ in kept) or any(name == b"anthropic-version" for name, _ in kept)
         kept = [(name, v) for name, v in kept if name not in _CREDENTIALS]
@@ -107,10 +146,15 @@ def to_upstream(
     return kept
 
 
-def to_client(headers: Headers) -> Headers:
-    """The headers of a passed-through answer: all but those of the hop and its own framing of time."""
-    dropped = _HOP_BY_HOP | _named_by_connection(headers) | {b"set-cookie", b"alt-svc"}
-    return [(name.lower(), v) for name, v in headers if name.lower() not in dropped]
+def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
+    """The headers of a passed-through answer; `more` are patterns of further ones."""
+    dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
+    lower = [(name.lower(), v) for name, v in headers]
+    return [
+        item
+        for item in lower
+        if item[0] not in dropped and _listed(item[0], _CLIENT_LIST, more) and not _UNPRINTABLE.search(item[1])
+    ]
 
 
 def of_stream(headers: Headers) -> Headers:
@@ -118,7 +162,8 @@ def of_stream(headers: Headers) -> Headers:
     return [
         (name.lower(), v)
         for name, v in headers
-        if name.lower() in _STREAM_KEPT or name.lower().startswith(_STREAM_KEPT_PREFIXES)
+        if (name.lower() in _STREAM_KEPT or name.lower().startswith(_STREAM_KEPT_PREFIXES))
+        and not _UNPRINTABLE.search(v)
     ]
 
 

@@ -120,7 +120,7 @@ class Parser:
                 kind = value
             elif name == b"id" and b"\0" not in value:
                 self.last_event_id = value
-            elif name == b"retry" and value.isdigit():
+            elif name == b"retry" and value.isdigit() and len(value) < 16:  # int() refuses thousands of digits
                 self.retry = int(value)
         return Event(kind, b"\n".join(data)) if data else None
 

@@ -107,11 +107,11 @@ class Log:
             [millis(settings.lease), millis(longest), "fence", "1", *flat],
         )
 
-    async def look(self, stream: str, *, attached: bool = False) -> Status | None:
-        """What a stream is, None where it is unknown. `attached` tells its producer of a reader here."""
-        reply = await self._run(
-            log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], ["1" if attached else "0"]
-        )
+    async def look(self, stream: str, *, attached: bool = False, owner: str | None = None) -> Status | None:
+        """What a stream is, None where it is unknown, or not of the `owner` that is given. `attached` tells its
+        producer of a reader here."""
+        args = ["1" if attached else "0", *([] if owner is None else [owner])]
+        reply = await self._run(log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], args)
         if reply is None:
             return None
         top, outcome, lease, kept, born, ended, *texts = reply

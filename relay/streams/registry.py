@@ -64,6 +64,11 @@ BY_TICKET = _ByTicket()
 Asking = bytes | _ByTicket
 
 
+def _owns(asking: str | None, owner: str) -> bool:
+    """Is it the asker's? With a ticket (None) it is."""
+    return asking is None or hmac.compare_digest(asking, owner)
+
+
 def response_name(owner: str, response_id: str) -> str:
     """The name under which an owner's response finds its stream."""
     return f"response:{owner}:{response_id}"
@@ -97,8 +102,9 @@ class Registry:
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._leases = Leases(log, self._replica, lambda: self.producers.values(), self._share_secret, metrics)
         self._tail = Tail(log, settings.streams.lease / 4, self._leases.seal_lost, self._told_to_stop)
-        self._secret = secrets.token_bytes(32)
-        self._shared_secret = False
+        given = settings.auth.secret()
+        self._secret = given or secrets.token_bytes(32)
+        self._given_secret = self._shared_secret = given is not None
 
     async def open(self) -> None:
         self._leases.start()
@@ -142,6 +148,8 @@ class Registry:
     async def _share_secret(self) -> None:
         """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
         start later know the owners of what runs."""
+        if self._given_secret:
+            return
         self._secret = await self.log.secret(self._secret)
         self._shared_secret = True
 
@@ -295,10 +303,10 @@ class Registry:
         if not is_logged(stream):
             raise ResumeNotSupported
         owner = await self._asking(asking)
-        producer = self.producers.get(stream)
+        producer = self._own(stream, owner)
         # Behind what is in memory here may stand an end that others wrote: then the log is asked.
         if producer is not None and producer.logged and n <= producer.feed.top:
-            self._check(producer.owner, owner, producer.dialect.name, api)
+            self._check_api(producer.dialect.name, api)
             behind = producer.feed.top - n
             if producer.feed.outcome is not None and not behind:
                 return Attached(producer.dialect, None, False, 0)
@@ -307,10 +315,8 @@ class Registry:
             account.readers += 1
             account.resumes += not joins
             return self._attached(producer.dialect, reader, producer.feed.outcome is None, behind)
-        status = await self._look(stream)
-        if status is None:
-            raise StreamNotFound
-        self._check(status.owner, owner, status.api, api)
+        status = await self._look(stream, owner)
+        self._check_api(status.api, api)
         dialect = DIALECTS[status.api]
         meter = self.metrics.meter(status.api, status.upstream, status.model)
         if not status.kept:
@@ -345,11 +351,7 @@ class Registry:
         """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
         if not is_logged(stream):
             raise ResumeNotSupported
-        owner = await self._asking(asking)
-        status = await self._look(stream)
-        if status is None:
-            raise StreamNotFound
-        self._check(status.owner, owner, status.api, None)
+        status = await self._look(stream, await self._asking(asking))
         if not status.kept:
             raise StreamExpired
         return status
@@ -363,9 +365,8 @@ class Registry:
 
         Raises StreamNotFound, StreamExpired, ResumeNotSupported, StoreUnavailable.
         """
-        producer = self.producers.get(stream)
+        producer = self._own(stream, await self._asking(asking))
         if producer is not None:
-            self._check(producer.owner, await self._asking(asking), producer.dialect.name, None)
             producer.stop(Ending.STOPPED)
             await producer.sealed()
             return
@@ -393,17 +394,24 @@ class Registry:
         if producer is not None:
             producer.stop(Ending.STOPPED)
 
-    async def _look(self, stream: str) -> Status | None:
-        status = await self.log.look(stream)
+    def _own(self, stream: str, owner: str | None) -> Producer | None:
+        """The producer of a stream, if it is here and the asker's. Another's is looked for in the log, as one is that
+        does not exist: so the time of the answer tells nothing."""
+        producer = self.producers.get(stream)
+        return producer if producer is not None and _owns(owner, producer.owner) else None
+
+    async def _look(self, stream: str, owner: str | None) -> Status:
+        """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
+        status = await self.log.look(stream, owner=owner)
         if status is not None and not status.outcome and status.lease_left < 0:
             await self._leases.seal_lost(status)
-            status = await self.log.look(stream)
+            status = await self.log.look(stream, owner=owner)
+        if status is None or not _owns(owner, status.owner):
+            raise StreamNotFound
         return status
 
     @staticmethod
-    def _check(owner: str, asking: str | None, api: str, asked: str | None) -> None:
-        if asking is not None and not hmac.compare_digest(owner, asking):
-            raise StreamNotFound
+    def _check_api(api: str, asked: str | None) -> None:
         if asked is not None and api != asked:
             raise InvalidLastEventId(
                 f"Last-Event-ID names a stream of the {api} API. Resume it on {DIALECTS[api].path}, "

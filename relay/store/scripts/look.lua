@@ -1,13 +1,16 @@
 -- What a stream is. KEYS: meta, log. ARGV: '1' where a reader is attached here (its producer must not abandon it),
 -- '2' where one has just come (it is counted, for the stream's line in its producer's log).
--- Answers nil where there is no such stream, else {top, outcome or '', ms of lease left (below 0: lapsed),
--- 1 where the log can still hold its events, born ms, ended ms, fence, api, owner, upstream, model, replica, usage}.
+-- Perhaps the owner who asks.
+-- Answers nil where there is no such stream, and after the same commands where there is but of another owner; else
+-- {top, outcome or '', ms of lease left (below 0: lapsed), 1 where the log can still hold its events, born ms, ended ms,
+-- fence, api, owner, upstream, model, replica, usage}.
 local m = redis.call('HMGET', KEYS[1], 'top', 'end', 'lease', 'born', 'ended', 'fence', 'api', 'owner', 'upstream',
   'model', 'replica', 'usage')
-if not m[1] then
+local now = redis.call('TIME')
+local events = redis.call('EXISTS', KEYS[2])
+if not m[1] or (ARGV[2] and ARGV[2] ~= m[8]) then
   return false
 end
-local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 if ARGV[1] ~= '0' and not m[2] then
   redis.call('HSET', KEYS[1], 'seen', string.format('%.0f', ms))
@@ -15,6 +18,6 @@ if ARGV[1] ~= '0' and not m[2] then
     redis.call('HINCRBY', KEYS[1], 'visits', 1)
   end
 end
-local kept = (m[1] == '0' and not m[2]) and 1 or redis.call('EXISTS', KEYS[2])
+local kept = (m[1] == '0' and not m[2]) and 1 or events
 return { tonumber(m[1]), m[2] or '', m[3] - ms, kept, tonumber(m[4]), tonumber(m[5] or 0), m[6], m[7], m[8], m[9],
   m[10], m[11] or '', m[12] or '' }

@@ -1,0 +1,100 @@
+"""Files for browsers: the client module, always; the playground, where `playground` is on.
+
+They hold no secret and ask for no credential. The playground's policy lets nothing in that is not served here, lets no
+text become markup, and lets the page speak to its own relay and to `playground_replicas` only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from relay.api.exchange import Exchange
+from relay.api.replica import Replica
+from relay.config import Settings
+from relay.protocol.errors import MethodNotAllowed
+from relay.protocol.headers import Headers
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PLAYGROUND = _PACKAGE / "playground"
+_KINDS = {
+    ".css": b"text/css; charset=utf-8",
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".json": b"application/json",
+    ".svg": b"image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What is served at one path. `head` goes with a 200 and a 304 alike."""
+
+    content: bytes
+    kind: bytes
+    etag: str
+    head: Headers
+
+
+def files(settings: Settings) -> dict[str, File]:
+    """Path to file, read once: a wheel's files do not change under a relay that runs."""
+    client = _PACKAGE / "client" / "js" / "resuming-fetch.js"
+    found = {"/client/resuming-fetch.js": _file(client.suffix, client.read_bytes(), [])}
+    if settings.playground:
+        policy = _policy(settings.playground_replicas)
+        for path in (path for path in _PLAYGROUND.iterdir() if path.suffix in _KINDS):
+            name = "/playground" if path.name == "index.html" else f"/playground/{path.name}"
+            found[name] = _file(path.suffix, path.read_bytes(), policy)
+        replicas = orjson.dumps({"replicas": settings.playground_replicas})
+        found["/playground/replicas.json"] = _file(".json", replicas, policy)
+    return found
+
+
+async def answer(replica: Replica, exchange: Exchange, *, file: File) -> None:
+    if exchange.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("Use GET or HEAD.", headers={"allow": "GET, HEAD"})
+    await exchange.discard_body()
+    if _names(exchange.header(b"if-none-match") or "", file.etag):
+        await exchange.start(304, file.head)
+    else:
+        length = b"%d" % len(file.content)
+        await exchange.start(200, [(b"content-type", file.kind), (b"content-length", length), *file.head])
+        if exchange.method == "GET":
+            await exchange.sender()(file.content)
+    await exchange.end()
+
+
+def _file(suffix: str, content: bytes, headers: Headers) -> File:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    head: Headers = [
+        (b"etag", etag.encode()),
+        # The addresses stay the same from version to version: a browser has to ask whether its copy still holds.
+        (b"cache-control", b"no-cache"),
+        (b"x-content-type-options", b"nosniff"),
+        *headers,
+    ]
+    return File(content, _KINDS[suffix], etag, head)
+
+
+def _policy(replicas: list[str]) -> Headers:
+    rules = (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        " ".join(("connect-src 'self'", *replicas)),
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+    return [(b"content-security-policy", "; ".join(rules).encode()), (b"referrer-policy", b"no-referrer")]
+
+
+def _names(listed: str, etag: str) -> bool:
+    """Does `If-None-Match` name the file's version (RFC 9110, section 13.1.2)?"""
+    return listed.strip() == "*" or etag in (item.strip().removeprefix("W/") for item in listed.split(","))

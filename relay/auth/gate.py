@@ -1,0 +1,202 @@
+"""The gate: who asks, what they may ask for, and how often.
+
+In `passthrough` mode whoever comes is let in, and is who their credential says: the upstream judges it. In `keys` mode
+only the relay's own keys are good, they end here, and what goes upstream goes with the relay's credential. Then all
+callers are one account to the upstream, so nothing is passed through by which one could see or change what is kept
+there for another, unless the key's `paths` say so.
+
+Rates and concurrency are counted on each replica by itself (each worker is one), in bounded memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from relay.auth.keyring import Key, Keyring
+from relay.auth.rates import Buckets, Rate, parse_rate
+from relay.config import LimitSettings, UpstreamSettings
+from relay.protocol.dialect import JsonObject
+from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooMany
+from relay.protocol.headers import Headers, credential
+from relay.upstream import Route, route_model
+
+# What an upstream answers from the request alone.
+_STATELESS = frozenset(
+    (
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/moderations"),
+        ("POST", "/v1/rerank"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/responses/input_tokens"),
+        ("POST", "/v1/audio/speech"),
+        ("POST", "/v1/images/generations"),
+        ("GET", "/v1/models"),
+    )
+)
+_MODELS = "/v1/models/"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `identity` is what the owner of streams is derived from, `shown` the credential; `key` is None in
+    `passthrough` mode."""
+
+    identity: bytes
+    shown: bytes
+    key: Key | None = None
+
+    def onward(self, headers: Headers) -> Headers:
+        """The head as it may go upstream: without the relay's key, wherever a client has put it."""
+        key = self.key
+        if key is None:
+            return headers
+        return [item for item in headers if self.shown not in item[1]]
+
+    @property
+    def restricted(self) -> bool:
+        """Only some models: what was checked has to be what goes upstream, so its body is written anew."""
+        return self.key is not None and self.key.models != ("*",)
+
+    def route(self, upstreams: list[UpstreamSettings], api: str | None, model: str, body: JsonObject) -> Route:
+        """Where its request goes. Raises ModelNotFound, in the same words for a model that it may not ask for as for
+        one that nobody serves: a key does not tell what others may use."""
+        key = self.key
+        if key is not None and self.restricted and not all(map(key.may_ask_for, [*_models_named(body), model])):
+            upstreams = []
+        return route_model(upstreams, api, model)
+
+    def check_unnamed(self, path: str) -> None:
+        """A request in which no model was found to check. Raises BadRequest where only some may be asked for: upstream
+        there may be a default, or a body that names one in another form."""
+        if self.key is not None and self.restricted and not self.key.may_use(path):
+            raise BadRequest("`model` is missing. Name the model as a string, in a JSON body.", code="missing_model")
+
+    def check_path(self, method: str, path: str) -> None:
+        """Raises PathNotAllowed, ModelNotFound."""
+        key = self.key
+        if key is None:
+            return
+        if "%" not in path:  # encoded twice, it may be another path to the upstream
+            if (method, path) in _STATELESS or key.may_use(path):
+                return
+            if method == "GET" and path.startswith(_MODELS):
+                if not key.may_ask_for(path.removeprefix(_MODELS)):
+                    route_model([], None, path.removeprefix(_MODELS))
+                return
+        raise PathNotAllowed(
+            f"This key may not use {method[:20]} {path[:200]}: upstream it would act for all keys of this relay. Ask "
+            "the relay's operator to allow it with the key's `paths`."
+        )
+
+
+def _models_named(body: JsonObject) -> list[str]:
+    """All models that a body names for an upstream of any kind: some read names of fields without regard to case, some
+    take a list to fall back on."""
+    found: list[str] = []
+    for name, value in body.items():
+        if name.casefold() in ("model", "models"):
+            found += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return found
+
+
+class Gate:
+    """One per replica. `keyring` is None in `passthrough` mode."""
+
+    def __init__(self, limits: LimitSettings, keyring: Keyring | None, buckets: Buckets | None = None) -> None:
+        self._keyring = keyring
+        self._buckets = Buckets() if buckets is None else buckets
+        self._busy: Counter[bytes] = Counter()
+        self._open = parse_rate(limits.open_rate) if limits.open_rate else None
+        self._resume = parse_rate(limits.resume_rate) if limits.resume_rate else None
+        self._replay = parse_rate(limits.replay_rate) if limits.replay_rate else None
+
+    def caller(self, headers: Headers) -> Caller:
+        """Raises InvalidApiKey."""
+        shown = credential(headers)
+        if self._keyring is None:
+            return Caller(shown, shown)
+        key = self._keyring.find(shown)
+        if key is None:
+            raise InvalidApiKey
+        # No header can hold a NUL: no credential of the other mode is this.
+        return Caller(b"\0owner\0" + key.owner.encode(), shown, key)
+
+    def open(self, caller: Caller) -> Slot:
+        """Let one request go upstream; the slot is to be released when it is over. Raises TooMany."""
+        key = caller.key
+        counted = key is not None and key.concurrency is not None
+        if key is not None and key.concurrency is not None and self._busy[key.digest] >= key.concurrency:
+            raise TooMany(
+                f"This key has as many requests in progress as its `concurrency` allows ({key.concurrency}). Wait for "
+                "one to end, or stop a stream.",
+                headers={"retry-after": "1"},
+            )
+        limits = [("limits.open_rate", _bucket(b"o", caller.identity), self._open)]
+        if key is not None:
+            limits.append(("this key's `rate`", b"k" + key.digest[:16], key.rate))
+        self._wait_for(*limits)
+        for _, name, rate in limits:
+            if rate is not None:
+                self._buckets.take(name, rate)
+        return Slot(self._busy, key.digest if counted and key is not None else None)
+
+    def resume(self, identity: bytes) -> None:
+        """Let one request ask for a stream that is there. Raises TooMany."""
+        if self._resume is not None:
+            name = _bucket(b"r", identity)
+            self._wait_for(("limits.resume_rate", name, self._resume))
+            self._buckets.take(name, self._resume)
+
+    def replay(self, identity: bytes, events: int) -> None:
+        """Let so many events be read once more, however many they are, if all before them are paid for. Raises
+        TooMany."""
+        if self._replay is not None and events:
+            name = _bucket(b"p", identity)
+            self._wait_for(("limits.replay_rate", name, self._replay))
+            self._buckets.take(name, self._replay, events)
+
+    def _wait_for(self, *limits: tuple[str, bytes, Rate | None]) -> None:
+        waits = [(self._buckets.wait(name, rate), what, rate) for what, name, rate in limits if rate is not None]
+        longest, what, rate = max(waits, key=lambda wait: wait[0], default=(0.0, "", None))
+        if longest > 0 and rate is not None:
+            raise TooMany(
+                f"This is more than {what} allows ({rate.text}). Try again after Retry-After.",
+                code="rate_limit_exceeded",
+                headers={"retry-after": str(math.ceil(longest))},
+            )
+
+
+class Slot:
+    """One request in progress."""
+
+    __slots__ = ("_busy", "_digest")
+
+    def __init__(self, busy: Counter[bytes], digest: bytes | None) -> None:
+        self._busy = busy
+        self._digest = digest
+        if digest is not None:
+            busy[digest] += 1
+
+    @property
+    def counted(self) -> bool:
+        return self._digest is not None
+
+    def release(self) -> None:
+        """Once or more often."""
+        digest, self._digest = self._digest, None
+        if digest is not None:
+            self._busy[digest] -= 1
+            if not self._busy[digest]:
+                del self._busy[digest]
+
+
+def _bucket(kind: bytes, identity: bytes) -> bytes:
+    """What is kept of a caller beside its count: of one length, whatever was sent, and no credential."""
+    return kind + hashlib.sha256(identity).digest()[:16]

@@ -1,0 +1,112 @@
+"""HTTP/1.1 on Hypercorn's protocol and h11, without what two servers may read in two ways.
+
+Request smuggling lives on a proxy and the relay seeing different ends of one request. h11 takes in what older clients
+once sent; here it is refused with 400 and the connection closed (RFC 9112, sections 2.2, 5.1, 5.2, 6.3, 7.1 and 11.2):
+
+- a line that ends in LF alone, and a field value that goes on in the next line;
+- `Content-Length` beside `Transfer-Encoding`, twice, or as a list, and `Transfer-Encoding` before HTTP/1.1;
+- a chunk's size with anything about it but an extension of visible characters;
+- a version that is neither 1.0 nor 1.1 (505).
+
+`Upgrade` is not followed: a proxy that passes `h2c` on becomes a tunnel, and nothing here speaks WebSocket. HTTP/2
+begins with its own preface, as a connection's first bytes and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h11
+from h11._receivebuffer import ReceiveBuffer
+from hypercorn.events import Closed
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_LENGTH = re.compile(rb"content-length:[ \t]*[0-9]{1,19}[ \t]*", re.IGNORECASE)
+
+
+class Lines(ReceiveBuffer):
+    """h11's buffer, in which a line ends in CRLF."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        if self._data[:2] == b"\r\n":
+            self._extract(2)
+            return []
+        looked = max(0, self._multiple_lines_search - 3)
+        end = self._data.find(b"\r\n\r\n", looked)
+        if _BARE_LF.search(self._data, looked, end if end >= 0 else len(self._data)):
+            raise h11.LocalProtocolError("a line ends in LF alone")
+        if end < 0:
+            self._multiple_lines_search = len(self._data)
+            return None
+        lines = self._extract(end + 4)[:-4].split(b"\r\n")
+        _check(lines)
+        return lines
+
+    def maybe_extract_next_line(self) -> bytearray | None:
+        line = super().maybe_extract_next_line()
+        if line is not None and not _CHUNK_LINE.fullmatch(line):
+            raise h11.LocalProtocolError("malformed chunk size")
+        return line
+
+
+def _check(lines: list[bytearray]) -> None:
+    lengths = codings = 0
+    for line in lines:
+        first = line[:18].lower()
+        if first.startswith((b" ", b"\t")):
+            raise h11.LocalProtocolError("a field value goes on in the next line")
+        if first.startswith(b"content-length:"):
+            lengths += 1
+            if not _LENGTH.fullmatch(line):
+                raise h11.LocalProtocolError("Content-Length is not one number")
+        elif first == b"transfer-encoding:":
+            codings += 1
+    if lengths + codings > 1:
+        raise h11.LocalProtocolError("more than one framing header")
+    if codings and not lines[0].endswith(b" HTTP/1.1"):
+        raise h11.LocalProtocolError("Transfer-Encoding outside an HTTP/1.1 head")
+
+
+class Http1(H11Protocol):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connection._receive_buffer = Lines()  # type: ignore[union-attr]
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        preface = (event.method, event.target, event.http_version) == (b"PRI", b"*", b"2.0")
+        if preface and self.keep_alive_requests == 0:
+            raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.http_version not in (b"1.0", b"1.1"):
+            await self._send_error_response(505)
+            await self.send(Closed())
+            return
+        self.stream = HTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii"),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
