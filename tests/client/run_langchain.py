@@ -17,9 +17,12 @@ import httpx2
 from langchain_openai import ChatOpenAI
 
 from relay.client.httpx2 import AsyncResumingTransport, ResumingTransport
+from relay.client.policy import Policy
 
 BASE_URL = sys.argv[1]
 HURRY = 50  # waits are real and in order, only shorter
+# One long event may be cut more than ten times in a row by lines this bad.
+STUBBORN = Policy(max_attempts=100)
 
 
 def model_of(api: str, model: str) -> ChatOpenAI:
@@ -38,9 +41,9 @@ def model_of(api: str, model: str) -> ChatOpenAI:
     )
 
 
-TRANSPORT = ResumingTransport(sleep=lambda s: time.sleep(s / HURRY))
+TRANSPORT = ResumingTransport(policy=STUBBORN, sleep=lambda s: time.sleep(s / HURRY))
 ASYNC_CLIENT = httpx2.AsyncClient(
-    transport=AsyncResumingTransport(sleep=lambda s: asyncio.sleep(s / HURRY)),
+    transport=AsyncResumingTransport(policy=STUBBORN, sleep=lambda s: asyncio.sleep(s / HURRY)),
 )
 
 

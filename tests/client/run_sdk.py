@@ -19,6 +19,7 @@ from typing import Any
 import anthropic
 import openai
 
+from relay.client.policy import Policy
 from tests.sdk import driver
 
 try:
@@ -32,6 +33,8 @@ except ModuleNotFoundError:
 
 BASE_URL = sys.argv[1]
 HURRY = 50  # waits are real and in order, only shorter
+# One long event may be cut more than ten times in a row by lines this bad.
+STUBBORN = Policy(max_attempts=100)
 OPENAI = {"base_url": f"{BASE_URL}/v1", "api_key": "sk-test", "max_retries": 0, "timeout": 30}
 ANTHROPIC = {"base_url": BASE_URL, "api_key": "sk-ant-test", "max_retries": 0, "timeout": 30}
 
@@ -39,13 +42,15 @@ ANTHROPIC = {"base_url": BASE_URL, "api_key": "sk-ant-test", "max_retries": 0, "
 def swapped() -> dict[str, Any]:
     if sys.argv[3] == "plain":
         return {}
-    return {"http_client": http.Client(transport=ResumingTransport(sleep=lambda s: time.sleep(s / HURRY)))}
+    return {
+        "http_client": http.Client(transport=ResumingTransport(policy=STUBBORN, sleep=lambda s: time.sleep(s / HURRY)))
+    }
 
 
 def swapped_async() -> dict[str, Any]:
     if sys.argv[3] == "plain":
         return {}
-    transport = AsyncResumingTransport(sleep=lambda s: asyncio.sleep(s / HURRY))
+    transport = AsyncResumingTransport(policy=STUBBORN, sleep=lambda s: asyncio.sleep(s / HURRY))
     return {"http_client": http.AsyncClient(transport=transport)}
 
 
