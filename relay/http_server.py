@@ -21,7 +21,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
-from relay.api.exchange import ABORT, ConnectionCut
+from relay.api.exchange import ABORT, DIRECT, ConnectionCut
 from relay.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
 
@@ -29,8 +29,33 @@ from relay.protocol.headers import MAX_HEADER_BYTES
 _BACKLOG = 4096
 _KEEP_ALIVE = 75.0
 _HTTP2_STREAMS = 1000
+_WRITE_AHEAD = 64 * 1024
 _GRACE = 3.0
 _SETTLE = 0.25
+
+
+class _Chunks:
+    """`Direct` on a connection of Hypercorn's. Its own way from `send` to the socket is twelve calls and a lock, 16 µs,
+    for the same bytes; its state does not change between a head and an end."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._transport = writer.transport
+
+    def write(self, data: bytes) -> bool:
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return transport.get_write_buffer_size() < _WRITE_AHEAD
+
+    async def send(self, data: bytes) -> None:
+        try:
+            if data:
+                self.write(data)
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError):
+            raise ConnectionCut from None
 
 
 class _Connection(TCPServer):
@@ -97,7 +122,7 @@ async def serve(app: ASGIApp, listener: socket.socket, until: Callable[[], Await
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        state = {ABORT: writer.transport.abort}
+        state = {ABORT: writer.transport.abort, DIRECT: _Chunks(writer)}
         await _Connection(wrapped, loop, config, context, state, reader, writer)
 
     server = await asyncio.start_server(connected, sock=listener, backlog=_BACKLOG)
