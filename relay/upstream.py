@@ -1,17 +1,17 @@
 """Upstreams: which one a request goes to, and the call itself.
 
 httpx over aiohttp's connector: httpx's own pool scans every connection at each request and saturates a core
-at 300 streams, and the adapter that exists loses text (see `_Body`) and quotes paths anew. Cookies are never
+at 300 streams, and the adapter that exists loses text (see `Body`) and quotes paths anew. Cookies are never
 kept: an upstream's cookie for one client would go out with another's request. Redirects are never followed
 and nothing is ever sent twice: aiohttp repeats only idempotent methods, and every generation is a POST.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import aiohttp
 import certifi
@@ -73,8 +73,45 @@ def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool)
     raise NotFound(f"No upstream of this relay serves {path[:200]}. Check `upstreams` in the relay's settings.")
 
 
-class _Body(httpx.AsyncByteStream):
-    """The raw bytes of a body as they arrive, and all of them.
+class Sink(Protocol):
+    """Takes a body as it arrives. Neither may raise."""
+
+    def arrived(self, data: bytes) -> None: ...
+
+    def ended(self, error: httpx.TransportError | None) -> None:
+        """Nothing more comes: None at the body's proper end."""
+
+
+class _Pushing(aiohttp.StreamReader):
+    """aiohttp's reader of a body, made to hand out what arrives instead of keeping it until a task asks: the wake-up
+    of a task was a quarter of what an event cost. It is the same object with another class, for aiohttp's parser
+    holds on to it; its sink is an attribute of the connection, which serves one body at a time."""
+
+    __slots__ = ()
+
+    def feed_data(self, data: bytes, size: int = 0) -> bool:
+        self._protocol.relay_sink.arrived(data)  # type: ignore[attr-defined]
+        return False
+
+    def feed_eof(self) -> None:
+        sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
+        super().feed_eof()
+        sink.ended(None)
+
+    def set_exception(self, exc: Any, *cause: Any) -> None:
+        super().set_exception(exc, *cause)
+        self._protocol.relay_sink.ended(_transport_error(exc))  # type: ignore[attr-defined]
+
+
+def _transport_error(error: BaseException) -> httpx.TransportError:
+    kind = httpx.ReadTimeout if isinstance(error, TimeoutError) else httpx.ReadError
+    found = kind(str(error))
+    found.__cause__ = error
+    return found
+
+
+class Body(httpx.AsyncByteStream):
+    """The raw bytes of a body as they arrive, and all of them: to who iterates, or pushed to a sink.
 
     aiohttp's reader raises a broken connection's error BEFORE it hands out what had arrived in time, so text
     that a direct client would see is lost whenever this process was busy as the connection died.
@@ -82,6 +119,32 @@ class _Body(httpx.AsyncByteStream):
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+
+    def push_to(self, sink: Sink) -> None:
+        """From now on, and for what has arrived already, once. Iterate no more."""
+        content = self._response.content
+        error = content.exception()
+        content.set_exception(None)  # type: ignore[arg-type]
+        early = content.read_nowait()
+        over = content.is_eof()
+        if error is None and not over:
+            content._protocol.relay_sink = sink  # type: ignore[attr-defined]
+            content.__class__ = _Pushing
+        if early:
+            sink.arrived(early)
+        if error is not None:
+            sink.ended(_transport_error(error))
+        elif over:
+            sink.ended(None)
+
+    def pause(self) -> None:
+        """Let the upstream wait. What is on its way may still arrive."""
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.pause_reading()
+
+    def resume(self) -> None:
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.resume_reading()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -93,9 +156,7 @@ class _Body(httpx.AsyncByteStream):
             rest = content.read_nowait()
             if rest:
                 yield rest
-            if isinstance(error, TimeoutError):
-                raise httpx.ReadTimeout(str(error)) from error
-            raise httpx.ReadError(str(error)) from error
+            raise _transport_error(error) from error
 
     async def aclose(self) -> None:
         # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
@@ -128,20 +189,20 @@ class _Transport(httpx.AsyncBaseTransport):
             raise httpx.ReadTimeout(str(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise httpx.ConnectError(str(error)) from error
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response), request=request)
 
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
 
 
-def body_of(response: httpx.Response) -> httpx.AsyncByteStream:
+def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
     Iterating raises httpx.ReadTimeout for an upstream that is silent too long, httpx.ReadError for a broken
     connection; `aclose` ends the call.
     """
-    assert isinstance(response.stream, httpx.AsyncByteStream)
+    assert isinstance(response.stream, Body)
     return response.stream
 
 
@@ -163,16 +224,6 @@ async def refusal_text(response: httpx.Response) -> str:
     except (httpx.HTTPError, ValueError):
         return "no message"
     return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
-
-
-async def finish_body(response: httpx.Response, within: float) -> None:
-    """Read a body to its end within so many seconds, so that its connection can serve the next call."""
-    try:
-        async with asyncio.timeout(within):
-            async for _ in body_of(response):
-                pass
-    except (httpx.HTTPError, TimeoutError, RuntimeError):  # RuntimeError: aiohttp, of a connection that is gone
-        pass
 
 
 class UpstreamClient:
