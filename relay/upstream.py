@@ -121,7 +121,8 @@ class Body(httpx.AsyncByteStream):
         self._response = response
 
     def push_to(self, sink: Sink) -> None:
-        """From now on, and for what has arrived already, once. Iterate no more."""
+        """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
+        to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
         error = content.exception()
         content.set_exception(None)  # type: ignore[arg-type]
@@ -129,6 +130,8 @@ class Body(httpx.AsyncByteStream):
         over = content.is_eof()
         if error is None and not over:
             content._protocol.relay_sink = sink  # type: ignore[attr-defined]
+            content._protocol.read_timeout = None  # type: ignore[attr-defined]
+            content._protocol.start_timeout()  # type: ignore[attr-defined]
             content.__class__ = _Pushing
         if early:
             sink.arrived(early)

@@ -92,8 +92,9 @@ class Producer:
         self.live_only = not logged  # its one reader is all it has; what that has taken is forgotten
         self.feed = Feed()
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.made: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # did a stream come to be?
+        self._loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer] = self._loop.create_future()
+        self.made: asyncio.Future[bool] = self._loop.create_future()  # did a stream come to be?
         self.left = 0  # how often the last local reader has left
         self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
         self.outcome: Outcome | None = None
@@ -122,8 +123,10 @@ class Producer:
         self._parser = sse.Parser(settings.max_event_bytes)
         self._named = False
         self._paused = False
-        self._over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()  # all events are in
-        self._upstream_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard = 0.0
+        self._silence: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[Outcome] = self._loop.create_future()  # all events are in
+        self._upstream_ended: asyncio.Future[None] = self._loop.create_future()
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -183,6 +186,8 @@ class Producer:
                     await asyncio.wait([self._upstream_ended], timeout=_LINGER)
         finally:
             self._sealed.set()
+            if self._silence is not None:
+                self._silence.cancel()
             if not self.answer.done():
                 self.answer.cancel()
             if not self.made.done():
@@ -293,12 +298,26 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
+        self._heard = self._loop.time()
+        self._listen()
         body_of(response).push_to(self)
         return await self._over
+
+    def _listen(self) -> None:
+        """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
+        if self._over.done():
+            return
+        now = self._loop.time()
+        due = (now if self._paused else self._heard) + self._settings.upstream_idle_timeout
+        if now >= due:
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
+        else:
+            self._silence = self._loop.call_at(due, self._listen)
 
     def arrived(self, data: bytes) -> None:
         if self._over.done():
             return
+        self._heard = self._loop.time()
         try:
             outcome = self._take(data)
             if outcome is not None:
@@ -318,8 +337,7 @@ class Producer:
         if self._terminal is not None:
             self._over.set_result(self._terminal)
         elif error is not None:
-            silent = isinstance(error, httpx.ReadTimeout)
-            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED))
+            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
         elif self.watch.ended_at_eof():
             self._over.set_result(Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED)
         else:
@@ -350,7 +368,7 @@ class Producer:
             if bits & TERMINAL:
                 if self._terminal is None:
                     self._terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                    asyncio.get_running_loop().call_later(_LINGER, self._lingered)
+                    self._loop.call_later(_LINGER, self._lingered)
                 if not bits & LINGER:
                     return self._terminal
         return None
@@ -396,6 +414,7 @@ class Producer:
             if ahead:
                 body.pause()
             else:
+                self._heard = self._loop.time()
                 body.resume()
 
     def consumed(self, upto: int) -> None:
