@@ -9,7 +9,7 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,8 +99,10 @@ class _Pushing(aiohttp.StreamReader):
         sink.ended(None)
 
     def set_exception(self, exc: Any, *cause: Any) -> None:
+        over = self._eof or self._exception is not None
         super().set_exception(exc, *cause)
-        self._protocol.relay_sink.ended(_transport_error(exc))  # type: ignore[attr-defined]
+        if not over:
+            self._protocol.relay_sink.ended(_transport_error(exc))  # type: ignore[attr-defined]
 
 
 def _transport_error(error: BaseException) -> httpx.TransportError:
@@ -166,39 +168,6 @@ class Body(httpx.AsyncByteStream):
         self._response.close()
 
 
-class _Transport(httpx.AsyncBaseTransport):
-    """httpx's seam over an aiohttp session. Targets go out exactly as they came: nothing is quoted anew."""
-
-    def __init__(self, session: Callable[[], aiohttp.ClientSession], idle_timeout: float) -> None:
-        self._make_session = session
-        self._session: aiohttp.ClientSession | None = None
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._session is None:
-            self._session = self._make_session()
-        stream = request.stream
-        headers = [(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"]  # aiohttp's own
-        try:
-            response = await self._session.request(
-                request.method,
-                URL(str(request.url), encoded=True),
-                headers=headers,
-                data=b"".join(stream) if isinstance(stream, httpx.SyncByteStream) else stream,
-                allow_redirects=False,
-                timeout=self._timeout,
-            )
-        except aiohttp.SocketTimeoutError as error:
-            raise httpx.ReadTimeout(str(error)) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise httpx.ConnectError(str(error)) from error
-        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response), request=request)
-
-    async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-
 def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
@@ -230,14 +199,15 @@ async def refusal_text(response: httpx.Response) -> str:
 
 
 class UpstreamClient:
-    """The one client of a replica."""
+    """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
     def __init__(self, idle_timeout: float) -> None:
         self._context = ssl.create_default_context(cafile=certifi.where())
         self._context.load_default_certs()
-        self._transport = _Transport(self._session, idle_timeout)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
+        self._session: aiohttp.ClientSession | None = None
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -248,23 +218,33 @@ class UpstreamClient:
         )
 
     async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
-        """The response once its head is there; its body is `response.stream`, and it must be closed.
+        """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
         where the answer does not come within the idle time-out.
         """
-        request = httpx.Request(method, url, headers=headers, content=body)
+        if self._session is None:
+            self._session = self._open()
         try:
-            return await self._transport.handle_async_request(request)
-        except httpx.ReadTimeout:
+            response = await self._session.request(
+                method,
+                URL(url, encoded=True),
+                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
+                data=body,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        except aiohttp.SocketTimeoutError:
             raise UpstreamSilent(
                 "The upstream did not answer within streams.upstream_idle_timeout. Try again."
             ) from None
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise UpstreamUnreachable(
-                f"The upstream cannot be reached ({type(error.__cause__ or error).__name__}). Try again; "
+                f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        if self._session is not None:
+            await self._session.close()

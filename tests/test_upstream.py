@@ -75,15 +75,17 @@ def test_a_pushed_body_is_all_there_and_ends_once(upstream: ScriptedUpstream, la
 
 
 def test_a_connection_whose_body_was_pushed_serves_the_next_call(upstream: ScriptedUpstream) -> None:
-    upstream.on("m", Head(), Send(b"all"), End())
+    for name in ("m1", "m2", "m3"):
+        upstream.on(name, Head(), Send(b"all"), Gate(name), End())
 
     async def calls() -> list[bytes]:
         client = UpstreamClient(idle_timeout=10)
         found = []
-        for _ in range(3):
-            response = await client.send("POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
+        for name in ("m1", "m2", "m3"):
+            response = await client.send("POST", upstream.url + "/v1/x", [], b'{"model":"%b"}' % name.encode())
             heard = Heard()
             body_of(response).push_to(heard)
+            upstream.open(name)
             assert await heard.over is None
             found.append(heard.text)
             await body_of(response).aclose()
