@@ -127,7 +127,8 @@ class Body(httpx.AsyncByteStream):
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
         error = content.exception()
-        content.set_exception(None)  # type: ignore[arg-type]
+        if error is not None:
+            content.set_exception(None)  # type: ignore[arg-type]
         early = content.read_nowait()
         over = content.is_eof()
         if error is None and not over:
