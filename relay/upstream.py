@@ -93,6 +93,12 @@ class _Pushing(aiohttp.StreamReader):
         self._protocol.relay_sink.arrived(data)  # type: ignore[attr-defined]
         return False
 
+    def begin_http_chunk_receiving(self) -> None:
+        pass
+
+    def end_http_chunk_receiving(self) -> None:
+        pass
+
     def feed_eof(self) -> None:
         sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
         super().feed_eof()
@@ -126,10 +132,16 @@ class Body(httpx.AsyncByteStream):
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
-        error = content.exception()
-        if error is not None:
-            content.set_exception(None)  # type: ignore[arg-type]
-        early = content.read_nowait()
+        early = b""
+        error = None
+        while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
+            if (fault := content.exception()) is not None:
+                error = fault
+                content.set_exception(None)  # type: ignore[arg-type]
+            more = content.read_nowait()
+            if not more:
+                break
+            early += more
         over = content.is_eof()
         if error is None and not over:
             content._protocol.relay_sink = sink  # type: ignore[attr-defined]
