@@ -68,8 +68,8 @@ def test_a_pushed_body_is_all_there_and_ends_once(
             stopped = content._protocol._reading_paused  # type: ignore[attr-defined]
             return content.exception() is not None or content.is_eof() or stopped
 
-        while late and not has_read_all_it_will():
-            await asyncio.sleep(0)  # aiohttp offers nothing to wait for
+        while late and not has_read_all_it_will():  # noqa: ASYNC110 - aiohttp offers nothing to wait for
+            await asyncio.sleep(0)
         heard = Heard()
         body_of(response).push_to(heard)
         upstream.open("two")
