@@ -22,7 +22,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
-from relay.api.exchange import ABORT, READ_TIMEOUT, ConnectionCut
+from relay.api.exchange import ABORT, DIRECT, READ_TIMEOUT, ConnectionCut
 from relay.config import LimitSettings
 from relay.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -30,8 +30,33 @@ from relay.protocol.headers import MAX_HEADER_BYTES
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
 _HTTP2_STREAMS = 1000
+_WRITE_AHEAD = 64 * 1024
 _GRACE = 3.0
 _SETTLE = 0.25
+
+
+class _Chunks:
+    """`Direct` on a connection of Hypercorn's, whose state does not change between a head and an end. For the same bytes
+    its own way from `send` to the socket was a fifth of the CPU of an event."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._transport = writer.transport
+
+    def write(self, data: bytes) -> bool:
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return transport.get_write_buffer_size() < _WRITE_AHEAD
+
+    async def send(self, data: bytes) -> None:
+        try:
+            if data:
+                self.write(data)
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError):
+            raise ConnectionCut from None
 
 
 class _Connection(TCPServer):
@@ -113,7 +138,7 @@ async def serve(
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        state = {ABORT: writer.transport.abort, READ_TIMEOUT: limits.read_timeout}
+        state = {ABORT: writer.transport.abort, DIRECT: _Chunks(writer), READ_TIMEOUT: limits.read_timeout}
         await _Connection(limits, wrapped, loop, config, context, state, reader, writer)
 
     server = await asyncio.start_server(connected, sock=listener, backlog=_BACKLOG)

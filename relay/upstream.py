@@ -1,17 +1,17 @@
 """Upstreams: which one a request goes to, and the call itself.
 
 httpx over aiohttp's connector: httpx's own pool scans every connection at each request and saturates a core
-at 300 streams, and the adapter that exists loses text (see `_Body`) and quotes paths anew. Cookies are never
+at 300 streams, and the adapter that exists loses text (see `Body`) and quotes paths anew. Cookies are never
 kept: an upstream's cookie for one client would go out with another's request. Redirects are never followed
 and nothing is ever sent twice: aiohttp repeats only idempotent methods, and every generation is a POST.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import aiohttp
 import certifi
@@ -73,8 +73,53 @@ def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool)
     raise NotFound(f"No upstream of this relay serves {path[:200]}. Check `upstreams` in the relay's settings.")
 
 
-class _Body(httpx.AsyncByteStream):
-    """The raw bytes of a body as they arrive, and all of them.
+class Sink(Protocol):
+    """Takes a body as it arrives. Neither may raise."""
+
+    def arrived(self, data: bytes) -> None: ...
+
+    def ended(self, error: httpx.TransportError | None) -> None:
+        """Nothing more comes: None at the body's proper end."""
+
+
+class _Pushing(aiohttp.StreamReader):
+    """aiohttp's reader of a body, made to hand out what arrives instead of keeping it until a task asks: that was
+    an eighth of the CPU of an event. It is the same object with another class, for aiohttp's parser
+    holds on to it; its sink is an attribute of the connection, which serves one body at a time."""
+
+    __slots__ = ()
+
+    def feed_data(self, data: bytes, size: int = 0) -> bool:
+        self._protocol.relay_sink.arrived(data)  # type: ignore[attr-defined]
+        return False
+
+    def begin_http_chunk_receiving(self) -> None:
+        pass
+
+    def end_http_chunk_receiving(self) -> None:
+        pass
+
+    def feed_eof(self) -> None:
+        sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
+        super().feed_eof()
+        sink.ended(None)
+
+    def set_exception(self, exc: Any, *cause: Any) -> None:
+        over = self._eof or self._exception is not None
+        super().set_exception(exc, *cause)
+        if not over:
+            self._protocol.relay_sink.ended(_transport_error(exc))  # type: ignore[attr-defined]
+
+
+def _transport_error(error: BaseException) -> httpx.TransportError:
+    kind = httpx.ReadTimeout if isinstance(error, TimeoutError) else httpx.ReadError
+    found = kind(str(error))
+    found.__cause__ = error
+    return found
+
+
+class Body(httpx.AsyncByteStream):
+    """The raw bytes of a body as they arrive, and all of them: to who iterates, or pushed to a sink.
 
     aiohttp's reader raises a broken connection's error BEFORE it hands out what had arrived in time, so text
     that a direct client would see is lost whenever this process was busy as the connection died.
@@ -82,6 +127,42 @@ class _Body(httpx.AsyncByteStream):
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+
+    def push_to(self, sink: Sink) -> None:
+        """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
+        to watch: aiohttp sets a timer for every chunk."""
+        content = self._response.content
+        early = b""
+        error = None
+        while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
+            if (fault := content.exception()) is not None:
+                error = fault
+                content.set_exception(None)  # type: ignore[arg-type]
+            more = content.read_nowait()
+            if not more:
+                break
+            early += more
+        over = content.is_eof()
+        if error is None and not over:
+            content._protocol.relay_sink = sink  # type: ignore[attr-defined]
+            content._protocol.read_timeout = None  # type: ignore[attr-defined]
+            content._protocol.start_timeout()  # type: ignore[attr-defined]
+            content.__class__ = _Pushing
+        if early:
+            sink.arrived(early)
+        if error is not None:
+            sink.ended(_transport_error(error))
+        elif over:
+            sink.ended(None)
+
+    def pause(self) -> None:
+        """Let the upstream wait. What is on its way may still arrive."""
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.pause_reading()
+
+    def resume(self) -> None:
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.resume_reading()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -93,55 +174,20 @@ class _Body(httpx.AsyncByteStream):
             rest = content.read_nowait()
             if rest:
                 yield rest
-            if isinstance(error, TimeoutError):
-                raise httpx.ReadTimeout(str(error)) from error
-            raise httpx.ReadError(str(error)) from error
+            raise _transport_error(error) from error
 
     async def aclose(self) -> None:
         # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
         self._response.close()
 
 
-class _Transport(httpx.AsyncBaseTransport):
-    """httpx's seam over an aiohttp session. Targets go out exactly as they came: nothing is quoted anew."""
-
-    def __init__(self, session: Callable[[], aiohttp.ClientSession], idle_timeout: float) -> None:
-        self._make_session = session
-        self._session: aiohttp.ClientSession | None = None
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._session is None:
-            self._session = self._make_session()
-        stream = request.stream
-        headers = [(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"]  # aiohttp's own
-        try:
-            response = await self._session.request(
-                request.method,
-                URL(str(request.url), encoded=True),
-                headers=headers,
-                data=b"".join(stream) if isinstance(stream, httpx.SyncByteStream) else stream,
-                allow_redirects=False,
-                timeout=self._timeout,
-            )
-        except aiohttp.SocketTimeoutError as error:
-            raise httpx.ReadTimeout(str(error)) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise httpx.ConnectError(str(error)) from error
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
-
-    async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-
-def body_of(response: httpx.Response) -> httpx.AsyncByteStream:
+def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
     Iterating raises httpx.ReadTimeout for an upstream that is silent too long, httpx.ReadError for a broken
     connection; `aclose` ends the call.
     """
-    assert isinstance(response.stream, httpx.AsyncByteStream)
+    assert isinstance(response.stream, Body)
     return response.stream
 
 
@@ -165,25 +211,16 @@ async def refusal_text(response: httpx.Response) -> str:
     return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
 
 
-async def finish_body(response: httpx.Response, within: float) -> None:
-    """Read a body to its end within so many seconds, so that its connection can serve the next call."""
-    try:
-        async with asyncio.timeout(within):
-            async for _ in body_of(response):
-                pass
-    except (httpx.HTTPError, TimeoutError, RuntimeError):  # RuntimeError: aiohttp, of a connection that is gone
-        pass
-
-
 class UpstreamClient:
-    """The one client of a replica."""
+    """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
     def __init__(self, idle_timeout: float) -> None:
         self._context = ssl.create_default_context(cafile=certifi.where())
         self._context.load_default_certs()
-        self._transport = _Transport(self._session, idle_timeout)
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
+        self._session: aiohttp.ClientSession | None = None
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -194,23 +231,33 @@ class UpstreamClient:
         )
 
     async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
-        """The response once its head is there; its body is `response.stream`, and it must be closed.
+        """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
         where the answer does not come within the idle time-out.
         """
-        request = httpx.Request(method, url, headers=headers, content=body)
+        if self._session is None:
+            self._session = self._open()
         try:
-            return await self._transport.handle_async_request(request)
-        except httpx.ReadTimeout:
+            response = await self._session.request(
+                method,
+                URL(url, encoded=True),
+                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
+                data=body,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        except aiohttp.SocketTimeoutError:
             raise UpstreamSilent(
                 "The upstream did not answer within streams.upstream_idle_timeout. Try again."
             ) from None
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise UpstreamUnreachable(
-                f"The upstream cannot be reached ({type(error.__cause__ or error).__name__}). Try again; "
+                f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        if self._session is not None:
+            await self._session.close()

@@ -11,7 +11,7 @@ from relay.config import UpstreamSettings
 from relay.protocol.errors import ModelNotFound, UpstreamUnreachable
 from relay.upstream import UpstreamClient, body_of, route_model
 from tests.support.processes import free_port
-from tests.support.scripted import Cut, End, Head, ScriptedUpstream, Send
+from tests.support.scripted import Cut, End, Gate, Head, ScriptedUpstream, Send
 
 
 def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: ScriptedUpstream) -> None:
@@ -34,6 +34,74 @@ def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: Scri
         return text, broke
 
     assert asyncio.run(asyncio.wait_for(read(), 10)) == (b"one two three", True)
+
+
+class Heard:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.over: asyncio.Future[httpx.TransportError | None] = asyncio.get_running_loop().create_future()
+
+    def arrived(self, data: bytes) -> None:
+        assert not self.over.done()
+        self.text += data
+
+    def ended(self, error: httpx.TransportError | None) -> None:
+        self.over.set_result(error)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["as-it-arrives", "when-it-is-over"])
+@pytest.mark.parametrize("size", [5, 1 << 20])  # a MiB is more than aiohttp reads ahead
+@pytest.mark.parametrize("last", [Cut(), End()], ids=["cut", "whole"])
+def test_a_pushed_body_is_all_there_and_ends_once(
+    upstream: ScriptedUpstream, last: Cut | End, late: bool, size: int
+) -> None:
+    upstream.on("m", Head(), Send(b"one "), *(() if late else (Gate("two"),)), Send(b"t" * size), Send(b"end"), last)
+
+    async def push() -> tuple[bytes, httpx.TransportError | None]:
+        client = UpstreamClient(idle_timeout=10)
+        response = await client.send("POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
+        content = response.stream._response.content  # type: ignore[union-attr]
+
+        def has_read_all_it_will() -> bool:
+            stopped = content._protocol._reading_paused  # type: ignore[attr-defined]
+            return content.exception() is not None or content.is_eof() or stopped
+
+        while late and not has_read_all_it_will():  # noqa: ASYNC110 - aiohttp offers nothing to wait for
+            await asyncio.sleep(0)
+        heard = Heard()
+        body_of(response).push_to(heard)
+        upstream.open("two")
+        error = await heard.over
+        await client.close()
+        return heard.text, error
+
+    text, error = asyncio.run(asyncio.wait_for(push(), 10))
+    assert text == b"one " + b"t" * size + b"end"
+    assert isinstance(error, httpx.ReadError) if isinstance(last, Cut) else error is None
+
+
+def test_a_connection_whose_body_was_pushed_serves_the_next_call(upstream: ScriptedUpstream) -> None:
+    for name in ("m1", "m2", "m3"):
+        upstream.on(name, Head(), Send(b"all"), Gate(name), End())
+
+    async def calls() -> list[bytes]:
+        client = UpstreamClient(idle_timeout=10)
+        found = []
+        for name in ("m1", "m2", "m3"):
+            response = await client.send("POST", upstream.url + "/v1/x", [], b'{"model":"%b"}' % name.encode())
+            heard = Heard()
+            body_of(response).push_to(heard)
+            upstream.open(name)
+            assert await heard.over is None
+            found.append(heard.text)
+            await body_of(response).aclose()
+        await client.close()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(calls(), 10)) == [b"all"] * 3
+    assert len({call.port for call in upstream.calls}) == 1
 
 
 def test_cookies_of_one_answer_never_go_out_with_the_next_request(upstream: ScriptedUpstream) -> None:

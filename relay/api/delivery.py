@@ -1,12 +1,14 @@
 """Delivery: a reader's events to its client, heartbeats in between, and an end that cannot be mistaken.
 
 One timer per reader, armed again only when it fires, serves both the heartbeat and the write limit; an
-event sets none. Nothing stands between the frames and the server's own `send`.
+event sets none. Nothing stands between the frames and the server's own `send`, or the connection itself where the
+server lets the relay write to it (`exchange.direct`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from relay.api.exchange import ConnectionCut, Exchange
 from relay.config import Settings
@@ -43,6 +45,7 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
         self._writing_since: float | None = None
+        self._beat = False
         self._too_slow = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -70,16 +73,25 @@ class Delivery:
         await self._exchange.end()
 
     async def _pump(self) -> None:
-        read = self._reader.read
-        send = self._exchange.sender()
+        reader = self._reader
+        direct = self._exchange.direct()
+        send = self._exchange.sender() if direct is None else direct.send
         now = self._loop.time
+        if direct is not None:
+
+            def express(data: bytes, write: Callable[[bytes], bool] = direct.write) -> bool:
+                self._last_write = now()
+                return write(data)
+
+            reader.express = express
         while True:
-            data = await read()
+            data = await reader.read()
             if data is None:
                 return
-            if not data:
+            if not data and self._beat:
                 data = self._heartbeat
-                self._reader.meter.heartbeats.inc()
+                self._beat = False
+                reader.meter.heartbeats.inc()
             self._writing_since = now()
             await send(data)
             self._writing_since = None
@@ -101,6 +113,7 @@ class Delivery:
         else:
             due = self._last_write + self._every
             if now >= due:
+                self._beat = True
                 self._reader.nudge()
                 due = now + self._every
         self._timer = self._loop.call_at(max(min(due, now + self._write_timeout), now + 0.01), self._tick)

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
@@ -43,6 +43,8 @@ _DRAIN_BYTES = 256 << 20
 
 # In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
 ABORT = "relay.abort"
+# In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `Direct`.
+DIRECT = "relay.direct"
 READ_TIMEOUT = "relay.read_timeout"
 
 # Under a server that is not the relay's own.
@@ -53,6 +55,17 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # Visible ASCII. A target with a first segment `%2f` would go on where the upstream's host ends.
 _TARGET = re.compile(r"/[\x21-\x22\x24-\x7e]*")
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
+
+
+class Direct(Protocol):
+    """The body of the response that this connection is in, as chunks (RFC 9112, section 7.1), after its head and before
+    its end, which are the server's."""
+
+    def write(self, data: bytes) -> bool:
+        """Write one chunk. False where the client has not taken what came before: use `send` next."""
+
+    async def send(self, data: bytes) -> None:
+        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it."""
 
 
 class ClientGone(Exception):
@@ -208,6 +221,11 @@ class Exchange:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         return part
+
+    def direct(self) -> Direct | None:
+        """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
+        chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
+        return self.scope.get("state", {}).get(DIRECT) if chunked else None
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over

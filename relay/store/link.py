@@ -4,19 +4,21 @@ Promises: commands queued while a flush is in flight go out together in the next
 round trips does not grow with the number of callers; a flush is bounded in time; whatever goes wrong on
 the wire surfaces as StoreDown and drops the connection, so no reply can ever answer another's command.
 
-redis-py brings the connection (addresses, TLS, authentication) and hiredis the packing and parsing; its
-pools and clients are not used here: a cancelled read can hand a poisoned connection back to a pool.
+redis-py dials (addresses, TLS, authentication), hiredis packs and parses. In between redis-py's own streams,
+pools and clients are not used: packing in Python and a task's wake-up for every reply were a fifth of the CPU that
+an event cost, and a cancelled read can hand a poisoned connection back to a pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import hiredis
 import redis.exceptions
+from redis._parsers.base import BaseParser
 from redis.asyncio.connection import AbstractConnection
 
 from relay.store.scripts import SCRIPTS
@@ -34,10 +36,78 @@ REROUTE = (
     redis.exceptions.TryAgainError,
     redis.exceptions.BusyLoadingError,
 )
+_MORE = object()
 
 
 class StoreDown(Exception):
     """The store did not answer: what was sent may or may not have been done."""
+
+
+Done = Callable[[list[Any] | StoreDown], None]
+
+
+def pack(*command: Any) -> bytes:
+    """A command as it goes over the wire; its parts are bytes, str, int or float."""
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+class _Wire(asyncio.Protocol):
+    """An open connection. One flush is in flight at most; `done` is called once for each, soon or when all is lost."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        # Every reply to what redis-py sent has been read: the connection and all that comes over it are ours now. The
+        # writer is kept because it closes the connection when it goes.
+        assert connection._writer is not None
+        self._writer = connection._writer
+        connection._reader = connection._writer = None
+        self._transport = self._writer.transport
+        self._parser = hiredis.Reader(replyError=BaseParser.parse_error, notEnoughData=_MORE)
+        self._replies: list[Any] = []
+        self._due = 0
+        self._done: Done | None = None
+        self._transport.set_protocol(self)
+
+    @property
+    def usable(self) -> bool:
+        return not self._transport.is_closing()
+
+    @property
+    def busy(self) -> bool:
+        return self._done is not None
+
+    def send(self, packed: bytes, count: int, done: Done) -> None:
+        self._due = count
+        self._done = done
+        self._transport.write(packed)
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        replies = self._replies
+        try:
+            parser.feed(data)
+            while len(replies) < self._due:
+                reply = parser.gets()
+                if reply is _MORE:
+                    return
+                replies.append(reply)
+        except hiredis.HiredisError as error:
+            self.close(f"not the Redis protocol: {error}")
+            return
+        self._replies = []
+        self._finish(replies)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._finish(StoreDown(str(error or "the connection was closed")))
+
+    def close(self, reason: str) -> None:
+        self._transport.abort()
+        self._finish(StoreDown(reason))
+
+    def _finish(self, result: list[Any] | StoreDown) -> None:
+        done, self._done, self._due = self._done, None, 0
+        if done is not None:
+            done(result)
 
 
 class Link:
@@ -46,7 +116,7 @@ class Link:
     def __init__(self, dial: Dial, timeout: float) -> None:
         self._dial = dial
         self._timeout = timeout
-        self._connection: AbstractConnection | None = None
+        self._wire: _Wire | None = None
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._runner: asyncio.Task[None] | None = None
         self._suspect = False
@@ -86,26 +156,46 @@ class Link:
                     future.set_exception(StoreDown("the link was closed"))
                     future.exception()  # whoever still waits hears it; nobody need
 
+    def flush(self, packed: bytes, count: int, done: Done) -> bool:
+        """Send so many packed commands where the connection is open, and have their replies handed to `done` without a
+        task in between. False where it is not: `exchange` opens it. Never while another flush is in flight."""
+        wire = self._wire
+        if wire is None or not wire.usable:
+            return False
+        late = asyncio.get_running_loop().call_later(self._timeout, wire.close, f"no answer in {self._timeout:g} s")
+
+        def answered(result: list[Any] | StoreDown) -> None:
+            late.cancel()
+            if isinstance(result, StoreDown):
+                self._forget(wire)
+            done(result)
+
+        wire.send(packed, count, answered)
+        return True
+
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one flush and return their replies in order, errors of the server among them.
 
         Never call it twice at a time on one link. Raises StoreDown.
         """
-        fresh = self._connection is None
+        fresh = self._wire is None
         try:
             async with asyncio.timeout(self._timeout):
-                connection = self._connection or await self._open()
-                replies = await self._flush(connection, commands)
+                wire = self._wire or await self._open()
+                replies = await self._ask(wire, commands)
                 forgotten = [i for i, r in enumerate(replies) if isinstance(r, redis.exceptions.NoScriptError)]
                 if forgotten:  # SCRIPT FLUSH by someone: nothing of these was done
-                    await self._load(connection)
-                    again = await self._flush(connection, [commands[i] for i in forgotten])
+                    await self._load(wire)
+                    again = await self._ask(wire, [commands[i] for i in forgotten])
                     for i, reply in zip(forgotten, again, strict=True):
                         replies[i] = reply
                 self._suspect = False
                 return replies
+        except StoreDown:
+            self._suspect = fresh  # a connection that worked and was closed may just be dialled anew
+            await self.drop()
+            raise
         except (OSError, TimeoutError, redis.exceptions.RedisError, EOFError) as error:
-            # A connection that worked and was closed may just be dialled anew.
             self._suspect = fresh or isinstance(error, TimeoutError)
             await self.drop()
             raise StoreDown(f"{type(error).__name__}: {error}") from None
@@ -113,36 +203,41 @@ class Link:
             await self.drop()
             raise
 
-    async def _flush(self, connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                reply = await connection.read_response(
-                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-                )
-            except redis.exceptions.ResponseError as error:
-                reply = error
-            replies.append(reply)
-        return replies
+    async def _ask(self, wire: _Wire, commands: Sequence[Command]) -> list[Any]:
+        if not wire.usable:
+            raise StoreDown("the connection was closed")
+        answer: asyncio.Future[list[Any] | StoreDown] = asyncio.get_running_loop().create_future()
 
-    async def _open(self) -> AbstractConnection:
-        connection = await self._dial()
-        self._connection = connection
-        await self._load(connection)
+        def answered(result: list[Any] | StoreDown) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        wire.send(b"".join([pack(*command) for command in commands]), len(commands), answered)
+        result = await answer
+        if isinstance(result, StoreDown):
+            raise result
+        return result
+
+    async def _open(self) -> _Wire:
+        wire = self._wire = _Wire(await self._dial())
+        await self._load(wire)
         self.up_since = time.monotonic()
-        return connection
+        return wire
 
-    async def _load(self, connection: AbstractConnection) -> None:
-        for reply in await self._flush(connection, [("SCRIPT", "LOAD", s.text) for s in SCRIPTS]):
+    async def _load(self, wire: _Wire) -> None:
+        for reply in await self._ask(wire, [("SCRIPT", "LOAD", s.text) for s in SCRIPTS]):
             if isinstance(reply, Exception):
                 raise reply
 
+    def _forget(self, wire: _Wire) -> None:
+        if self._wire is wire:
+            self._wire = self.up_since = None
+
     async def drop(self) -> None:
         """Close the connection; the next command opens a new one."""
-        connection, self._connection, self.up_since = self._connection, None, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        wire, self._wire, self.up_since = self._wire, None, None
+        if wire is not None:
+            wire.close("the connection was dropped")
 
     async def close(self) -> None:
         """Cancel what is queued and close the connection."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from relay.metrics import Metrics
 from relay.store import scripts
-from relay.store.link import REROUTE, Command, StoreDown
+from relay.store.link import REROUTE, Command, StoreDown, pack
 from relay.store.log import Log, log_key, meta_key, millis
 from relay.store.topology import Node
 from relay.streams.feed import Feed
@@ -49,16 +49,21 @@ class Writer(Protocol):
 class LogWriter:
     """A producer's side of one log: every frame in `feed.frames`, of which the log is known to hold `acked`."""
 
-    __slots__ = ("acked", "feed", "fence", "outcome", "owner", "queued", "stream")
+    __slots__ = ("acked", "feed", "fence", "keys", "outcome", "owner", "queued", "stream")
 
     def __init__(self, stream: str, fence: str, feed: Feed, owner: Writer) -> None:
         self.stream = stream
+        self.keys = (log_key(stream), meta_key(stream))
         self.fence = fence
         self.feed = feed
         self.owner = owner
         self.acked = 0
         self.outcome = ""
         self.queued = False
+
+
+Batch = list[tuple[LogWriter, int, bool]]
+"""What goes out in one flush: writers, each with the number of its last frame and whether its end goes along."""
 
 
 class Committer:
@@ -74,7 +79,7 @@ class Committer:
         if writer.queued:
             return
         writer.queued = True
-        node = self._topology.node_of(log_key(writer.stream))
+        node = self._topology.node_of(writer.keys[0])
         lane = self._lanes.get(id(node))
         if lane is None:
             lane = self._lanes[id(node)] = _Lane(self, node, self._log, self._metrics)
@@ -86,70 +91,112 @@ class Committer:
 
 
 class _Lane:
-    """The appends of one node."""
+    """The appends of one node. While it answers, no task stands between its reply and the next flush; `_recover` is the
+    task that takes over when it does not."""
 
     def __init__(self, committer: Committer, node: Node, log: Log, metrics: Metrics) -> None:
         self._committer = committer
         self._node = node
         self._metrics = metrics
         self._topology = log.topology
-        self._tail = [millis(log.settings.retention), millis(log.settings.tombstone)]
+        self._kept = (millis(log.settings.retention), millis(log.settings.tombstone))
         self._waiting: list[LogWriter] = []
+        self._flushing: Batch = []
+        self._frames = 0
+        self._started = 0.0
+        self._busy = False
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     def add(self, writer: LogWriter) -> None:
         self._waiting.append(writer)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        if not self._busy:
+            self._busy = True
+            # Not at once: what other upstreams have sent in this same turn of the loop goes along.
+            self._loop.call_soon(self._flush)
 
     async def close(self) -> None:
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self) -> None:
+    def _flush(self) -> None:
+        self._flushing, self._frames = self._take()
+        if self._closed or not self._flushing:
+            self._busy = False
+            return
+        self._started = time.monotonic()  # uvloop's own clock has whole milliseconds
+        if self._topology.sharded:
+            packed = b"".join([pack(*self._command([item])) for item in self._flushing])
+            sent = self._node.commit.flush(packed, len(self._flushing), self._answered)
+        else:
+            sent = self._node.commit.flush(pack(*self._command(self._flushing)), 1, self._answered)
+        if not sent:
+            self._task = self._loop.create_task(self._recover(self._flushing, self._frames))
+
+    def _answered(self, result: list[Any] | StoreDown) -> None:
+        batch = self._flushing
+        faults = [result] if isinstance(result, StoreDown) else [r for r in result if isinstance(r, Exception)]
+        if faults or isinstance(result, StoreDown):
+            if not self._closed:
+                # Some of it may have been done. An append may be repeated: the log tells what it has.
+                logger.info("append: %s; trying again", faults[0])
+                self._task = self._loop.create_task(self._recover(batch, self._frames))
+            return
+        self._observe()
+        self._settle(batch, [reply for replies in result for reply in replies])
+        self._flush()
+
+    def _observe(self) -> None:
+        self._metrics.append.observe(time.monotonic() - self._started)
+        self._metrics.append_batch.observe(self._frames)
+
+    def _settle(self, batch: Batch, replies: list[Any]) -> list[LogWriter]:
+        """Tell the writers what the log says. Those that it has said nothing to."""
+        failed: list[LogWriter] = []
+        for (writer, sent, ended), reply in zip(batch, replies, strict=True):
+            writer.queued = False
+            if isinstance(reply, list):
+                if writer.owner.taken(reply[0], reply[1], sent, ended):
+                    self._committer.submit(writer)
+            else:
+                failed.append(writer)
+                if isinstance(reply, Exception) and not isinstance(reply, REROUTE):
+                    logger.warning("append to %s: %s; trying again", writer.stream, reply)
+        return failed
+
+    async def _recover(self, batch: Batch, frames: int) -> None:
+        """Append until the store takes it, for as long as its streams can be held back."""
         pause = _RETRY_FIRST
         down_for = 0.0
-        clock = asyncio.get_running_loop().time
-        mark = clock()
+        clock = self._loop.time
+        mark = clock() - (time.monotonic() - self._started)
         try:
-            while self._waiting:
-                started = time.monotonic()  # uvloop's own clock has whole milliseconds
-                if not down_for:
-                    mark = clock()
-                batch, frames = self._take()
+            while batch:
+                self._started, self._frames = time.monotonic(), frames
                 try:
-                    replies = await self._flush(batch)
-                    self._metrics.append.observe(time.monotonic() - started)
-                    self._metrics.append_batch.observe(frames)
+                    replies = await self._exchange(batch)
+                    self._observe()
                 except StoreDown as error:
                     logger.warning("append: %s; trying again in %.2f s", error, pause)
                     replies = [None] * len(batch)
-                again = False
-                for (writer, sent, ended), reply in zip(batch, replies, strict=True):
-                    writer.queued = False
-                    if isinstance(reply, list):
-                        if writer.owner.taken(reply[0], reply[1], sent, ended):
-                            self._committer.submit(writer)
-                    else:
-                        again = True
-                        if isinstance(reply, Exception) and not isinstance(reply, REROUTE):
-                            logger.warning("append to %s: %s; trying again", writer.stream, reply)
-                if again:
-                    self._metrics.append_failures.inc()
-                    # An attempt that took longer than one can was stopped together with this process. Meanwhile
-                    # its streams may have been ended: the store is asked before anything goes on without it.
-                    down_for += min(clock() - mark, _ATTEMPT_MOST)
-                    mark = clock()
-                    lost = down_for >= HOLD
-                    failed = [w for (w, _, _), reply in zip(batch, replies, strict=True) if not isinstance(reply, list)]
-                    if not lost:
-                        await asyncio.sleep(pause)
-                        pause = min(pause * 2, _RETRY_MOST)
-                        await self._rediscover()
-                        for writer in failed:
-                            self._committer.submit(writer)
-                        continue
+                failed = self._settle(batch, replies)
+                if not failed:
+                    return
+                self._metrics.append_failures.inc()
+                # An attempt that took longer than one can was stopped together with this process. Meanwhile
+                # its streams may have been ended: the store is asked before anything goes on without it.
+                down_for += min(clock() - mark, _ATTEMPT_MOST)
+                mark = clock()
+                if down_for < HOLD:
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _RETRY_MOST)
+                    await self._rediscover()
+                    for writer in failed:
+                        self._committer.submit(writer)
+                else:
                     if len(failed) == len(batch):
                         # Who stands behind this flush has waited as long, and need not find out for himself.
                         failed += self._waiting
@@ -157,11 +204,13 @@ class _Lane:
                     for writer in failed:
                         writer.queued = False
                         writer.owner.store_lost()
-                else:
-                    pause = _RETRY_FIRST
-                    down_for = 0.0
+                batch, frames = self._take()
         finally:
             self._task = None
+            self._busy = False
+            if self._waiting and not self._closed:
+                self._busy = True
+                self._loop.call_soon(self._flush)
 
     async def _rediscover(self) -> None:
         try:
@@ -169,10 +218,9 @@ class _Lane:
         except StoreDown as error:
             logger.warning("store: %s; trying again", error)
 
-    def _take(self) -> tuple[list[tuple[LogWriter, int, bool]], int]:
-        """What goes out now: for each writer the number of its last frame and whether its end goes along; and how
-        many frames that makes."""
-        batch: list[tuple[LogWriter, int, bool]] = []
+    def _take(self) -> tuple[Batch, int]:
+        """What goes out now, and how many frames that makes."""
+        batch: Batch = []
         frames = size = 0
         waiting = self._waiting
         for position, writer in enumerate(waiting):
@@ -191,7 +239,7 @@ class _Lane:
         self._waiting = []
         return batch, frames
 
-    async def _flush(self, batch: list[tuple[LogWriter, int, bool]]) -> list[Any]:
+    async def _exchange(self, batch: Batch) -> list[Any]:
         if not self._topology.sharded:
             (reply,) = await self._node.commit.exchange([self._command(batch)])
             if isinstance(reply, list):
@@ -202,14 +250,16 @@ class _Lane:
         replies = await self._node.commit.exchange([self._command([item]) for item in batch])
         return [reply[0] if isinstance(reply, list) else reply for reply in replies]
 
-    def _command(self, batch: list[tuple[LogWriter, int, bool]]) -> Command:
+    def _command(self, batch: Batch) -> Command:
         keys: list[bytes] = []
         args: list[Any] = []
         for writer, sent, ended in batch:
-            first = writer.acked - writer.feed.base
-            frames = writer.feed.frames[first : sent - writer.feed.base]
-            keys += (log_key(writer.stream), meta_key(writer.stream))
-            outcome, note = (writer.outcome, writer.owner.note()) if ended else ("", "")
-            args += (writer.fence, writer.acked, outcome, note, *self._tail, len(frames))
+            keys += writer.keys
+            feed = writer.feed
+            frames = feed.frames[writer.acked - feed.base : sent - feed.base]
+            if ended:
+                args += (writer.fence, writer.acked, writer.outcome, writer.owner.note(), len(frames))
+            else:
+                args += (writer.fence, writer.acked, "", "", len(frames))
             args += frames
-        return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *args)
+        return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *self._kept, *args)

@@ -9,6 +9,7 @@ Promise: only events up to `top` are shown to readers, and `top` passes an event
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from relay.protocol.lifecycle import Outcome
 
@@ -17,7 +18,7 @@ class Feed:
     """Events `base + 1 …`: `frames[i]` is event `base + 1 + i`. `outcome` is set once the end is known.
     `detached` is set when this feed will not go on: readers take the rest from the log."""
 
-    __slots__ = ("_waiters", "base", "detached", "frames", "outcome", "readers", "top")
+    __slots__ = ("_watchers", "base", "detached", "frames", "outcome", "readers", "top")
 
     def __init__(self, base: int = 0) -> None:
         self.base = base
@@ -26,7 +27,7 @@ class Feed:
         self.outcome: Outcome | None = None
         self.detached = False
         self.readers = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._watchers: list[Callable[[], None]] = []
 
     def advance(self, top: int) -> None:
         """Show events up to `top`."""
@@ -43,22 +44,30 @@ class Feed:
         self.wake()
 
     def wake(self) -> None:
-        waiters = self._waiters
-        if waiters:
-            self._waiters = []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        for watcher in self._watchers:
+            watcher()
 
-    def wait(self, waiter: asyncio.Future[None]) -> None:
-        self._waiters.append(waiter)
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call it whenever something has changed. It must not raise, watch or unwatch."""
+        self._watchers = [*self._watchers, watcher]
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        self._watchers = [other for other in self._watchers if other != watcher]
 
     async def over(self) -> None:
         """Returns when nothing more comes."""
-        while self.outcome is None and not self.detached:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.wait(waiter)
-            await waiter
+        over = asyncio.Event()
+
+        def look() -> None:
+            if self.outcome is not None or self.detached:
+                over.set()
+
+        look()
+        self.watch(look)
+        try:
+            await over.wait()
+        finally:
+            self.unwatch(look)
 
     def forget(self, upto: int) -> None:
         """Drop the events up to `upto` from memory."""

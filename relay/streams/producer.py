@@ -28,7 +28,7 @@ from relay.store.log import Log
 from relay.streams.account import Account
 from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
-from relay.upstream import NO_EVENT_STREAM, Route, body_of, finish_body, is_event_stream, refusal_text
+from relay.upstream import NO_EVENT_STREAM, Route, body_of, is_event_stream, refusal_text
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,9 @@ class Producer:
         self.live_only = not logged  # its one reader is all it has; what that has taken is forgotten
         self.feed = Feed()
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.made: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # did a stream come to be?
+        self._loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer] = self._loop.create_future()
+        self.made: asyncio.Future[bool] = self._loop.create_future()  # did a stream come to be?
         self.left = 0  # how often the last local reader has left
         self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
         self.outcome: Outcome | None = None
@@ -119,7 +120,13 @@ class Producer:
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._terminal: Outcome | None = None  # how the upstream's terminal event ended the stream
-        self._progress = asyncio.Event()
+        self._parser = sse.Parser(settings.max_event_bytes)
+        self._named = False
+        self._paused = False
+        self._heard = 0.0
+        self._silence: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[Outcome] = self._loop.create_future()  # all events are in
+        self._upstream_ended: asyncio.Future[None] = self._loop.create_future()
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -175,9 +182,12 @@ class Producer:
                 await self._end(outcome)
                 self._settle(outcome)
                 if self._response is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
-                    await finish_body(self._response, _LINGER)
+                    # A body that was read to its end leaves a connection that can serve the next call.
+                    await asyncio.wait([self._upstream_ended], timeout=_LINGER)
         finally:
             self._sealed.set()
+            if self._silence is not None:
+                self._silence.cancel()
             if not self.answer.done():
                 self.answer.cancel()
             if not self.made.done():
@@ -287,53 +297,85 @@ class Producer:
     # -- events -------------------------------------------------------------------------------------------
 
     async def _relay(self, response: httpx.Response) -> Outcome:
-        parser = sse.Parser(self._settings.max_event_bytes)
-        named = False
-        chunks = body_of(response).__aiter__()
+        """Take the upstream's events as they arrive, until it has ended its stream."""
+        self._heard = self._loop.time()
+        self._listen()
+        body_of(response).push_to(self)
+        return await self._over
+
+    def _listen(self) -> None:
+        """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
+        if self._over.done():
+            return
+        now = self._loop.time()
+        due = (now if self._paused else self._heard) + self._settings.upstream_idle_timeout
+        if now >= due:
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
+        else:
+            self._silence = self._loop.call_at(due, self._listen)
+
+    def arrived(self, data: bytes) -> None:
+        if self._over.done():
+            return
+        self._heard = self._loop.time()
         try:
-            while True:
-                if self._terminal is None:
-                    chunk = await anext(chunks)
+            outcome = self._take(data)
+            if outcome is not None:
+                self._over.set_result(outcome)
+                return
+            self._publish()
+            if self.live_only or self._unacked > _HELD_BACK:
+                self._hold_or_go_on()
+        except Exception as error:
+            self._fail(error)
+
+    def ended(self, error: httpx.TransportError | None) -> None:
+        if not self._upstream_ended.done():
+            self._upstream_ended.set_result(None)
+        if self._over.done():
+            return
+        if self._terminal is not None:
+            self._over.set_result(self._terminal)
+        elif error is not None:
+            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
+        elif self.watch.ended_at_eof():
+            self._over.set_result(Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED)
+        else:
+            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
+
+    def _fail(self, error: Exception) -> None:
+        self._over.set_exception(error)
+        self._over.exception()  # whoever still waits hears it; a task that is being stopped need not
+
+    def _take(self, data: bytes) -> Outcome | None:
+        """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
+        for event in self._parser.feed(data):
+            if self._terminal is not None and event.data != DONE:
+                return self._terminal
+            bits = self.watch.see(event)
+            if not bits & HIDDEN:
+                self._add(event)
+            if bits & TOKEN:
+                now = time.monotonic()
+                if self._last_token is None:
+                    self._first_token_n = self.feed.base + len(self.feed.frames)
                 else:
-                    async with asyncio.timeout(_LINGER):
-                        chunk = await anext(chunks)
-                for event in parser.feed(chunk):
-                    if self._terminal is not None and event.data != DONE:
-                        return self._terminal
-                    bits = self.watch.see(event)
-                    if not bits & HIDDEN:
-                        self._add(event)
-                    if bits & TOKEN:
-                        now = time.monotonic()
-                        if self._last_token is None:
-                            self._first_token_n = self.feed.base + len(self.feed.frames)
-                        else:
-                            self.account.meter.gap(now - self._last_token)
-                        self._last_token = now
-                    if not named and self.watch.response_id is not None:
-                        named = True
-                        self._on_named(self, self.watch.response_id)
-                    if bits & TERMINAL:
-                        if self._terminal is None:
-                            self._terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                        if not bits & LINGER:
-                            return self._terminal
-                self._publish()
-                if self.live_only:
-                    await self._let_reader_catch_up()
-                elif self._unacked > _HELD_BACK:
-                    await self._let_log_catch_up()
-        except StopAsyncIteration:
-            if self._terminal is not None:
-                return self._terminal
-            if self.watch.ended_at_eof():
-                return Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED
-            raise StreamFailure(Cause.UPSTREAM_DISCONNECTED) from None
-        except (httpx.HTTPError, TimeoutError) as error:
-            if self._terminal is not None:
-                return self._terminal
-            silent = isinstance(error, httpx.ReadTimeout)
-            raise StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED) from None
+                    self.account.meter.gap(now - self._last_token)
+                self._last_token = now
+            if not self._named and self.watch.response_id is not None:
+                self._named = True
+                self._on_named(self, self.watch.response_id)
+            if bits & TERMINAL:
+                if self._terminal is None:
+                    self._terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+                    self._loop.call_later(_LINGER, self._lingered)
+                if not bits & LINGER:
+                    return self._terminal
+        return None
+
+    def _lingered(self) -> None:
+        if not self._over.done() and self._terminal is not None:
+            self._over.set_result(self._terminal)
 
     def _add(self, event: Event) -> None:
         frames = self.feed.frames
@@ -359,23 +401,28 @@ class Producer:
         else:
             self._show(feed.base + len(feed.frames))
 
-    async def _let_reader_catch_up(self) -> None:
-        """Without a log nobody but the one reader wants the events: the upstream waits for it."""
-        while sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD:
-            self._progress.clear()
-            await self._progress.wait()
-
-    async def _let_log_catch_up(self) -> None:
-        """What is held back for a slow store is bounded: the upstream waits."""
-        while self.logged and self._unacked > _HELD_BACK:
-            self._progress.clear()
-            await self._progress.wait()
+    def _hold_or_go_on(self) -> None:
+        """What is held back for a slow store is bounded, and without a log nobody but the one reader wants the events:
+        the upstream waits."""
+        if self.live_only:
+            ahead = sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD
+        else:
+            ahead = self.logged and self._unacked > _HELD_BACK
+        if ahead != self._paused and self._response is not None:
+            self._paused = ahead
+            body = body_of(self._response)
+            if ahead:
+                body.pause()
+            else:
+                self._heard = self._loop.time()
+                body.resume()
 
     def consumed(self, upto: int) -> None:
         """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
         if self.live_only:
             self.feed.forget(upto)
-            self._progress.set()
+            if self._paused:
+                self._hold_or_go_on()
 
     def renewed(self, unseen: float) -> None:
         """The lease runs on; `unseen` is how many seconds ago a reader elsewhere was seen."""
@@ -426,8 +473,9 @@ class Producer:
         writer = self._writer
         if code == scripts.OK:
             self._unacked -= sum(map(len, feed.frames[writer.acked - feed.base : sent - feed.base]))
-            self._progress.set()
             writer.acked = sent
+            if self._paused:
+                self._hold_or_go_on()
             self._show(sent)
             if ended and self.outcome is not None:
                 feed.finish(self.outcome)
@@ -437,6 +485,8 @@ class Producer:
             # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
             writer.acked = min(top, feed.base + len(feed.frames))
             self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
+            if self._paused:
+                self._hold_or_go_on()
             self._show(writer.acked)
         elif code == scripts.FENCED:
             self._fenced()
@@ -478,7 +528,7 @@ class Producer:
         for i in range(self._writer.acked - feed.base, len(feed.frames)):
             _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
         self._publish()
-        self._progress.set()
+        self._hold_or_go_on()
         if self.outcome is not None:
             feed.finish(self.outcome)
         self._sealed.set()

@@ -2,6 +2,9 @@
 
 It takes events from a feed where one is in memory, from the log where not, and waits on the feed when it
 has caught up. Whatever is ready goes out in one write; a reader that is slow holds nothing but its cursor.
+
+A reader that has caught up and whose client takes what it is given needs no task for an event: its feed hands the
+frames straight to `express`.
 """
 
 from __future__ import annotations
@@ -49,11 +52,15 @@ class Reader:
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         self._nudged = False
+        self.express: Callable[[bytes], bool] | None = None
+        """Writes frames while `read` waits; answers False where the client lags, and then `read` answers b""."""
         if feed is not None:
             feed.readers += 1
+            feed.watch(self._wake)
 
     async def read(self) -> bytes | None:
-        """The frames that are ready, b"" after a nudge, None at the end of the stream. Raises Lost."""
+        """The frames that are ready, b"" after a nudge or where `express` lags, None at the end of the stream. Raises
+        Lost."""
         while True:
             if self._closed:
                 raise Lost
@@ -65,7 +72,7 @@ class Reader:
                     self.outcome = feed.outcome
                     return None
                 if not feed.detached:
-                    await self._wait(feed)
+                    await self._wait()
                     if self._nudged:
                         self._nudged = False
                         return b""
@@ -102,13 +109,26 @@ class Reader:
             self._on_taken(self.cursor)
         return data
 
-    async def _wait(self, feed: Feed) -> None:
+    async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
-        feed.wait(self._waiter)
         try:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _wake(self) -> None:
+        """The feed has changed."""
+        waiter, feed, express = self._waiter, self._feed, self.express
+        if waiter is None or waiter.done() or feed is None:
+            return  # busy with what came before; it will look for itself
+        if express is not None:
+            while feed.base <= self.cursor < feed.top:
+                if not express(self._take(feed)):
+                    self.nudge()
+                    return
+            if feed.outcome is None and not feed.detached:
+                return
+        waiter.set_result(None)
 
     def nudge(self) -> None:
         """Make a waiting `read` answer b"", for a heartbeat."""
@@ -125,6 +145,7 @@ class Reader:
     def _leave(self) -> None:
         if self._feed is not None:
             self._feed.readers -= 1
+            self._feed.unwatch(self._wake)
             self._feed = None
 
     def close(self) -> None:

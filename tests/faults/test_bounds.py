@@ -371,11 +371,12 @@ def test_a_reader_that_never_reads_is_dropped_and_slows_nobody(upstream: Scripte
         good = answer if where == 0 else read(relay, stream_id(answer))
         if where == 1:
             threading.Thread(target=answer.read, daemon=True).start()
+        first = good.events(1)  # by now the relay has opened all that it needs for itself
         idle, memory = sockets(relay), resident(relay)
         stuck = [slow_reader(relay, stream_id(answer)) for _ in range(8)]
         try:
             began = time.monotonic()
-            events = good.events(count)
+            events = first + good.events(count - 1)
             took = time.monotonic() - began
             assert texts(events) == [word(n) for n in range(1, count + 1)]
             wait_until(lambda: sockets(relay) <= idle, WRITE_TIMEOUT + 6, "the readers that read nothing are dropped")

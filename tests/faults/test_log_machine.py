@@ -110,8 +110,8 @@ class LogMachine(RuleBasedStateMachine):
     def _append(self, expected: int, upto: int, *, fence: str = "1") -> tuple[int, int]:
         ended = upto == self.writer.made and self.writer.outcome
         frames = [frame(n) for n in range(expected + 1, upto + 1)]
-        tail = [RETENTION, TOMBSTONE, len(frames), *frames]
-        args = [fence, expected, self.writer.outcome if ended else "", "1/2" if ended else "", *tail]
+        outcome, usage = (self.writer.outcome, "1/2") if ended else ("", "")
+        args = [RETENTION, TOMBSTONE, fence, expected, outcome, usage, len(frames), *frames]
         ((code, top),) = self.twins.run(scripts.APPEND, [self.log, self.meta], *args)
         return code, top
 

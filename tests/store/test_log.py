@@ -87,8 +87,8 @@ class Bench:
     ) -> tuple[int, int]:
         """What the group commit sends for one stream."""
         settings = self.log.settings
-        tail = [millis(settings.retention), millis(settings.tombstone)]
-        args = [fence, expected, outcome, usage, *tail, len(frames), *frames]
+        kept = [millis(settings.retention), millis(settings.tombstone)]
+        args = [*kept, fence, expected, outcome, usage, len(frames), *frames]
         link = self.topology.node_of(log_key(stream)).commit
         ((code, top),) = await link.call("EVALSHA", scripts.APPEND.sha, 2, log_key(stream), meta_key(stream), *args)
         return code, top
@@ -243,9 +243,9 @@ class TestAppend:
                 return  # two streams' keys may not stand in one call
             one, two, unknown = await bench.made(), await bench.made(frames=1), new_stream_id()
             keys = [key(stream) for stream in (one, two, unknown) for key in (log_key, meta_key)]
-            args: list[Any] = ["1", 0, "", "", 1000, 1000, 2, b"a", b"b"]
-            args += ["1", 0, "", "", 1000, 1000, 1, b"c"]
-            args += ["1", 0, "completed", "", 1000, 1000, 0]
+            args: list[Any] = [1000, 1000, "1", 0, "", "", 2, b"a", b"b"]
+            args += ["1", 0, "", "", 1, b"c"]
+            args += ["1", 0, "completed", "", 0]
             link = bench.topology.node_of(b"").commit
             answers = await link.call("EVALSHA", scripts.APPEND.sha, 6, *keys, *args)
             assert answers == [[OK, 2], [MISMATCH, 1], [GONE, 0]]

@@ -82,6 +82,8 @@ class Call:
     """The request target, query included."""
     headers: list[tuple[str, str]]
     body: bytes
+    port: int = 0
+    """The peer's, so what came over one connection can be told."""
     ended: threading.Event = field(default_factory=threading.Event, repr=False)
     """Set when the script is over or the connection is."""
     cancelled: bool = False
@@ -232,6 +234,7 @@ class ScriptedUpstream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             while (call := await _read_request(reader)) is not None:
+                call.port = writer.get_extra_info("peername")[1]
                 with self._changed:
                     self._calls.append(call)
                     self._changed.notify_all()

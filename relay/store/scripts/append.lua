@@ -1,7 +1,7 @@
 -- Append to several streams in one go: append before emit, all of a flush at once.
 -- KEYS: log 1, meta 1, log 2, meta 2, …
--- ARGV, for each: fence, expected top, outcome ('' while it goes on), usage to note with it, retention ms,
--- tombstone ms, number of frames, the frames.
+-- ARGV: retention ms, tombstone ms; then for each: fence, expected top, outcome ('' while it goes on), usage to note
+-- with it, number of frames, the frames.
 -- Answers, for each: {code, top}.
 --   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
 --   2 FENCED    someone else has ended this stream: stop, emit nothing more
@@ -10,12 +10,12 @@
 -- A hole cannot be made: frames go in only right behind the expected top.
 -- Entry ids: <n>-0 is event n, <n>-1 is the end mark behind event n. The channel rings for whoever tails.
 local out = {}
-local a = 1
+local a = 3
 for k = 1, #KEYS, 2 do
   local log, meta = KEYS[k], KEYS[k + 1]
   local fence, expected, outcome = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
-  local usage, retention, tombstone, n = ARGV[a + 3], tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
-  a = a + 7
+  local usage, n = ARGV[a + 3], tonumber(ARGV[a + 4])
+  a = a + 5
   local m = redis.call('HMGET', meta, 'fence', 'top', 'end', 'ttl')
   local top = tonumber(m[2])
   local code = 1
@@ -40,8 +40,8 @@ for k = 1, #KEYS, 2 do
       redis.call('XADD', log, string.format('%.0f-1', top), 'end', outcome)
       local now = redis.call('TIME')
       redis.call('HSET', meta, 'end', outcome, 'usage', usage, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
-      redis.call('PEXPIRE', log, retention)
-      redis.call('PEXPIRE', meta, retention + tombstone)
+      redis.call('PEXPIRE', log, ARGV[1])
+      redis.call('PEXPIRE', meta, ARGV[1] + ARGV[2])
     end
     redis.call('SPUBLISH', log, '')
   end
