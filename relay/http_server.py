@@ -36,8 +36,8 @@ _SETTLE = 0.25
 
 
 class _Chunks:
-    """`Direct` on a connection of Hypercorn's, whose state does not change between a head and an end. For the same bytes
-    its own way from `send` to the socket was a fifth of the CPU of an event."""
+    """`Direct` on a connection of Hypercorn's, whose state does not change between a head and an end. For the same
+    bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

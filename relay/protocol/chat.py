@@ -41,6 +41,8 @@ _TOKEN_FIELDS = (
 
 
 class ChatWatch:
+    text_alone = True
+
     def __init__(self, hide_usage: bool) -> None:
         self.usage: Usage | None = None
         self.response_id: str | None = None

@@ -42,7 +42,11 @@ class Watch(Protocol):
 
     `usage` is the last usage seen, `response_id` the upstream's own id of the answer,
     `last_sequence` the last `sequence_number` (responses only), `error` the upstream's own error message.
+    `text_alone`: an event that differs from one seen before in its text alone has the same bits and changes nothing
+    here.
     """
+
+    text_alone: bool
 
     usage: Usage | None
     response_id: str | None

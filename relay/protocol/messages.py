@@ -36,6 +36,8 @@ _ERROR_TYPES = {
 
 
 class MessagesWatch:
+    text_alone = True
+
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.response_id: str | None = None

@@ -47,6 +47,8 @@ _CALL_ITEMS = ("function_call", "custom_tool_call")
 
 
 class ResponsesWatch:
+    text_alone = False  # each has a number
+
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.response_id: str | None = None

@@ -50,6 +50,11 @@ class Parser:
         """True where bytes of an event without its blank line are held: at the body's end they are discarded."""
         return any(self._held)
 
+    @property
+    def idle(self) -> bool:
+        """True where the next byte begins an event."""
+        return not (self._held or self._after_cr or self._at_start)
+
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Take the next bytes and yield the events they complete; exhaust it before the next call.
 

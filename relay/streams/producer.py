@@ -17,6 +17,7 @@ import httpx
 
 from relay.config import StreamSettings
 from relay.protocol import sse
+from relay.protocol.alike import Alike
 from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch
 from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
 from relay.protocol.headers import Headers, of_stream
@@ -121,6 +122,7 @@ class Producer:
         self._stop: Outcome | None = None
         self._terminal: Outcome | None = None  # how the upstream's terminal event ended the stream
         self._parser = sse.Parser(settings.max_event_bytes)
+        self._alike = Alike(settings.max_event_bytes)
         self._named = False
         self._paused = False
         self._heard = 0.0
@@ -319,8 +321,10 @@ class Producer:
             return
         self._heard = self._loop.time()
         try:
-            outcome = self._take(data)
-            if outcome is not None:
+            if self._alike.matches(data) and self._parser.idle and self._terminal is None:
+                self._append(data)
+                self._token()
+            elif (outcome := self._take(data)) is not None:
                 self._over.set_result(outcome)
                 return
             self._publish()
@@ -349,6 +353,8 @@ class Producer:
 
     def _take(self, data: bytes) -> Outcome | None:
         """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
+        bits = 0
+        begun = len(self.feed.frames)
         for event in self._parser.feed(data):
             if self._terminal is not None and event.data != DONE:
                 return self._terminal
@@ -356,12 +362,7 @@ class Producer:
             if not bits & HIDDEN:
                 self._add(event)
             if bits & TOKEN:
-                now = time.monotonic()
-                if self._last_token is None:
-                    self._first_token_n = self.feed.base + len(self.feed.frames)
-                else:
-                    self.account.meter.gap(now - self._last_token)
-                self._last_token = now
+                self._token()
             if not self._named and self.watch.response_id is not None:
                 self._named = True
                 self._on_named(self, self.watch.response_id)
@@ -371,23 +372,41 @@ class Producer:
                     self._loop.call_later(_LINGER, self._lingered)
                 if not bits & LINGER:
                     return self._terminal
+        if bits == TOKEN and len(self.feed.frames) == begun + 1 and self.watch.text_alone and self._parser.idle:
+            self._alike.learn(data, event)
         return None
+
+    def _token(self) -> None:
+        """The last event has a token."""
+        now = time.monotonic()
+        if self._last_token is None:
+            self._first_token_n = self.feed.base + len(self.feed.frames)
+        else:
+            self.account.meter.gap(now - self._last_token)
+        self._last_token = now
 
     def _lingered(self) -> None:
         if not self._over.done() and self._terminal is not None:
             self._over.set_result(self._terminal)
 
     def _add(self, event: Event) -> None:
-        frames = self.feed.frames
-        event_id = self._id + b"%d" % (self.feed.base + len(frames) + 1) if self.logged else None
-        frame = sse.encode(event, event_id)
-        if event_id is not None and not frames:
+        self._append(sse.encode(event, None))
+
+    def _append(self, block: bytes) -> None:
+        """The next event: its lines and its blank line. Raises StreamFailure."""
+        feed = self.feed
+        frames = feed.frames
+        if not self.logged:
+            frame = block
+        elif frames:
+            frame = b"id: %b%d\n%b" % (self._id, feed.base + len(frames) + 1, block)
+        else:
             # Clients of a replica that dies come back spread out. Never in a block of its own: a lone retry
             # kills some clients.
-            head, _, rest = frame.partition(b"\n")
-            frame = b"%b\nretry: %d\n%b" % (head, random.randint(*_RETRY_MILLIS), rest)
-        self._bytes += len(frame)
-        self._unacked += len(frame)
+            frame = b"id: %b%d\nretry: %d\n%b" % (self._id, feed.base + 1, random.randint(*_RETRY_MILLIS), block)
+        size = len(frame)
+        self._bytes += size
+        self._unacked += size
         if self._bytes > self._settings.max_stream_bytes and not self.live_only:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         frames.append(frame)
@@ -472,7 +491,11 @@ class Producer:
         feed = self.feed
         writer = self._writer
         if code == scripts.OK:
-            self._unacked -= sum(map(len, feed.frames[writer.acked - feed.base : sent - feed.base]))
+            first = writer.acked - feed.base
+            if sent - writer.acked == 1:
+                self._unacked -= len(feed.frames[first])
+            else:
+                self._unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
             writer.acked = sent
             if self._paused:
                 self._hold_or_go_on()

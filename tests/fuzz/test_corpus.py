@@ -1,0 +1,73 @@
+"""Every input that the fuzzers keep, and thousands that Hypothesis makes up, in each target. Needs no fuzzer."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fuzz import fuzz_event_id, fuzz_headers, fuzz_sse
+from tests.fuzz.run import CORPUS, TARGETS
+from tests.protocol.test_sse import bodies
+
+KEPT = sorted(path for path in CORPUS.rglob("*") if path.is_file())
+
+NAMES = [
+    *(b"connection", b"Keep-Alive", b"te", b"Transfer-Encoding", b"host", b"cookie", b"set-cookie", b"alt-svc"),
+    *(b"authorization", b"X-Api-Key", b"api-key", b"anthropic-version", b"x-request-id", b"traceparent", b"x_kept"),
+    *(b"content-length", b"content-type", b"accept-encoding", b"last-event-id", b"relay-ticket", b"relay-stream-id"),
+    *(b"forwarded", b"X-Forwarded-For", b"x-http-method-override", b"x-kept", b"retry-after", b"x-ratelimit-limit"),
+]
+VALUES = [
+    b"",
+    b"x-kept",
+    b"X-Request-Id, te",
+    b",authorization,",
+    b"Bearer",
+    b"Bearer a",
+    b"a",
+    b" a ",
+    b"b\rset-cookie: c",
+]
+STREAMS = [
+    "st_" + "Aa0_-" * 4 + "Zz",
+    "st_" + "Aa0_-" * 4 + "_u",
+    "st_" + "Aa0_-" * 4 + "Zz_u",
+    "st_",
+    "St_" + "A" * 22,
+]
+
+
+def test_each_target_has_a_small_corpus() -> None:
+    assert {path.parent.name for path in KEPT} == set(TARGETS)
+    assert all(path.stat().st_size <= 512 for path in KEPT)
+    assert len(KEPT) <= 40 * len(TARGETS), "keep what tells something"
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_what_is_kept_breaks_nothing(path: Path) -> None:
+    importlib.import_module(f"tests.fuzz.fuzz_{path.parent.name}").one(path.read_bytes())
+
+
+@given(st.binary(max_size=3), st.integers(0, 255), bodies)
+def test_any_body(steps: bytes, bound: int, body: bytes) -> None:
+    fuzz_sse.one(steps.ljust(3, b"\0") + bytes([bound]) + body)
+
+
+@given(st.sampled_from(STREAMS), st.sampled_from([".", "", "..", "\n."]), st.text("0123456789٣-+ \n", max_size=17))
+def test_any_event_id(stream: str, dot: str, n: str) -> None:
+    fuzz_event_id.one(f"{stream}{dot}{n}".encode())
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES) | st.binary(max_size=8)), max_size=8))
+def test_any_head(headers: list[tuple[bytes, bytes]]) -> None:
+    fuzz_headers.one(b"\n".join(b"%b: %b" % item for item in headers))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(data: bytes) -> None:
+    for target in (fuzz_sse, fuzz_event_id, fuzz_headers):
+        target.one(data)
