@@ -101,6 +101,7 @@ class _Pushing(aiohttp.StreamReader):
 
     def feed_eof(self) -> None:
         sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
+        self._protocol.relay_sink = None  # type: ignore[attr-defined]  # an idle connection would keep a whole stream
         super().feed_eof()
         sink.ended(None)
 

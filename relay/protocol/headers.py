@@ -159,10 +159,14 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
 
 def of_stream(headers: Headers) -> Headers:
     """What a relayed stream keeps of the upstream's headers."""
+    dropped = _named_by_connection(headers)
+    lower = [(name.lower(), v) for name, v in headers]
     return [
-        (name.lower(), v)
-        for name, v in headers
-        if (name.lower() in _STREAM_KEPT or name.lower().startswith(_STREAM_KEPT_PREFIXES))
+        (name, v)
+        for name, v in lower
+        if (name in _STREAM_KEPT or name.startswith(_STREAM_KEPT_PREFIXES))
+        and b"_" not in name
+        and name not in dropped
         and not _UNPRINTABLE.search(v)
     ]
 

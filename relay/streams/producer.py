@@ -17,8 +17,7 @@ import httpx
 
 from relay.config import StreamSettings
 from relay.protocol import sse
-from relay.protocol.alike import Alike
-from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Dialect, Watch
+from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
 from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import new_stream_id
@@ -29,13 +28,11 @@ from relay.store.log import Log
 from relay.streams.account import Account
 from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
+from relay.streams.intake import LINGER_SECONDS, Intake
 from relay.upstream import NO_EVENT_STREAM, Route, body_of, is_event_stream, refusal_text
 
 logger = logging.getLogger(__name__)
 
-# How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
-# and so that the connection can be used again.
-_LINGER = 2.0
 _RETRY_MILLIS = (500, 2500)
 # How much an unlogged stream may run ahead of its reader.
 _UNLOGGED_AHEAD = 1 << 20
@@ -120,15 +117,8 @@ class Producer:
         self._creating: asyncio.Future[None] | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
-        self._terminal: Outcome | None = None  # how the upstream's terminal event ended the stream
-        self._parser = sse.Parser(settings.max_event_bytes)
-        self._alike = Alike(settings.max_event_bytes)
-        self._named = False
-        self._paused = False
-        self._heard = 0.0
-        self._silence: asyncio.TimerHandle | None = None
-        self._over: asyncio.Future[Outcome] = self._loop.create_future()  # all events are in
-        self._upstream_ended: asyncio.Future[None] = self._loop.create_future()
+        self._intake: Intake | None = None
+        self._ahead = False
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -183,13 +173,13 @@ class Producer:
             if outcome is not None:
                 await self._end(outcome)
                 self._settle(outcome)
-                if self._response is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
+                if self._intake is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
                     # A body that was read to its end leaves a connection that can serve the next call.
-                    await asyncio.wait([self._upstream_ended], timeout=_LINGER)
+                    await asyncio.wait([self._intake.ended_upstream], timeout=LINGER_SECONDS)
         finally:
             self._sealed.set()
-            if self._silence is not None:
-                self._silence.cancel()
+            if self._intake is not None:
+                self._intake.close()
             if not self.answer.done():
                 self.answer.cancel()
             if not self.made.done():
@@ -229,8 +219,8 @@ class Producer:
             await self._creating
         except StoreUnavailable:
             return None
-        if self._terminal is not None:
-            return self._terminal  # the upstream had ended its stream: there is no second end
+        if self._intake is not None and self._intake.terminal is not None:
+            return self._intake.terminal  # the upstream had ended its stream: there is no second end
         if outcome is Ending.STOPPED:
             self._add_last(self.watch.stop_events(self.account.request.id))
         else:
@@ -300,83 +290,13 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._heard = self._loop.time()
-        self._listen()
-        body_of(response).push_to(self)
-        return await self._over
+        self._intake = Intake(
+            body_of(response), self.watch, self._settings, self, lambda name: self._on_named(self, name)
+        )
+        self._intake.start()
+        return await self._intake.over
 
-    def _listen(self) -> None:
-        """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
-        if self._over.done():
-            return
-        now = self._loop.time()
-        due = (now if self._paused else self._heard) + self._settings.upstream_idle_timeout
-        if now >= due:
-            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
-        else:
-            self._silence = self._loop.call_at(due, self._listen)
-
-    def arrived(self, data: bytes) -> None:
-        if self._over.done():
-            return
-        self._heard = self._loop.time()
-        try:
-            if self._alike.matches(data) and self._parser.idle and self._terminal is None:
-                self._append(data)
-                self._token()
-            elif (outcome := self._take(data)) is not None:
-                self._over.set_result(outcome)
-                return
-            self._publish()
-            if self.live_only or self._unacked > _HELD_BACK:
-                self._hold_or_go_on()
-        except Exception as error:
-            self._fail(error)
-
-    def ended(self, error: httpx.TransportError | None) -> None:
-        if not self._upstream_ended.done():
-            self._upstream_ended.set_result(None)
-        if self._over.done():
-            return
-        if self._terminal is not None:
-            self._over.set_result(self._terminal)
-        elif error is not None:
-            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
-        elif self.watch.ended_at_eof():
-            self._over.set_result(Cause.UPSTREAM_ERROR if self.watch.error else Ending.COMPLETED)
-        else:
-            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
-
-    def _fail(self, error: Exception) -> None:
-        self._over.set_exception(error)
-        self._over.exception()  # whoever still waits hears it; a task that is being stopped need not
-
-    def _take(self, data: bytes) -> Outcome | None:
-        """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
-        bits = 0
-        begun = len(self.feed.frames)
-        for event in self._parser.feed(data):
-            if self._terminal is not None and event.data != DONE:
-                return self._terminal
-            bits = self.watch.see(event)
-            if not bits & HIDDEN:
-                self._add(event)
-            if bits & TOKEN:
-                self._token()
-            if not self._named and self.watch.response_id is not None:
-                self._named = True
-                self._on_named(self, self.watch.response_id)
-            if bits & TERMINAL:
-                if self._terminal is None:
-                    self._terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                    self._loop.call_later(_LINGER, self._lingered)
-                if not bits & LINGER:
-                    return self._terminal
-        if bits == TOKEN and len(self.feed.frames) == begun + 1 and self.watch.text_alone and self._parser.idle:
-            self._alike.learn(data, event)
-        return None
-
-    def _token(self) -> None:
+    def token(self) -> None:
         """The last event has a token."""
         now = time.monotonic()
         if self._last_token is None:
@@ -385,14 +305,7 @@ class Producer:
             self.account.meter.gap(now - self._last_token)
         self._last_token = now
 
-    def _lingered(self) -> None:
-        if not self._over.done() and self._terminal is not None:
-            self._over.set_result(self._terminal)
-
-    def _add(self, event: Event) -> None:
-        self._append(sse.encode(event, None))
-
-    def _append(self, block: bytes) -> None:
+    def append(self, block: bytes) -> None:
         """The next event: its lines and its blank line. Raises StreamFailure."""
         feed = self.feed
         frames = feed.frames
@@ -411,7 +324,7 @@ class Producer:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         frames.append(frame)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Hand what was added to the commit; without a log it is shown at once."""
         feed = self.feed
         if self.logged:
@@ -419,6 +332,8 @@ class Producer:
                 self._committer.submit(self._writer)
         else:
             self._show(feed.base + len(feed.frames))
+        if self.live_only or self._unacked > _HELD_BACK:
+            self._hold_or_go_on()
 
     def _hold_or_go_on(self) -> None:
         """What is held back for a slow store is bounded, and without a log nobody but the one reader wants the events:
@@ -427,20 +342,15 @@ class Producer:
             ahead = sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD
         else:
             ahead = self.logged and self._unacked > _HELD_BACK
-        if ahead != self._paused and self._response is not None:
-            self._paused = ahead
-            body = body_of(self._response)
-            if ahead:
-                body.pause()
-            else:
-                self._heard = self._loop.time()
-                body.resume()
+        if ahead != self._ahead and self._intake is not None:
+            self._ahead = ahead
+            self._intake.hold(ahead)
 
     def consumed(self, upto: int) -> None:
         """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
         if self.live_only:
             self.feed.forget(upto)
-            if self._paused:
+            if self._ahead:
                 self._hold_or_go_on()
 
     def renewed(self, unseen: float) -> None:
@@ -465,16 +375,16 @@ class Producer:
         """The relay's own last words do not count against the bounds."""
         self._bytes = 0
         for event in events:
-            self._add(event)
+            self.append(sse.encode(event, None))
 
     async def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
         if not self.logged:
-            self._publish()
+            self.publish()
             self.feed.finish(outcome)
             return
         self._writer.outcome = outcome
-        self._publish()
+        self.publish()
         await self._sealed.wait()
 
     def _settle(self, outcome: Outcome) -> None:
@@ -497,7 +407,7 @@ class Producer:
             else:
                 self._unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
             writer.acked = sent
-            if self._paused:
+            if self._ahead:
                 self._hold_or_go_on()
             self._show(sent)
             if ended and self.outcome is not None:
@@ -508,7 +418,7 @@ class Producer:
             # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
             writer.acked = min(top, feed.base + len(feed.frames))
             self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
-            if self._paused:
+            if self._ahead:
                 self._hold_or_go_on()
             self._show(writer.acked)
         elif code == scripts.FENCED:
@@ -550,7 +460,7 @@ class Producer:
         self.account.meter.degraded()
         for i in range(self._writer.acked - feed.base, len(feed.frames)):
             _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
-        self._publish()
+        self.publish()
         self._hold_or_go_on()
         if self.outcome is not None:
             feed.finish(self.outcome)

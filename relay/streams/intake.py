@@ -1,0 +1,149 @@
+"""What a producer takes in: an upstream's bytes as they arrive, to the end of its stream, however it ends.
+
+All of it happens inside the read of the upstream's connection; `over` is what the producer's task waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import httpx
+
+from relay.config import StreamSettings
+from relay.protocol import sse
+from relay.protocol.alike import Alike
+from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Watch
+from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
+from relay.upstream import Body
+
+# How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
+# and so that the connection can be used again.
+LINGER_SECONDS = 2.0
+
+
+class Maker(Protocol):
+    """Makes frames of events. What it raises ends the stream."""
+
+    def append(self, block: bytes) -> None:
+        """The next event: its lines and its blank line."""
+
+    def token(self) -> None:
+        """The last event has a token."""
+
+    def publish(self) -> None:
+        """That is all for now."""
+
+
+class Intake:
+    """`over` gives the stream's outcome once all its events are in, or raises StreamFailure; `ended_upstream` is done
+    when the body is; `terminal` is how the upstream's own terminal event ended the stream."""
+
+    def __init__(
+        self, body: Body, watch: Watch, settings: StreamSettings, maker: Maker, on_named: Callable[[str], None]
+    ) -> None:
+        self.terminal: Outcome | None = None
+        self._body = body
+        self._watch = watch
+        self._maker = maker
+        self._on_named = on_named
+        self._idle_timeout = settings.upstream_idle_timeout
+        self._parser = sse.Parser(settings.max_event_bytes)
+        self._alike = Alike(settings.max_event_bytes)
+        self._named = False
+        self._paused = False
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[Outcome] = self._loop.create_future()
+        self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
+        self._silence: asyncio.TimerHandle | None = None
+        self._heard = self._loop.time()
+
+    def start(self) -> None:
+        self._listen()
+        self._body.push_to(self)
+
+    def close(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+
+    def hold(self, wait: bool) -> None:
+        """Let the upstream wait, or go on."""
+        if wait != self._paused:
+            self._paused = wait
+            if wait:
+                self._body.pause()
+            else:
+                self._heard = self._loop.time()
+                self._body.resume()
+
+    def _listen(self) -> None:
+        """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
+        if self.over.done():
+            return
+        now = self._loop.time()
+        due = (now if self._paused else self._heard) + self._idle_timeout
+        if now >= due:
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
+        else:
+            self._silence = self._loop.call_at(due, self._listen)
+
+    def arrived(self, data: bytes) -> None:
+        if self.over.done():
+            return
+        self._heard = self._loop.time()
+        maker = self._maker
+        try:
+            if self._alike.matches(data) and self._parser.idle and self.terminal is None:
+                maker.append(data)
+                maker.token()
+            elif (outcome := self._take(data)) is not None:
+                self.over.set_result(outcome)
+                return
+            maker.publish()
+        except Exception as error:
+            self._fail(error)
+
+    def ended(self, error: httpx.TransportError | None) -> None:
+        self.ended_upstream.set_result(None)
+        if self.over.done():
+            return
+        if self.terminal is not None:
+            self.over.set_result(self.terminal)
+        elif error is None and self._watch.ended_at_eof():
+            self.over.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
+        else:
+            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
+
+    def _fail(self, error: Exception) -> None:
+        self.over.set_exception(error)
+        self.over.exception()  # whoever still waits hears it; a task that is being stopped need not
+
+    def _take(self, data: bytes) -> Outcome | None:
+        """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
+        bits = shown = 0
+        for event in self._parser.feed(data):
+            if self.terminal is not None and event.data != DONE:
+                return self.terminal
+            bits = self._watch.see(event)
+            if not bits & HIDDEN:
+                self._maker.append(sse.encode(event, None))
+                shown += 1
+            if bits & TOKEN:
+                self._maker.token()
+            if not self._named and self._watch.response_id is not None:
+                self._named = True
+                self._on_named(self._watch.response_id)
+            if bits & TERMINAL:
+                if self.terminal is None:
+                    self.terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+                    self._loop.call_later(LINGER_SECONDS, self._lingered)
+                if not bits & LINGER:
+                    return self.terminal
+        if bits == TOKEN and shown == 1 and self._watch.text_alone and self._parser.idle:
+            self._alike.learn(data, event)
+        return None
+
+    def _lingered(self) -> None:
+        if not self.over.done() and self.terminal is not None:
+            self.over.set_result(self.terminal)
