@@ -53,7 +53,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
     seeds = {
         "sse": b"\x01\x02\x01\x10data: 1\n\n",
         "event_id": b"st_" + b"Aa0_-" * 4 + b"Zz.7",
-        "headers": b"x-a: 1\nx-b: 2",
+        "headers": b"x-a: 1\nconnection: x-b\nx-b: 2",
     }
     (tmp_path / "tests/fuzz/corpus" / target).mkdir(parents=True)
     (tmp_path / "tests/fuzz/corpus" / target / "seed").write_bytes(seeds[target])
