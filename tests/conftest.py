@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
+
+# How fast a machine that other work shares draws its examples says nothing about them.
+settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relay")
 
 # Folders whose every test needs large servers or several SDKs.
 _SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "upstreams")

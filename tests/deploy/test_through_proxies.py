@@ -204,5 +204,4 @@ def test_other_requests_pass(site: Site, name: str) -> None:
         assert (answer.status, answer.json) == (200, {"data": [{"id": "m"}]})
     site.upstream.on_path("GET /v1/steer", Head(200, {"x-accel-redirect": "/livez"}, framing="length"))
     with open_stream(f"{site.proxies[name].url}/v1/steer", "GET", AUTH) as answer:
-        steered = answer.read() != b""
-        assert steered == name.startswith("nginx-plain"), "an LLM API's answer steers the proxy"
+        assert answer.read() == b"", "an LLM API's answer steers the proxy"
