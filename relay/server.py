@@ -39,7 +39,7 @@ _STORE_CHECK = 0.5
 # Counts taken per event reach Prometheus' counters this often.
 _FLUSH_EVERY = 1.0
 # Collections of garbage, by new objects. Python's own 700 has one begin with every third stream.
-_COLLECT_AFTER = (20_000, 10, 10)
+_COLLECT_AFTER = (10_000, 5, 5)
 
 
 def run(settings: Settings, keyring: Keyring | None = None) -> int:

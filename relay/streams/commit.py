@@ -147,7 +147,10 @@ class _Lane:
             return
         self._observe()
         self._settle(batch, [reply for replies in result for reply in replies])
-        self._flush()
+        if self._waiting:
+            self._loop.call_soon(self._flush)
+        else:
+            self._busy = False
 
     def _observe(self) -> None:
         self._metrics.append.observe(time.monotonic() - self._started)

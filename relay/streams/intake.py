@@ -57,6 +57,7 @@ class Intake:
         self.over: asyncio.Future[Outcome] = self._loop.create_future()
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
         self._silence: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._heard = self._loop.time()
 
     def start(self) -> None:
@@ -64,8 +65,9 @@ class Intake:
         self._body.push_to(self)
 
     def close(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
+        for timer in (self._silence, self._lingering):
+            if timer is not None:
+                timer.cancel()
 
     def hold(self, wait: bool) -> None:
         """Let the upstream wait, or go on."""
@@ -137,9 +139,10 @@ class Intake:
             if bits & TERMINAL:
                 if self.terminal is None:
                     self.terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                    self._loop.call_later(LINGER_SECONDS, self._lingered)
                 if not bits & LINGER:
                     return self.terminal
+                if self._lingering is None:
+                    self._lingering = self._loop.call_later(LINGER_SECONDS, self._lingered)
         if bits == TOKEN and shown == 1 and self._watch.text_alone and self._parser.idle:
             self._alike.learn(data, event)
         return None

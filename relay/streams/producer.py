@@ -180,6 +180,7 @@ class Producer:
             self._sealed.set()
             if self._intake is not None:
                 self._intake.close()
+                self._intake = None  # they know each other, and a stream's memory must not wait for the collector
             if not self.answer.done():
                 self.answer.cancel()
             if not self.made.done():

@@ -95,6 +95,7 @@ class Registry:
         self.draining = False
         self.producers: dict[str, Producer] = {}
         self._running: set[Producer] = set()
+        self._clocks: dict[Producer, asyncio.TimerHandle] = {}  # when a generation that nobody reads is looked at
         self._owners: Counter[str] = Counter()
         self._visitors: set[Reader] = set()  # readers of streams that other replicas produce
         self._background: set[asyncio.Task[None]] = set()
@@ -247,6 +248,8 @@ class Registry:
 
     def _ended(self, producer: Producer) -> None:
         self._running.discard(producer)
+        if (clock := self._clocks.pop(producer, None)) is not None:
+            clock.cancel()  # it would keep a whole stream in memory until it is due
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
             if producer.logged:
@@ -464,7 +467,10 @@ class Registry:
     def _abandon_later(self, producer: Producer, seconds: float, unread: float) -> None:
         """After so many seconds end it, if by then nobody has read it for `unread` seconds."""
         if seconds != float("inf"):
-            asyncio.get_running_loop().call_later(seconds, self._abandon, producer, producer.left, unread)
+            if (clock := self._clocks.pop(producer, None)) is not None:
+                clock.cancel()  # of an earlier departure, which counts no more
+            later = asyncio.get_running_loop().call_later
+            self._clocks[producer] = later(seconds, self._abandon, producer, producer.left, unread)
 
     def _abandon(self, producer: Producer, left: int, unread: float) -> None:
         """No reader since that departure, here or on another replica: cancel the upstream call."""
