@@ -76,7 +76,7 @@ class Producer:
         committer: Committer,
         call: Callable[[], Awaitable[httpx.Response]],
         on_made: Callable[[Producer], None],
-        on_named: Callable[[Producer, str], None],
+        on_named: Callable[[Producer, str], asyncio.Task[None] | None],
         on_orphaned: Callable[[Producer], None],
         on_gone: Callable[[Producer], None],
         on_end: Callable[[Producer], None],
@@ -119,6 +119,7 @@ class Producer:
         self._stop: Outcome | None = None
         self._intake: Intake | None = None
         self._ahead = False
+        self._naming = False
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -291,11 +292,20 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._intake = Intake(
-            body_of(response), self.watch, self._settings, self, lambda name: self._on_named(self, name)
-        )
+        self._intake = Intake(body_of(response), self.watch, self._settings, self, self._name)
         self._intake.start()
         return await self._intake.over
+
+    def _name(self, response_id: str) -> None:
+        """Who has seen the event with this id may ask any replica for it: first the store is told."""
+        naming = self._on_named(self, response_id)
+        if naming is not None:
+            self._naming = True
+            naming.add_done_callback(self._name_known)
+
+    def _name_known(self, _: object) -> None:
+        self._naming = False
+        self.publish()
 
     def token(self) -> None:
         """The last event has a token."""
@@ -329,7 +339,7 @@ class Producer:
         """Hand what was added to the commit; without a log it is shown at once."""
         feed = self.feed
         if self.logged:
-            if len(feed.frames) + feed.base > self._writer.acked or self._writer.outcome:
+            if not self._naming and (len(feed.frames) + feed.base > self._writer.acked or self._writer.outcome):
                 self._committer.submit(self._writer)
         else:
             self._show(feed.base + len(feed.frames))

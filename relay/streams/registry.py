@@ -269,15 +269,16 @@ class Registry:
         finally:
             producer.account.close(visits, producer.owner)
 
-    def _named(self, producer: Producer, response_id: str) -> None:
+    def _named(self, producer: Producer, response_id: str) -> asyncio.Task[None] | None:
         if producer.logged and producer.dialect.name == "responses":
-            self.later(self.log.rename(response_name(producer.owner, response_id), producer.stream))
+            return self.later(self.log.rename(response_name(producer.owner, response_id), producer.stream))
+        return None
 
     def _gone(self, producer: Producer) -> None:
         self.later(self._leases.bury(producer))
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work for the store that nobody waits for; where it cannot be done, time to live does it."""
+    def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work for the store that need not succeed; where it cannot be done, time to live does it."""
 
         async def attempt() -> None:
             try:
@@ -288,6 +289,7 @@ class Registry:
         task = asyncio.create_task(attempt())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # -- readers ------------------------------------------------------------------------------------------
 
