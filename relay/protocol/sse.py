@@ -133,10 +133,5 @@ class Parser:
 def encode(event: Event, event_id: bytes | None) -> bytes:
     """The frame of an event: its id as the first line (none for a stream without a log), its blank line last."""
     data = event.data if b"\n" not in event.data else event.data.replace(b"\n", b"\ndata: ")
-    if event_id is None:
-        if event.type:
-            return b"event: %b\ndata: %b\n\n" % (event.type, data)
-        return b"data: %b\n\n" % data
-    if event.type:
-        return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id, event.type, data)
-    return b"id: %b\ndata: %b\n\n" % (event_id, data)
+    block = b"event: %b\ndata: %b\n\n" % (event.type, data) if event.type else b"data: %b\n\n" % data
+    return block if event_id is None else b"id: %b\n%b" % (event_id, block)

@@ -231,10 +231,6 @@ class _Lane:
             base = writer.feed.base
             ready = writer.feed.frames
             last = base + len(ready)
-            if last - first == 1:
-                size += len(ready[-1])
-                frames += 1
-                sent = last
             while sent < last and (sent == first or (frames < _FLUSH_FRAMES and size < _FLUSH_BYTES)):
                 size += len(ready[sent - base])
                 frames += 1

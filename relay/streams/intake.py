@@ -38,7 +38,8 @@ class Maker(Protocol):
 
 class Intake:
     """`over` gives the stream's outcome once all its events are in, or raises StreamFailure; `ended_upstream` is done
-    when the body is; `terminal` is how the upstream's own terminal event ended the stream."""
+    when the body is; `terminal` is how the upstream's own terminal event ended the stream; `held` is True while the
+    upstream is made to wait."""
 
     def __init__(
         self, body: Body, watch: Watch, settings: StreamSettings, maker: Maker, on_named: Callable[[str], None]
@@ -52,7 +53,7 @@ class Intake:
         self._parser = sse.Parser(settings.max_event_bytes)
         self._alike = Alike(settings.max_event_bytes)
         self._named = False
-        self._paused = False
+        self.held = False
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[Outcome] = self._loop.create_future()
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
@@ -71,8 +72,8 @@ class Intake:
 
     def hold(self, wait: bool) -> None:
         """Let the upstream wait, or go on."""
-        if wait != self._paused:
-            self._paused = wait
+        if wait != self.held:
+            self.held = wait
             if wait:
                 self._body.pause()
             else:
@@ -84,7 +85,7 @@ class Intake:
         if self.over.done():
             return
         now = self._loop.time()
-        due = (now if self._paused else self._heard) + self._idle_timeout
+        due = (now if self.held else self._heard) + self._idle_timeout
         if now >= due:
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
         else:

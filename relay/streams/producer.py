@@ -118,7 +118,6 @@ class Producer:
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._intake: Intake | None = None
-        self._ahead = False
         self._naming = False
         self._sealed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -353,15 +352,14 @@ class Producer:
             ahead = sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD
         else:
             ahead = self.logged and self._unacked > _HELD_BACK
-        if ahead != self._ahead and self._intake is not None:
-            self._ahead = ahead
+        if self._intake is not None:
             self._intake.hold(ahead)
 
     def consumed(self, upto: int) -> None:
         """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
         if self.live_only:
             self.feed.forget(upto)
-            if self._ahead:
+            if self._intake is not None and self._intake.held:
                 self._hold_or_go_on()
 
     def renewed(self, unseen: float) -> None:
@@ -418,7 +416,7 @@ class Producer:
             else:
                 self._unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
             writer.acked = sent
-            if self._ahead:
+            if self._intake is not None and self._intake.held:
                 self._hold_or_go_on()
             self._show(sent)
             if ended and self.outcome is not None:
@@ -429,7 +427,7 @@ class Producer:
             # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
             writer.acked = min(top, feed.base + len(feed.frames))
             self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
-            if self._ahead:
+            if self._intake is not None and self._intake.held:
                 self._hold_or_go_on()
             self._show(writer.acked)
         elif code == scripts.FENCED:
