@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.processes import needs
+from tests.support.processes import free_port, needs
 from tests.support.sseclient import ConnectionEnded, open_stream
-from tests.support.stores import free_port, wait_until
+from tests.support.stores import wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 START_TIMEOUT = 20.0

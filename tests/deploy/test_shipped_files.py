@@ -113,4 +113,3 @@ def test_the_guide_names_files_that_are_there() -> None:
     }
     assert len(named) >= 8
     assert [name for name in named if not ((DEPLOY / name).exists() or (DEPLOY.parent / name).exists())] == []
-    assert "<!-- bench -->" in guide

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tests.support.stores import free_port
+from tests.support.processes import free_port
 
 
 @dataclass(frozen=True)

@@ -413,7 +413,7 @@ def test_a_vanished_reader_does_not_keep_its_generation(relays: Relays, upstream
     answer.events(1)
     drop_all_packets(answer._socket)
     call: Call = upstream.calls_of("alone")[0]
-    assert call.ended.wait(WRITE_TIMEOUT + 8), "the generation goes on for a reader that is gone"
+    assert call.ended.wait(30), "the generation goes on for a reader that is gone"
     assert outcome(relay, stream_id(answer)) == "abandoned"
 
 

@@ -6,7 +6,9 @@ does not become ready fails the test with the end of its log.
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +32,25 @@ _ROOT = Path(__file__).resolve().parents[2]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+_RANGE = range(10_000, 32_000)
+_WORKERS = 16
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS
+_mine = _RANGE[_worker::_WORKERS]
+_next = itertools.count(random.randrange(len(_mine)))
+
+
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody else is given: each pytest worker has its own, and each goes out once.
+
+    They lie below the ephemeral range. A port inside it can be taken by any outgoing connection until its server
+    binds it, or while that server is down, even by a client's own attempt to reach it, which then meets itself.
+    """
+    while True:
+        port = _mine[next(_next) % len(_mine)]
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def needs(condition: object, reason: str) -> None:

@@ -6,9 +6,7 @@ end. A server that does not start, or a wait that takes too long, raises.
 """
 
 import asyncio
-import random
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -26,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from relay.store.embedded import server_binary
+from tests.support.processes import free_port
 
 START_TIMEOUT = 15.0
 
@@ -46,25 +45,6 @@ def wait_until(predicate: Callable[[], bool], timeout: float, what: str = "the c
         if time.monotonic() >= deadline:
             raise TimeoutError(f"{what}: not within {timeout} s")
         time.sleep(0.01)
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A port below the ephemeral range.
-
-    A port inside it can be taken by any outgoing connection while its server is down, even by a client's own
-    attempt to reach that server: it then connects to itself.
-    """
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
 
 
 class Server:
