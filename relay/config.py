@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from relay.auth.settings import AuthSettings, KeySettings, Rate, explain
+from relay.auth.settings import AuthSettings, KeySettings, Rate, explain, variable
 from relay.protocol.apis import ApiName
+from relay.store.cipher import PLAIN, Cipher
 
 
 class SettingsError(Exception):
@@ -98,6 +99,27 @@ class StoreSettings(_Section):
         description="New streams while the store cannot be reached: `degrade` relays them without a log, "
         "`refuse` answers 503.",
     )
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$")] = Field(
+        "relay:",
+        description="What its keys and channels there begin with; deployments that share a server have one each.",
+    )
+    encryption_env: Annotated[str, AfterValidator(variable)] | None = Field(
+        None,
+        description="The environment variable that holds the keys under which events are kept: 32 bytes in base64 each "
+        "(`openssl rand -base64 32`), separated by commas. The first seals, each of them opens. `none` among them: "
+        "events that are not sealed are read, too; `none` first: nothing is sealed yet. Absent: `none`.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> StoreSettings:
+        try:
+            self.cipher()
+        except ValueError as error:
+            raise ValueError(f"encryption_env: {self.encryption_env}: {error}") from None
+        return self
+
+    def cipher(self) -> Cipher:
+        return Cipher(os.environ.get(self.encryption_env, "") if self.encryption_env else PLAIN)
 
 
 class UpstreamSettings(_Section):
@@ -350,7 +372,7 @@ def _explain(error: Any) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    if where == "store.url":  # a password may stand in it
+    if where in ("store", "store.url"):  # a password may stand in it
         return f"{where}: {message} (its value is not shown)"
     return f"{where}: {message} (it is {error['input']!r})"
 

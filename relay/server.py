@@ -118,7 +118,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     logs.watch_loop(loop)
-    log = Log(connect(store_url), settings.streams, settings.store.outage)
+    log = Log(connect(store_url), settings.streams, settings.store)
     registry = Registry(settings, log, counted)
     upstreams = UpstreamClient(settings.streams.upstream_idle_timeout)
     await registry.open()

@@ -9,7 +9,6 @@ as the generation is in flight.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
@@ -28,7 +27,7 @@ class Joining:
         self._log = replica.registry.log
         self._stream = stream
         self._owner = owner
-        self._digest = hashlib.sha256(exchange.scope["path"].encode() + b"\0" + body).hexdigest()
+        self._digest = self._registry.digest(exchange.scope["path"].encode(), body)
         self._name: str | None = None
         self._key = exchange.header(b"idempotency-key")
         count = exchange.header(b"x-stainless-retry-count") or "0"

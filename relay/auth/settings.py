@@ -59,7 +59,8 @@ def _instant(value: object) -> object:
     return value
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """An environment variable that holds a secret. Raises ValueError."""
     if name.upper().startswith("RELAY_"):
         raise ValueError("take a name that does not begin with RELAY_: these are settings")
     return name
@@ -113,7 +114,7 @@ class AuthSettings(_Section):
         description="A YAML or JSON file with a list of further keys. It and the settings' own `auth.keys` are read "
         "again when they change, without a restart.",
     )
-    secret_env: Annotated[str, AfterValidator(_variable)] | None = Field(
+    secret_env: Annotated[str, AfterValidator(variable)] | None = Field(
         None,
         description="The environment variable that holds the secret from which owners and tickets are derived: at "
         "least 32 random characters, the same for all replicas. Absent: replicas share one through the store.",

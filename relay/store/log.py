@@ -4,14 +4,15 @@ Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
   goes to clients; entry `<n>-1` is the end mark behind event n, its field `end` the outcome. What a seal adds
-  has the fields `s`, `t` and `sealed` instead (see `seal.lua`).
+  has the fields `s`, `t` and `sealed` instead (see `seal.lua`). With `store.encryption_env` each content is
+  sealed (see `cipher`).
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, fence, top, lease, born, seen, visits,
   ttl, and at the end `end` and `ended`. It outlives the log by `streams.tombstone`.
 * the shard channel of the log's name rings when something was appended.
 
 Beside the streams: `relay:name:{…}` gives a stream a further name (an idempotency key, a response's id),
 `relay:replicas` and `relay:replica:{…}` say which replica runs which streams, for the sweep; the shard channel
-of the latter's name carries stream ids that the replica is to stop.
+of the latter's name carries stream ids that the replica is to stop. `store.prefix` stands for `relay:`.
 
 All times are the store's own clock: no replica's clock matters.
 """
@@ -19,36 +20,28 @@ All times are the store's own clock: no replica's clock matters.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions
 
-from relay.config import StreamSettings
+from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
+from relay.store.cipher import KeyMissing, Tampered
 from relay.store.link import REROUTE, StoreDown
+from relay.store.names import Names
 from relay.store.scripts import Script
 from relay.store.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _PAGE = 256
 _RENEWED_AT_ONCE = 500
-_SECRET_KEY = b"relay:secret"
-_REPLICAS_KEY = b"relay:replicas"
-
-
-def log_key(stream: str) -> bytes:
-    return b"relay:{%b}:log" % stream.encode()
-
-
-def meta_key(stream: str) -> bytes:
-    return b"relay:{%b}:meta" % stream.encode()
-
-
-def replica_key(replica: str) -> bytes:
-    return b"relay:replica:{%b}" % replica.encode()
 
 
 def millis(seconds: float) -> int:
@@ -90,10 +83,12 @@ class Page:
 class Log:
     """The log on a topology. Every call raises StoreUnavailable where the store cannot be reached."""
 
-    def __init__(self, topology: Topology, streams: StreamSettings, outage: str) -> None:
+    def __init__(self, topology: Topology, streams: StreamSettings, store: StoreSettings) -> None:
         self.topology = topology
         self.settings = streams
-        self.outage = outage
+        self.outage = store.outage
+        self.names = Names(store.prefix)
+        self.cipher = store.cipher()
         self._pages: dict[tuple[str, int], asyncio.Future[Any]] = {}
 
     async def create(self, stream: str, fields: dict[str, str]) -> None:
@@ -101,9 +96,9 @@ class Log:
         longest = settings.max_duration + settings.retention + settings.tombstone
         flat = [part for item in fields.items() for part in item]
         await self._run(
-            meta_key(stream),
+            self.names.meta(stream),
             scripts.CREATE,
-            [meta_key(stream)],
+            [self.names.meta(stream)],
             [millis(settings.lease), millis(longest), "fence", "1", *flat],
         )
 
@@ -111,7 +106,9 @@ class Log:
         """What a stream is, None where it is unknown, or not of the `owner` that is given. `attached` tells its
         producer of a reader here."""
         args = ["1" if attached else "0", *([] if owner is None else [owner])]
-        reply = await self._run(log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], args)
+        reply = await self._run(
+            self.names.log(stream), scripts.LOOK, [self.names.meta(stream), self.names.log(stream)], args
+        )
         if reply is None:
             return None
         top, outcome, lease, kept, born, ended, *texts = reply
@@ -135,11 +132,11 @@ class Log:
 
     async def visit(self, stream: str) -> None:
         """A reader has come to a stream that another replica produces."""
-        await self._run(log_key(stream), scripts.LOOK, [meta_key(stream), log_key(stream)], ["2"])
+        await self._run(self.names.log(stream), scripts.LOOK, [self.names.meta(stream), self.names.log(stream)], ["2"])
 
     async def visits(self, stream: str) -> int:
         """How many such there were."""
-        return int(await self._call(meta_key(stream), "HGET", meta_key(stream), "visits") or 0)
+        return int(await self._call(self.names.meta(stream), "HGET", self.names.meta(stream), "visits") or 0)
 
     async def read(self, stream: str, after: int) -> Page:
         """The next events after a position. Readers at the same position share one call."""
@@ -153,7 +150,8 @@ class Log:
         return page
 
     async def _read(self, stream: str, after: int) -> Page:
-        entries = await self._call(log_key(stream), "XRANGE", log_key(stream), f"({after}-0", "+", "COUNT", _PAGE)
+        key = self.names.log(stream)
+        entries = await self._call(key, "XRANGE", key, f"({after}-0", "+", "COUNT", _PAGE)
         frames: list[bytes] = []
         outcome = ""
         gap = False
@@ -162,10 +160,16 @@ class Log:
             if not frames and field in (b"t", b"sealed"):
                 gap = True  # the position is one of an event that the store lost, not of this seal
                 break
+            n = int(entry_id.partition(b"-")[0])
+            try:
+                content = self._open(stream, entry_id, n, field, content)
+            except Tampered:
+                gap = True
+                break
             if field in (b"end", b"sealed"):
                 outcome = content.decode()
                 break
-            if int(entry_id.partition(b"-")[0]) != after + len(frames) + 1:
+            if n != after + len(frames) + 1:
                 gap = True
                 break
             frames.append(content)
@@ -176,13 +180,28 @@ class Log:
             outcome, gap = "", True
         return Page(frames, outcome, gap, len(entries) == _PAGE)
 
+    def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes) -> bytes:
+        try:
+            return self.cipher.open(stream, n, field, content)
+        except KeyMissing as error:
+            logger.error(
+                "stream %s: entry %s was sealed under key %s; give this replica that key, too (store.encryption_env)",
+                stream,
+                entry_id.decode(),
+                error.key,
+            )
+            raise
+        except Tampered:
+            logger.error("stream %s: entry %s is not what a relay has put there", stream, entry_id.decode())
+            raise
+
     async def last_frame(self, stream: str) -> bytes:
-        """The last event's frame, empty where there is none."""
-        for _, (field, content) in await self._call(
-            log_key(stream), "XREVRANGE", log_key(stream), "+", "-", "COUNT", 2
-        ):
+        """The last event's frame, empty where there is none that can be read."""
+        key = self.names.log(stream)
+        for entry_id, (field, content) in await self._call(key, "XREVRANGE", key, "+", "-", "COUNT", 2):
             if field not in (b"end", b"sealed"):
-                return bytes(content)
+                with contextlib.suppress(KeyMissing, Tampered):
+                    return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)
         return b""
 
     async def renew(self, streams: list[tuple[str, str]]) -> list[tuple[int, float]]:
@@ -193,7 +212,7 @@ class Log:
         return [(code, ago / 1000) for reply in replies for code, ago in reply]
 
     async def _renew(self, batch: list[tuple[str, str]]) -> Any:
-        keys = [meta_key(stream) for stream, _ in batch]
+        keys = [self.names.meta(stream) for stream, _ in batch]
         args = [millis(self.settings.lease), *(fence for _, fence in batch)]
         return await self._run(keys[0], scripts.RENEW, keys, args)
 
@@ -201,51 +220,48 @@ class Log:
         self, stream: str, expected_top: int, outcome: str, frames: list[bytes], *, force: bool = False
     ) -> tuple[int, int]:
         """End a stream whose producer is lost (`force`: even if it is not). Answers (code, top)."""
-        code, top = await self._run(
-            log_key(stream),
-            scripts.SEAL,
-            [log_key(stream), meta_key(stream)],
-            [
-                expected_top,
-                outcome,
-                millis(self.settings.retention),
-                millis(self.settings.tombstone),
-                "1" if force else "0",
-                *frames,
-            ],
-        )
+        first = expected_top + 1
+        end: bytes | str = outcome
+        if (sealer := self.cipher.sealer(stream)) is not None:
+            frames = [sealer.event(n, b"s" if n == first else b"t", frame) for n, frame in enumerate(frames, first)]
+            end = sealer.end(expected_top + len(frames), b"sealed", outcome)
+        args: list[Any] = [expected_top, outcome, millis(self.settings.retention), millis(self.settings.tombstone)]
+        args += ["1" if force else "0", end, *frames]
+        keys = [self.names.log(stream), self.names.meta(stream)]
+        code, top = await self._run(keys[0], scripts.SEAL, keys, args)
         return code, top
 
     async def secret(self, fresh: bytes) -> bytes:
         """The deployment's secret: the first replica's `fresh` bytes, the same for all that share the store."""
-        await self._call(_SECRET_KEY, "SET", _SECRET_KEY, fresh, "NX")
-        kept: bytes = await self._call(_SECRET_KEY, "GET", _SECRET_KEY)
+        key = self.names.secret
+        await self._call(key, "SET", key, fresh, "NX")
+        kept: bytes = await self._call(key, "GET", key)
         return kept
 
     # -- further names of a stream --------------------------------------------------------------------------
 
     async def claim(self, name: str, stream: str, digest: str) -> tuple[str, str]:
         """Give a name to a stream, once: (stream, digest) of the one that has it, this or an earlier one."""
-        key = b"relay:name:{%b}" % name.encode()
+        key = self.names.further(name)
         longest = self.settings.max_duration + self.settings.retention
         reply = await self._run(key, scripts.CLAIM, [key], [stream, digest, millis(longest)])
         return reply[0].decode(), reply[1].decode()
 
     async def rename(self, name: str, stream: str) -> None:
         """Give a name to a stream, whichever had it before."""
-        key = b"relay:name:{%b}" % name.encode()
+        key = self.names.further(name)
         longest = self.settings.max_duration + self.settings.retention
         await self._call(key, "HSET", key, "stream", stream, "digest", "")
         await self._call(key, "PEXPIRE", key, millis(longest))
 
     async def release(self, name: str, stream: str) -> None:
         """Take a name back from a stream that never came to be."""
-        key = b"relay:name:{%b}" % name.encode()
+        key = self.names.further(name)
         await self._run(key, scripts.RELEASE, [key], [stream])
 
     async def named(self, name: str) -> str | None:
         """The stream that has a name."""
-        key = b"relay:name:{%b}" % name.encode()
+        key = self.names.further(name)
         found = await self._call(key, "HGET", key, "stream")
         return None if found is None else found.decode()
 
@@ -253,33 +269,33 @@ class Log:
 
     async def sign(self, replica: str, lost_after: float) -> list[str]:
         """A replica's sign of life; the replicas that have given none for so many seconds."""
-        lost = await self._run(_REPLICAS_KEY, scripts.SIGN, [_REPLICAS_KEY], [replica, millis(lost_after)])
+        lost = await self._run(self.names.replicas, scripts.SIGN, [self.names.replicas], [replica, millis(lost_after)])
         return [name.decode() for name in lost]
 
     async def runs(self, replica: str, stream: str) -> None:
         """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found."""
-        key = replica_key(replica)
+        key = self.names.replica(replica)
         await self._call(key, "SADD", key, stream)
 
     async def ran(self, replica: str, stream: str) -> None:
-        key = replica_key(replica)
+        key = self.names.replica(replica)
         await self._call(key, "SREM", key, stream)
 
     async def streams_of(self, replica: str) -> list[str]:
-        key = replica_key(replica)
+        key = self.names.replica(replica)
         return [stream.decode() for stream in await self._call(key, "SMEMBERS", key)]
 
     async def forget(self, replica: str) -> None:
-        await self._call(_REPLICAS_KEY, "ZREM", _REPLICAS_KEY, replica)
+        await self._call(self.names.replicas, "ZREM", self.names.replicas, replica)
 
     async def tell_to_stop(self, replica: str, stream: str) -> None:
         """Tell a replica to stop a stream that it runs."""
-        key = replica_key(replica)
+        key = self.names.replica(replica)
         await self._call(key, "SPUBLISH", key, stream)
 
     def up_for(self, stream: str) -> float:
         """For how many seconds the stream's server has been in reach."""
-        since = self.topology.node_of(log_key(stream)).query.up_since
+        since = self.topology.node_of(self.names.log(stream)).query.up_since
         return 0.0 if since is None else time.monotonic() - since
 
     async def _run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Any:

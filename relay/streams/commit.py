@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from relay.metrics import Metrics
 from relay.store import scripts
 from relay.store.link import REROUTE, Command, StoreDown, pack
-from relay.store.log import Log, log_key, meta_key, millis
+from relay.store.log import Log, millis
 from relay.store.topology import Node
 from relay.streams.feed import Feed
 
@@ -49,11 +49,12 @@ class Writer(Protocol):
 class LogWriter:
     """A producer's side of one log: every frame in `feed.frames`, of which the log is known to hold `acked`."""
 
-    __slots__ = ("acked", "feed", "fence", "keys", "outcome", "owner", "queued", "stream")
+    __slots__ = ("acked", "feed", "fence", "keys", "outcome", "owner", "queued", "sealer", "stream")
 
-    def __init__(self, stream: str, fence: str, feed: Feed, owner: Writer) -> None:
+    def __init__(self, stream: str, fence: str, feed: Feed, owner: Writer, log: Log) -> None:
         self.stream = stream
-        self.keys = (log_key(stream), meta_key(stream))
+        self.keys = (log.names.log(stream), log.names.meta(stream))
+        self.sealer = log.cipher.sealer(stream)
         self.fence = fence
         self.feed = feed
         self.owner = owner
@@ -260,9 +261,13 @@ class _Lane:
             keys += writer.keys
             feed = writer.feed
             frames = feed.frames[writer.acked - feed.base : sent - feed.base]
-            if ended:
-                args += (writer.fence, writer.acked, writer.outcome, writer.owner.note(), len(frames))
-            else:
-                args += (writer.fence, writer.acked, "", "", len(frames))
-            args += frames
+            sealer = writer.sealer
+            if sealer is not None:
+                frames = sealer.events(writer.acked + 1, frames)
+            if not ended:
+                args += (writer.fence, writer.acked, "", "", len(frames), *frames)
+                continue
+            outcome = writer.outcome
+            end = outcome if sealer is None else sealer.end(sent, b"end", outcome)
+            args += (writer.fence, writer.acked, outcome, writer.owner.note(), len(frames) + 1, *frames, end)
         return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *self._kept, *args)

@@ -110,7 +110,7 @@ class Producer:
         self._on_orphaned = on_orphaned
         self._on_gone = on_gone
         self._on_end = on_end
-        self._writer = LogWriter(stream, "1", self.feed, self)
+        self._writer = LogWriter(stream, "1", self.feed, self, log)
         self._id = stream.encode() + b"."
         self._bytes = 0
         self._unacked = 0

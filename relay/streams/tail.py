@@ -19,7 +19,8 @@ from redis.asyncio.connection import AbstractConnection
 
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.lifecycle import outcome
-from relay.store.log import Log, Status, log_key, replica_key
+from relay.store.cipher import KeyMissing
+from relay.store.log import Log, Status
 from relay.store.topology import Node
 from relay.streams.feed import Feed
 
@@ -77,12 +78,12 @@ class Tail:
 
     def listen_for_stops(self, replica: str) -> None:
         """From now on, stream ids that ring on this replica's own channel are stopped."""
-        self._stops_on = replica_key(replica)
+        self._stops_on = self._log.names.replica(replica)
         self._bell(self._stops_on).want(self._stops_on)
 
     async def _attach(self, stream: str) -> TailFeed:
         # First the bell, then the look: what is appended in between is in the look, all after it rings.
-        channel = log_key(stream)
+        channel = self._log.names.log(stream)
         await self._bell(channel).listen(channel)
         status = await self._log.look(stream, attached=True)
         feed = TailFeed(stream, status.top if status else 0)
@@ -99,7 +100,7 @@ class Tail:
         """A reader has left; with the last one the tail ends."""
         if isinstance(feed, TailFeed) and feed.readers <= 0 and self._feeds.get(feed.stream) is feed:
             del self._feeds[feed.stream]
-            channel = log_key(feed.stream)
+            channel = self._log.names.log(feed.stream)
             self._bell(channel).ignore(channel)
 
     def _bell(self, channel: bytes) -> _Bell:
@@ -118,7 +119,7 @@ class Tail:
             for feed in self._feeds.values():
                 self._fetch_soon(feed)
             return
-        feed_or_none = self._feeds.get(channel[7:-5].decode())  # relay:{…}:log
+        feed_or_none = self._feeds.get(self._log.names.stream(channel))
         if feed_or_none is not None:
             self._fetch_soon(feed_or_none)
 
@@ -142,6 +143,9 @@ class Tail:
     async def _fetch_one(self, feed: TailFeed) -> None:
         try:
             page = await self._log.read(feed.stream, feed.top)
+        except KeyMissing:
+            feed.detach()
+            return
         except StoreUnavailable:
             return  # the next check asks again
         if page.gap:

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
-from relay.store.log import log_key, meta_key
+from relay.store.names import Names
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK, Script
 from tests.support.stores import valkey_server
 
@@ -77,7 +77,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def begin_anew(self, frames: int) -> None:
         stream = new_stream_id()
-        self.log, self.meta = log_key(stream), meta_key(stream)
+        self.log, self.meta = Names().log(stream), Names().meta(stream)
         self.writer = Writer()
         self.there = True  # does the meta hash exist?
         self.kept = False  # do the events?
@@ -111,7 +111,8 @@ class LogMachine(RuleBasedStateMachine):
         ended = upto == self.writer.made and self.writer.outcome
         frames = [frame(n) for n in range(expected + 1, upto + 1)]
         outcome, usage = (self.writer.outcome, "1/2") if ended else ("", "")
-        args = [RETENTION, TOMBSTONE, fence, expected, outcome, usage, len(frames), *frames]
+        sent = [*frames, outcome.encode()] if outcome else frames
+        args = [RETENTION, TOMBSTONE, fence, expected, outcome, usage, len(sent), *sent]
         ((code, top),) = self.twins.run(scripts.APPEND, [self.log, self.meta], *args)
         return code, top
 
@@ -235,7 +236,7 @@ class LogMachine(RuleBasedStateMachine):
             self.top += words
             self.end, self.last_words, self.kept = b"producer_lost", words, True
             wanted = [OK, self.top]
-        args = [expected, "producer_lost", RETENTION, TOMBSTONE, "1" if force else "0", *frames]
+        args = [expected, "producer_lost", RETENTION, TOMBSTONE, "1" if force else "0", "producer_lost", *frames]
         assert self.twins.run(scripts.SEAL, [self.log, self.meta], *args) == wanted
 
     @precondition(lambda self: self.end is not None and self.kept)

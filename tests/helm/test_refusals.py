@@ -73,6 +73,14 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
         config(upstreams=[{**UPSTREAM, "api_key_env": "OPENAI_API_KEY"}]),
         ("config.upstreams.openai.api_key_env", "OPENAI_API_KEY", "secretEnv"),
     ),
+    "a secret that nothing sets": (
+        config(auth={"secret_env": "OWNERS"}),
+        ("config.auth.secret_env", "OWNERS", "secretEnv"),
+    ),
+    "keys for events that nothing sets": (
+        config(store={"encryption_env": "EVENT_KEYS"}),
+        ("config.store.encryption_env", "EVENT_KEYS", "secretEnv"),
+    ),
     "a setting in the environment": (
         good(extraEnv=[{"name": "RELAY_DRAIN__TIMEOUT", "value": "2h"}]),
         ("RELAY_DRAIN__TIMEOUT", "write it in config"),

@@ -15,11 +15,12 @@ import fakeredis
 import pytest
 import redis.exceptions
 
-from relay.config import StreamSettings
+from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
-from relay.store.log import Log, Page, log_key, meta_key, millis
+from relay.store.log import Log, Page, millis
+from relay.store.names import Names
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK
 from relay.store.topology import Topology, connect
 from tests.support.stores import valkey_cluster, valkey_server
@@ -27,6 +28,7 @@ from tests.support.stores import valkey_cluster, valkey_server
 SETTINGS = StreamSettings(lease=10, retention=30, tombstone=90, max_duration=60)
 LONGEST = 1000 * (30 + 90 + 60)
 SECRET_KEY = b"relay:secret"
+log_key, meta_key = Names().log, Names().meta
 FIELDS = {"api": "chat", "owner": "o1", "upstream": "up", "model": "gpt-*", "replica": "r1"}
 
 
@@ -77,7 +79,7 @@ class Bench:
 
     def __init__(self, topology: Topology, settings: StreamSettings) -> None:
         self.topology = topology
-        self.log = Log(topology, settings, "degrade")
+        self.log = Log(topology, settings, StoreSettings())
 
     async def raw(self, stream: str, *command: Any) -> Any:
         return await self.topology.node_of(log_key(stream)).query.call(*command)
@@ -88,7 +90,8 @@ class Bench:
         """What the group commit sends for one stream."""
         settings = self.log.settings
         kept = [millis(settings.retention), millis(settings.tombstone)]
-        args = [*kept, fence, expected, outcome, usage, len(frames), *frames]
+        sent = [*frames, outcome.encode()] if outcome else frames
+        args = [*kept, fence, expected, outcome, usage, len(sent), *sent]
         link = self.topology.node_of(log_key(stream)).commit
         ((code, top),) = await link.call("EVALSHA", scripts.APPEND.sha, 2, log_key(stream), meta_key(stream), *args)
         return code, top
@@ -702,7 +705,7 @@ class TestRead:
     def test_a_page_of_many_bytes(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made()
-            frames = [secrets.token_bytes(64 * 1024) for _ in range(40)]
+            frames = [b"data: " + secrets.token_bytes(64 * 1024) for _ in range(40)]
             for n in range(0, 40, 10):
                 assert (await bench.append(stream, n, frames[n : n + 10]))[0] == OK
             assert (await bench.log.read(stream, 0)).frames == frames
@@ -713,7 +716,7 @@ class TestRead:
     def test_an_event_of_the_largest_size(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made()
-            frame = secrets.token_bytes(bench.log.settings.max_event_bytes)
+            frame = b"data: " + secrets.token_bytes(bench.log.settings.max_event_bytes)
             assert await bench.append(stream, 0, [frame]) == (OK, 1)
             assert (await bench.log.read(stream, 0)).frames == [frame]
 

@@ -50,6 +50,12 @@
 {{- $given = append $given .name -}}
 {{- end -}}
 {{- if not .Values.extraEnvFrom -}}
+{{- $secrets := dict "auth.secret_env" (dig "auth" "secret_env" "" $config) "store.encryption_env" (dig "store" "encryption_env" "" $config) -}}
+{{- range $setting, $name := $secrets -}}
+{{- if and $name (not (has $name $given)) -}}
+{{- fail (printf "config.%s: nothing sets %s; add {name: %s, secretName: …, secretKey: …} to secretEnv" $setting $name $name) -}}
+{{- end -}}
+{{- end -}}
 {{- range $config.upstreams -}}
 {{- if and .api_key_env (not (has .api_key_env $given)) -}}
 {{- fail (printf "config.upstreams.%s.api_key_env: nothing sets %s; add {name: %s, secretName: …, secretKey: …} to secretEnv" .name .api_key_env .api_key_env) -}}

@@ -1,7 +1,7 @@
 -- Append to several streams in one go: append before emit, all of a flush at once.
 -- KEYS: log 1, meta 1, log 2, meta 2, …
 -- ARGV: retention ms, tombstone ms; then for each: fence, expected top, outcome ('' while it goes on), usage to note
--- with it, number of frames, the frames.
+-- with it, number of frames, the frames; with an outcome the end mark's content is the last of them.
 -- Answers, for each: {code, top}.
 --   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
 --   2 FENCED    someone else has ended this stream: stop, emit nothing more
@@ -26,18 +26,19 @@ for k = 1, #KEYS, 2 do
   elseif top ~= expected then
     code = 3
   elseif not m[3] then
-    for i = 0, n - 1 do
+    local events = outcome == '' and n or n - 1
+    for i = 0, events - 1 do
       top = top + 1
       redis.call('XADD', log, string.format('%.0f-0', top), 'f', ARGV[a + i])
     end
-    if n > 0 then
+    if events > 0 then
       redis.call('HSET', meta, 'top', string.format('%.0f', top))
       if expected == 0 then
         redis.call('PEXPIRE', log, m[4])
       end
     end
     if outcome ~= '' then
-      redis.call('XADD', log, string.format('%.0f-1', top), 'end', outcome)
+      redis.call('XADD', log, string.format('%.0f-1', top), 'end', ARGV[a + n - 1])
       local now = redis.call('TIME')
       redis.call('HSET', meta, 'end', outcome, 'usage', usage, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
       redis.call('PEXPIRE', log, ARGV[1])

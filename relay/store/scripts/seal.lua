@@ -1,6 +1,6 @@
 -- End a stream whose producer is lost, exactly once, and fence the producer off.
 -- KEYS: log, meta. ARGV: expected top, outcome, retention ms, tombstone ms, '1' to end it though its lease
--- still runs, then the frames that tell readers.
+-- still runs, the end mark's content, then the frames that tell readers.
 -- Its entries have fields of their own: 's' the first frame, 't' the others, 'sealed' the end mark. Where the store
 -- lost entries, readers may have seen events under these numbers, and must not take the seal for what follows those.
 -- Answers {code, top}: 1 sealed, 3 MISMATCH, 4 GONE, 5 already ended, 6 the producer is alive.
@@ -21,11 +21,11 @@ end
 if top ~= tonumber(ARGV[1]) then
   return { 3, top }
 end
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   top = top + 1
-  redis.call('XADD', log, string.format('%.0f-0', top), i == 6 and 's' or 't', ARGV[i])
+  redis.call('XADD', log, string.format('%.0f-0', top), i == 7 and 's' or 't', ARGV[i])
 end
-redis.call('XADD', log, string.format('%.0f-1', top), 'sealed', ARGV[2])
+redis.call('XADD', log, string.format('%.0f-1', top), 'sealed', ARGV[6])
 redis.call('HSET', meta, 'top', string.format('%.0f', top), 'end', ARGV[2], 'ended', string.format('%.0f', ms),
   'fence', string.format('%.0f', m[4] + 1))
 redis.call('PEXPIRE', log, ARGV[3])
