@@ -137,24 +137,25 @@ async def churn(run: Run) -> None:
 async def resume(run: Run) -> None:
     """Streams are generated once (`total` of them), then read again: one after the other, then all at once."""
     job, tally = run.job, run.tally
-    made: list[tuple[Order, str]] = []
+    made: list[tuple[Order, str, bytes]] = []
     for _ in range(job.total):
         order = run.order(rate=0)
         reader = await run.connect()
         if reader is None:
             return
-        await run.watched(asyncio.ensure_future(run.ask(reader, order)), job.total * job.length)
+        body = bytearray()
+        await run.watched(asyncio.ensure_future(run.ask(reader, order, keep=body)), job.total * job.length)
         name = reader.response.headers.get(b"relay-stream-id", b"").decode()
         run.drop(reader)
         if not name:
             tally.sample("no Relay-Stream-Id header: only a relay can be measured with --resume")
             tally.errors["refused"] += 1
             return
-        made.append((order, name))
+        made.append((order, name, bytes(body)))
 
     def again(i: int, asked: int | None = None) -> Coroutine[Any, Any, Any]:
-        order, name = made[i % len(made)]
-        return run.stream(order, {"Last-Event-ID": f"{name}.0"}, asked)
+        order, name, body = made[i % len(made)]
+        return run.stream(order, {"Last-Event-ID": f"{name}.0"}, asked, body)
 
     tally.first_byte.clear()
     tally.whole.clear()

@@ -22,7 +22,7 @@ import uvloop
 
 from relay.bench import jobs
 from relay.bench.procs import Group, Used
-from relay.bench.stream import Check, Reader, Tally
+from relay.bench.stream import Again, Check, Reader, Tally
 from relay.bench.wire import APIS, STREAMS, Api, Order
 
 
@@ -119,22 +119,30 @@ class Run:
         return reader
 
     async def stream(
-        self, order: Order, headers: dict[str, str] | None = None, asked: int | None = None
+        self, order: Order, headers: dict[str, str] | None = None, asked: int | None = None, known: bytes = b""
     ) -> Reader | None:
-        """One stream on a connection of its own, to its end."""
+        """One stream on a connection of its own, to its end; `known` is its body, where it was read before."""
         reader = await self.connect()
         if reader is not None:
-            await self.ask(reader, order, headers, asked)
+            await self.ask(reader, order, headers, asked, known=known)
             self.drop(reader)
         return reader
 
     async def ask(
-        self, reader: Reader, order: Order, headers: dict[str, str] | None = None, asked: int | None = None
+        self,
+        reader: Reader,
+        order: Order,
+        headers: dict[str, str] | None = None,
+        asked: int | None = None,
+        *,
+        known: bytes = b"",
+        keep: bytearray | None = None,
     ) -> None:
         """One stream on this connection, to its end."""
         if reader.open:
             self.requests += headers is None
-            check = Check(self.tally, self._api, order.stream, order.length)
+            numbers = Check(self.tally, self._api, order.stream, order.length, keep)
+            check = Again(numbers, known, order.length, self.tally) if known else numbers
             done = reader.ask(self.request(order, headers), check, order.length, asked)
             reader.began.add_done_callback(self._count_begun)
             await done

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 2
 _PAGE = 256
 _RENEWED_AT_ONCE = 500
+_NO_WRITES = ("MISCONF", "NOREPLICAS")  # as a server says that can neither save nor find its replicas
 
 
 def millis(seconds: float) -> int:
@@ -89,6 +90,7 @@ class Log:
         self.outage = store.outage
         self.names = Names(store.prefix)
         self.cipher = store.cipher()
+        self._refused_at = float("-inf")  # when the store last took no writes
         self._pages: dict[tuple[str, int], asyncio.Future[Any]] = {}
 
     async def create(self, stream: str, fields: dict[str, str]) -> None:
@@ -294,9 +296,10 @@ class Log:
         await self._call(key, "SPUBLISH", key, stream)
 
     def up_for(self, stream: str) -> float:
-        """For how many seconds the stream's server has been in reach."""
+        """For how many seconds the stream's server has been in reach and, for all that is known here, has taken writes:
+        while it took none, no lease could be renewed."""
         since = self.topology.node_of(self.names.log(stream)).query.up_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else time.monotonic() - max(since, self._refused_at)
 
     async def _run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Any:
         return await self._call(key, "EVALSHA", script.sha, len(keys), *keys, *args)
@@ -311,5 +314,7 @@ class Log:
             except (StoreDown, *REROUTE):
                 continue
             except redis.exceptions.ResponseError as error:
+                if isinstance(error, redis.exceptions.OutOfMemoryError) or str(error).startswith(_NO_WRITES):
+                    self._refused_at = time.monotonic()
                 raise StoreUnavailable() from error
         raise StoreUnavailable()

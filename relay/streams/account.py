@@ -44,9 +44,9 @@ class Account:
         self._first_token = time.monotonic() - self.request.received
         self.meter.first_token(self._first_token, stream)
 
-    def ended(self, stream: str, outcome: Outcome, events: int, usage: Usage | None) -> None:
-        """Count the end; `close` writes the line."""
-        seconds = time.monotonic() - self.request.received
+    def ended(self, stream: str, outcome: Outcome, events: int, usage: Usage | None, at: float) -> None:
+        """Count the end, which was at this monotonic time; `close` writes the line."""
+        seconds = at - self.request.received
         self.meter.ended(outcome, seconds, stream)
         line = _line(self.meter, stream, outcome, events)
         for kind, n in (("input", usage.input), ("output", usage.output)) if usage is not None else ():

@@ -97,6 +97,7 @@ class Producer:
         self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
         self.outcome: Outcome | None = None
         self._last_token: float | None = None
+        self._ended_at = 0.0
         self._first_token_n = 0  # the event that carries the first token, until the log holds it
         self._fenced_off = False
         self._log_lost = False
@@ -373,10 +374,10 @@ class Producer:
         feed = self.feed
         if upto > feed.top:
             self.account.meter.events += upto - feed.top
-            feed.advance(upto)
             if self._first_token_n and upto >= self._first_token_n:
                 self._first_token_n = 0
                 self.account.first_token(self.stream)
+            feed.advance(upto)
 
     # -- the end ------------------------------------------------------------------------------------------
 
@@ -390,7 +391,7 @@ class Producer:
         self.outcome = outcome
         if not self.logged:
             self.publish()
-            self.feed.finish(outcome)
+            self._finish(outcome)
             return
         self._writer.outcome = outcome
         self.publish()
@@ -401,8 +402,16 @@ class Producer:
         ends as lost, whatever its readers got without it."""
         if not self._fenced_off:
             self.account.ended(
-                self.stream, Cause.STORE_LOST if self._log_lost else outcome, self.feed.top, self.watch.usage
+                self.stream,
+                Cause.STORE_LOST if self._log_lost else outcome,
+                self.feed.top,
+                self.watch.usage,
+                self._ended_at or time.monotonic(),
             )
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._ended_at = time.monotonic()  # before any reader can know
+        self.feed.finish(outcome)
 
     def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
         if not self.logged:
@@ -420,7 +429,7 @@ class Producer:
                 self._hold_or_go_on()
             self._show(sent)
             if ended and self.outcome is not None:
-                feed.finish(self.outcome)
+                self._finish(self.outcome)
                 self._sealed.set()
                 return False
         elif code == scripts.MISMATCH:
@@ -472,5 +481,5 @@ class Producer:
         self.publish()
         self._hold_or_go_on()
         if self.outcome is not None:
-            feed.finish(self.outcome)
+            self._finish(self.outcome)
         self._sealed.set()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from relay.bench.stream import Check, Tally
+from relay.bench.stream import Again, Check, Tally
 from relay.bench.wire import APIS, STAMP_TEXT, Api, Order, order_in
 
 _LENGTH = 6
@@ -27,6 +27,16 @@ def _body(api: Api, *numbers: int) -> bytes:
 def _checked(api: Api, *parts: bytes, whole: bool = True) -> Tally:
     tally = Tally(recording=True)
     check = Check(tally, api, _STREAM, _LENGTH)
+    for part in parts:
+        check.feed(part, _SENT + 5_000)
+    check.end(whole)
+    return tally
+
+
+def _checked_again(api: Api, *parts: bytes, whole: bool = True) -> Tally:
+    """As the second reading of a stream whose first was without a fault."""
+    tally = Tally()
+    check = Again(Check(tally, api, _STREAM, _LENGTH), _body(api, *range(1, _LENGTH + 1)), _LENGTH, tally)
     for part in parts:
         check.feed(part, _SENT + 5_000)
     check.end(whole)
@@ -74,6 +84,21 @@ def test_faults(api: Api, numbers: tuple[int, ...], events: int, errors: dict[st
     assert (at_once.events, _errors(at_once)) == (events, errors)
     frame_by_frame = _checked(api, *(frame + b"\n\n" for frame in body.split(b"\n\n")))
     assert (frame_by_frame.events, _errors(frame_by_frame)) == (events, errors)
+    for again in (_checked_again(api, body), _checked_again(api, *(frame + b"\n\n" for frame in body.split(b"\n\n")))):
+        assert (again.events, _errors(again)) == (events, errors)
+
+
+@apis
+def test_a_stream_read_again_is_cut_or_changed_at_no_byte_unseen(api: Api) -> None:
+    body = _body(api, *range(1, _LENGTH + 1))
+    for at in range(len(body)):
+        whole = _checked_again(api, body[:at], body[at:])
+        assert (whole.events, _errors(whole)) == (_LENGTH, {})
+        if at:  # nothing at all is a stream without an event
+            assert _errors(_checked_again(api, body[:at], whole=False))["wrong_end"] == 1
+        assert _checked_again(api, body[:at]).errors == _checked(api, body[:at]).errors
+        changed = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        assert _checked_again(api, changed).errors == _checked(api, changed).errors
 
 
 @apis

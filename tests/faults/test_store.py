@@ -392,6 +392,22 @@ class TestOutOfMemory:
             whole(client, 100)
         assert check_log(server.client(), here.stream) == (101, "completed")
 
+    def test_for_longer_than_a_lease(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
+        """No lease could be renewed meanwhile: nobody is taken for lost before it had the time to."""
+        first, second = two(relays, upstream, server.url, server.url, lease="2s")
+        upstream.on("m", *paced(200, 0.03))
+        here = start(first, "m")
+        there = resume(second, f"{here.stream}.0")
+        there.wait_events(10)
+        self._fill(server)
+        wait_until(lambda: lease_left(server, here.stream) < 0, HOLD - 1, "the lease to lapse")
+        self._free(server)
+        with ask_again(second, f"{here.stream}.0") as again:  # asks whether the producer is lost
+            assert again.status == 200
+            for client in (here, there, Client(again)):
+                whole(client, 200)
+        assert check_log(server.client(), here.stream) == (201, "completed")
+
     def test_for_long(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
         first, second = two(relays, upstream, server.url, server.url, lease="10s")
         upstream.on("m", *paced(100, 0.1))
@@ -414,6 +430,12 @@ class TestOutOfMemory:
         assert there.finish().end == "store_lost"
         assert resume(second, here.last_id).finish().end == "store_lost"
         whole(start(first, "new"), 20)
+
+
+def lease_left(server: Server, stream: str) -> float:
+    """Milliseconds, by the store's clock."""
+    seconds, micros = server.command("TIME")
+    return float(server.command("HGET", f"relay:{{{stream}}}:meta", "lease")) - seconds * 1000 - micros / 1000
 
 
 class TestCutOff:
