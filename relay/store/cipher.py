@@ -26,7 +26,8 @@ from relay.protocol.errors import StoreUnavailable
 PLAIN = "none"
 """Among the keys: entries that are not sealed are read, too; before the keys: nothing is sealed."""
 
-_VERSION = b"\x01"  # no frame and no outcome begins with it
+SEALED = b"\x01"
+"""The version, with which what is sealed begins, and no frame or outcome."""
 _NAME = slice(1, 5)
 _SALT = slice(5, 13)
 _TEXT = 13
@@ -54,7 +55,7 @@ class Sealer:
     def __init__(self, aead: AESGCM, name: bytes) -> None:
         self._aead = aead
         self._salt = os.urandom(8)
-        self._head = _VERSION + name + self._salt
+        self._head = SEALED + name + self._salt
 
     def event(self, n: int, field: bytes, frame: bytes) -> bytes:
         """Event n, as it goes into the log."""
@@ -103,7 +104,7 @@ class Cipher:
 
     def open(self, stream: str, n: int, field: bytes, content: bytes) -> bytes:
         """What was put into a field of event n, or of the end mark behind it. Raises Tampered, KeyMissing."""
-        if not content.startswith(_VERSION):
+        if not content.startswith(SEALED):
             if self._opens_plain:
                 return content
             raise Tampered

@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 _RETRY_MILLIS = (500, 2500)
 # How much an unlogged stream may run ahead of its reader.
 _UNLOGGED_AHEAD = 1 << 20
-# How much a logged stream may run ahead of its log.
-_HELD_BACK = 4 << 20
+# How much a logged stream may run ahead of its log: seconds of what a model says. With more, upstreams that send as
+# fast as they can would be read whole before any of it is shown.
+_HELD_BACK = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -353,6 +353,7 @@ class TestKeys:
             (f"{OLD},", "key 2 is not 32 bytes in base64"),
             (f"{OLD},{NEW},{OLD}", "key 3 is there twice"),
         ],
+        ids=["empty", "a word", "too short", "one too many commas", "twice"],
     )
     def test_what_is_no_key_is_told_without_showing_it(
         self, monkeypatch: pytest.MonkeyPatch, keys: str, words: str

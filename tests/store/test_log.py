@@ -653,6 +653,35 @@ class TestRead:
 
         play(story)
 
+    def test_readers_that_come_together_share_full_pages_and_only_those(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made(frames=300)
+            first, second = await bench.log.read(stream, 0), await bench.log.read(stream, 256)
+            assert (first.full, second.full) == (True, False)
+            assert await bench.append(stream, 300, numbered(301, 301)) == (OK, 301)
+            assert await bench.log.read(stream, 256) == Page(numbered(257, 301), "", False, False)
+            await bench.raw(stream, "DEL", log_key(stream))
+            assert await bench.log.read(stream, 0) is first
+            assert await bench.log.read(stream, 256) == Page([], "", False, False)
+
+        play(story)
+
+    def test_pages_that_are_kept_are_bounded(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            size, kept = 4096, 16 << 20
+            streams = [await bench.made() for _ in range(kept // size // 256 + 2)]
+            for stream in streams:
+                for first in range(1, 257, 64):
+                    frames = [b"%d %b" % (n, bytes(size)) for n in range(first, first + 64)]
+                    assert await bench.append(stream, first - 1, frames) == (OK, first + 63)
+                assert (await bench.log.read(stream, 0)).full
+                await bench.raw(stream, "DEL", log_key(stream))
+            held = [bool((await bench.log.read(stream, 0)).frames) for stream in streams]
+            assert held == [False] * held.count(False) + [True] * held.count(True)  # the last ones
+            assert kept // size // 256 - 2 < held.count(True) <= kept // size // 256
+
+        play(story)
+
     @pytest.mark.parametrize("frames", [255, 256, 257, 511, 512, 513])
     def test_pages_join_without_gap_or_repeat(self, play: Play, frames: int) -> None:
         async def story(bench: Bench) -> None:
