@@ -182,7 +182,20 @@ def asgi(c: Comparison) -> None:
         c.measure("asgi_unpaced", c.plan(mode="unpaced", streams=20, length=10_000), targets)
 
 
-ROWS = {row.__name__: row for row in (cpu, latency, first, unpaced, scale, memory, resume, burst, asgi)}
+def guarded(c: Comparison) -> None:
+    """What sealed events and clients' keys cost, in live streams and in short ones from begin to end."""
+    with ExitStack() as stack:
+        plain, _ = c.relay(stack)
+        sealed, _ = c.relay(stack, settings=peers.sealed(), name="sealed")
+        settings, header = peers.keyed(c.bench.upstream_url)
+        keyed, _ = c.relay(stack, settings=settings, name="keyed")
+        targets = [plain, sealed, replace(keyed, headers=header)]
+        c.measure("guarded_cpu", c.plan(streams=200), targets)
+        plan = c.plan(mode="churn", streams=10, total=2000, length=1, settle=0.0)
+        c.measure("guarded_churn", plan, targets, direct=False)
+
+
+ROWS = {row.__name__: row for row in (cpu, latency, first, unpaced, scale, memory, resume, burst, asgi, guarded)}
 
 
 def main() -> int:

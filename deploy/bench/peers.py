@@ -6,8 +6,10 @@ What had to be set so that a peer works at all, or works at its best, is in DISC
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import redis
 
+from relay.auth.keys import hash_of, new_key
 from relay.bench import gateways
 from relay.bench.gateways import free_port, nginx_binary, started
 from relay.bench.measure import BenchError, Target, pinned, stop
@@ -158,6 +161,7 @@ def relay(
     store_core: int | None,
     settings: dict[str, str] | None = None,
     server: str | None = None,
+    name: str = "relay",
 ) -> Iterator[tuple[Target, str]]:
     """The relay with a store of its own; the target and the store's URL. `server`: another ASGI server than its own."""
     settings = {"RELAY_STREAMS__RETENTION": "2m", "RELAY_STREAMS__TOMBSTONE": "2m", **(settings or {})}
@@ -165,9 +169,25 @@ def relay(
     if server is not None:
         settings["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(HOME / "asgi")))
         program = (str(Path(__file__).with_name("asgi.py")), server, "serve")
-    name = server or "relay"
     with (
         valkey(store_core) as (url, store_pid),
-        gateways.relay(upstream, url, core, settings, name=name, program=program) as target,
+        gateways.relay(upstream, url, core, settings, name=server or name, program=program) as target,
     ):
         yield replace(target, pids=(*target.pids, store_pid)), url
+
+
+def sealed() -> dict[str, str]:
+    """Settings with which every event is sealed."""
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    return {"RELAY_STORE__ENCRYPTION_ENV": "BENCH_EVENT_KEYS", "BENCH_EVENT_KEYS": key}
+
+
+def keyed(upstream: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings with which clients need a key, each of its limits in use; a client's header with it."""
+    key = new_key()
+    limits = {"models": ["bench*"], "rate": "1000000/s", "concurrency": 1_000_000}
+    listed = [{"hash": hash_of(key), "owner": "bench", **limits}]
+    upstreams = [{"name": "upstream", "base_url": upstream, "api_key_env": "BENCH_UPSTREAM_KEY"}]
+    settings = {"RELAY_AUTH__MODE": "keys", "RELAY_AUTH__KEYS": json.dumps(listed)}
+    settings |= {"RELAY_UPSTREAMS": json.dumps(upstreams), "BENCH_UPSTREAM_KEY": "none"}
+    return settings, {"authorization": f"Bearer {key}"}

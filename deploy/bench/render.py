@@ -13,7 +13,8 @@ from relay.bench.measure import BenchError
 
 _BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 _GATEWAYS = {"relay": "Relay", "nginx": "nginx", "portkey": "Portkey", "litellm": "LiteLLM"}
-_ERRORS_OF = ("relay", "nginx", "portkey", "litellm", "uvicorn", "granian")
+_GUARDED = {"relay": "as it is", "sealed": "`store.encryption_env`: every event sealed", "keyed": "`auth.mode: keys`"}
+_ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:])
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def into(document: str, found: dict[str, Any]) -> str:
 
 def lost(found: dict[str, Any]) -> bool:
     """Whether the relay lost, doubled or mixed up anything."""
-    return any(errors for name, errors in _errors(found["rows"]) if name == "relay")
+    return any(errors for name, errors in _errors(found["rows"]) if name in _GUARDED)
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -47,7 +48,15 @@ def tables(found: dict[str, Any]) -> str:
         verdict = {True: " (met)", False: " (**missed**)", None: ""}[row.met]
         cells = [row.cells.get(name, "") + (verdict if name == "relay" else "") for name in _GATEWAYS]
         lines.append(f"| {row.what} | {row.target} | {' | '.join(cell or '–' for cell in cells)} |")
-    lines += ["", *_asgi(found["rows"]), _errors_line(found["rows"]), "", "How each was set up:", ""]
+    lines += [
+        "",
+        *_asgi(found["rows"]),
+        *_guarded(found["rows"]),
+        _errors_line(found["rows"]),
+        "",
+        "How each was set up:",
+        "",
+    ]
     lines += [f"- **{_GATEWAYS[name]}.** {text}" for name, text in found["disclosed"].items() if name in _GATEWAYS]
     warned = [f"- {name}: {text}" for name, row in found["rows"].items() for text in row.get("warnings", [])]
     if warned:
@@ -170,6 +179,18 @@ def _asgi(rows: dict[str, Any]) -> list[str]:
             per_s = rows["asgi_unpaced"]["targets"][name]["events_per_s"]
             label = "Hypercorn (as shipped)" if name == "relay" else name
             lines.append(f"| {label} | {target['cpu_us_per_event']:.0f} | {per_s:,.0f} |")
+    return [*lines, ""]
+
+
+def _guarded(rows: dict[str, Any]) -> list[str]:
+    if "guarded_cpu" not in rows or "guarded_churn" not in rows:
+        return []
+    lines = ["| the relay | CPU per event, µs, 200 streams of 20 events/s | CPU per stream of 1 event, ms |"]
+    lines.append("|---|---|---|")
+    for name, label in _GUARDED.items():
+        event, short = (rows[row]["targets"][name] for row in ("guarded_cpu", "guarded_churn"))
+        stream = short["cpu_us_per_event"] * short["events"] / short["streams"] / 1000
+        lines.append(f"| {label} | {event['cpu_us_per_event']:.0f} | {stream:.2f} |")
     return [*lines, ""]
 
 

@@ -10,6 +10,7 @@ import grp
 import http.client
 import importlib.resources
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -85,9 +86,10 @@ def relay(
     """One replica with its default settings, but for the limits. `settings`: more of its environment."""
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
+    environment["RELAY_UPSTREAMS"] = json.dumps([{"name": "upstream", "base_url": upstream}])
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         command = [
-            *(sys.executable, *program, "--upstream", upstream, "--store", store),
+            *(sys.executable, *program, "--store", store),
             *("--bind", f"127.0.0.1:{port}", "--metrics-bind", f"127.0.0.1:{free_port()}"),
             *("--data-dir", f"{folder}/data"),
         ]
