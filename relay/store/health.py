@@ -1,8 +1,10 @@
-"""The store's health: does every server answer, how full is it, and is it one that keeps what it is given?"""
+"""The store's health: does every server answer, how full is it, and is it one that keeps what it is given, from
+everybody but the relay?"""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Iterator
 
@@ -15,6 +17,7 @@ from relay.store.topology import Node, Topology
 logger = logging.getLogger(__name__)
 
 _EVERY = 5.0
+_KNOCK_TIMEOUT = 2.0
 
 
 class Health:
@@ -48,45 +51,82 @@ class Health:
 
     async def _ask(self, node: Node) -> tuple[int, int]:
         """Bytes used and bytes that may be used; zeros where the server does not say."""
-        try:
-            info = fields(await node.query.call("INFO", "memory"))
-            if id(node) not in self._known:
-                for fault in await node_faults(node):
-                    logger.warning("store: %s", fault)
-                self._known.add(id(node))
-        except redis.exceptions.ResponseError:
-            return 0, 0  # INFO is sometimes forbidden where Redis is rented
+        info = await _info(node, "memory")
+        if id(node) not in self._known:
+            for fault in await node_faults(node):
+                logger.warning("store: %s", fault)
+            self._known.add(id(node))
         limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
         return int(info.get("used_memory", 0)), limit
 
 
-def fields(info: bytes) -> dict[str, str]:
+async def _info(node: Node, section: str) -> dict[str, str]:
     """The answer of INFO by field."""
+    try:
+        info: bytes = await node.query.call("INFO", section)
+    except redis.exceptions.ResponseError:
+        return {}  # it is sometimes forbidden where Redis is rented
     return dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
 
 
 async def node_faults(node: Node) -> list[str]:
-    """What is wrong with one server: too old, or one that would drop whole streams when memory is short."""
-    return list(_judge(await node.query.call("INFO", "server"), await _policy(node)))
-
-
-async def _policy(node: Node) -> bytes:
-    try:
-        reply = await node.query.call("CONFIG", "GET", "maxmemory-policy")
-        return bytes(reply[1]) if reply else b""
-    except redis.exceptions.ResponseError:
-        return b""  # CONFIG is often forbidden where Redis is rented
-
-
-def _judge(info: bytes, policy: bytes) -> Iterator[str]:
-    found = fields(info)
-    name = "valkey" if "valkey_version" in found else "redis"
-    version = found.get(f"{name}_version", "0")
-    oldest = (7, 2) if name == "valkey" else (7, 0)
-    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
-        yield f"{name} {version} is too old; use Redis from 7.0 or Valkey from 7.2"
-    if policy and policy != b"noeviction":
-        yield (
-            f"maxmemory-policy is {policy.decode()}, which drops whole streams when memory is short; "
-            "set it to noeviction"
+    """What is wrong with one server: too old, one that would drop whole streams when memory is short, or one that lets
+    anybody in."""
+    faults = list(_judge(await _info(node, "server"), await _info(node, "memory")))
+    peer = await _knock(node)
+    if peer and (not _is_loopback(peer[0]) or await _listens_beyond_loopback(node)):
+        faults.append(
+            f"whoever reaches {peer[0]} port {peer[1]} gets in without a password, and can read and change every "
+            "stream; give that server users (deploy/redis/users.acl) or a password, and store.url the same"
         )
+    return faults
+
+
+async def _knock(node: Node) -> tuple[str, int] | None:
+    """The server's address, where it answers on TCP to one who shows neither password nor certificate. Tried rather
+    than asked for: the relay's own user need not be allowed to see what others may."""
+    try:
+        async with asyncio.timeout(_KNOCK_TIMEOUT):
+            connection = await node.dial(anonymous=True)
+            try:
+                address, port = connection.getpeername(), getattr(connection, "port", 0)
+                # More than PING, which probes are often let do.
+                await connection.send_command("DBSIZE")
+                await connection.read_response()
+            finally:
+                await connection.disconnect(nowait=True)
+    except (OSError, TimeoutError, redis.exceptions.RedisError):
+        return None
+    return (address, port) if address else None  # a unix socket has none: its file's mode says who gets in
+
+
+async def _listens_beyond_loopback(node: Node) -> bool:
+    """May a server without a password, met on loopback, be reached from other machines, too?"""
+    try:
+        reply = await node.query.call("CONFIG", "GET", "protected-mode", "bind")
+    except redis.exceptions.ResponseError:
+        return False  # CONFIG is often forbidden where Redis is rented, which is not on loopback
+    found = [part.decode(errors="replace") for part in reply]
+    settings = dict(zip(found[::2], found[1::2], strict=True))
+    addresses = settings.get("bind", "").split()
+    return settings.get("protected-mode") == "no" and not all(_is_loopback(a.removeprefix("-")) for a in addresses)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address == "localhost"
+    mapped = getattr(found, "ipv4_mapped", None)
+    return bool((mapped or found).is_loopback)
+
+
+def _judge(server: dict[str, str], memory: dict[str, str]) -> Iterator[str]:
+    name = "valkey" if "valkey_version" in server else "redis"
+    version = server.get(f"{name}_version")
+    oldest = (7, 2) if name == "valkey" else (7, 0)
+    if version and tuple(int(part) for part in version.split(".")[:2]) < oldest:
+        yield f"{name} {version} is too old; use Redis from 7.0 or Valkey from 7.2"
+    policy = memory.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield f"maxmemory-policy is {policy}, which drops whole streams when memory is short; set it to noeviction"

@@ -6,25 +6,38 @@ A stream's keys share one hash tag, so it lives whole on one shard. redis-py doe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import redis.exceptions
 from redis.asyncio import RedisCluster, Sentinel
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
-from relay.store.link import Dial, Link, StoreDown
+from relay.store.link import Link, StoreDown
 
 DEFAULT_TIMEOUT = 2.0
 _CONNECT_TIMEOUT = 2.0
+# What a URL says of who is asking, and what only they need.
+_IDENTITY = ("username", "password", "ssl_certfile", "ssl_keyfile", "ssl_password", "db")
 
 
 class Node:
     """One server: a link for appends and one for everything else, so that a long replay never stands in front
-    of an append. `dial` opens further connections (the doorbell's)."""
+    of an append. `dial` opens further connections: the doorbell's, or, `anonymous`, one that anybody could open."""
 
-    def __init__(self, dial: Dial, timeout: float) -> None:
+    def __init__(self, dial: Callable[..., Awaitable[AbstractConnection]], timeout: float) -> None:
         self.dial = dial
         self.commit = Link(dial, timeout)
         self.query = Link(dial, timeout)
@@ -61,11 +74,42 @@ def connect(url: str, timeout: float = DEFAULT_TIMEOUT) -> Topology:
     return _Single(plain, timeout)
 
 
-async def _open(kind: type[AbstractConnection], kwargs: dict[str, Any]) -> AbstractConnection:
-    # Time is bounded by the caller; replies stay bytes; RESP2 is what every supported server speaks alike.
-    connection = kind(**{**kwargs, "socket_timeout": None, "socket_connect_timeout": _CONNECT_TIMEOUT, "protocol": 2})
-    await connection.connect()  # type: ignore[no-untyped-call]
+async def _open(
+    kind: type[AbstractConnection], kwargs: dict[str, Any], *, anonymous: bool = False
+) -> AbstractConnection:
+    reached = False
+
+    async def greet(connection: AbstractConnection) -> None:
+        nonlocal reached
+        reached = True
+        await connection.on_connect()
+        # A server that wants a client's certificate, or TLS, says so only now, and only by hanging up.
+        await connection.send_command("PING")
+        await connection.read_response()
+
+    said = {name: value for name, value in kwargs.items() if not (anonymous and name in _IDENTITY)}
+    # Time is bounded by the caller; replies stay bytes; RESP2 is what every supported server speaks alike. Without
+    # driver_info there is no CLIENT SETINFO: a permission more, which Redis 7.0 has no name for.
+    fixed = {"socket_timeout": None, "socket_connect_timeout": _CONNECT_TIMEOUT, "protocol": 2, "driver_info": None}
+    connection = kind(**{**said, **fixed, "redis_connect_func": greet})
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]
+    except (redis.exceptions.AuthenticationError, redis.exceptions.BusyLoadingError):
+        raise
+    except redis.exceptions.ConnectionError as error:
+        if not reached:
+            raise
+        raise redis.exceptions.ConnectionError(f"{error}{_advice(kind, said)}") from None
     return connection
+
+
+def _advice(kind: type[AbstractConnection], kwargs: dict[str, Any]) -> str:
+    """What to try at a server that hangs up."""
+    if not issubclass(kind, SSLConnection):
+        return "" if issubclass(kind, UnixDomainSocketConnection) else "; if it wants TLS, write rediss in store.url"
+    if "ssl_certfile" in kwargs:
+        return "; does it trust the authority of the certificate in ssl_certfile?"
+    return "; if it wants a client's certificate, name one in store.url: ?ssl_certfile=FILE&ssl_keyfile=FILE"
 
 
 class _Single:
@@ -74,7 +118,7 @@ class _Single:
     def __init__(self, url: str, timeout: float) -> None:
         kwargs: dict[str, Any] = dict(parse_url(url))
         kind: type[AbstractConnection] = kwargs.pop("connection_class", Connection)
-        self._node = Node(lambda: _open(kind, kwargs), timeout)
+        self._node = Node(partial(_open, kind, kwargs), timeout)
 
     def node_of(self, key: bytes) -> Node:
         return self._node
@@ -100,7 +144,7 @@ class _Sentinel:
         if not self._service:
             raise ValueError("store.url: name the primary's service, as in redis+sentinel://host:26379/mymaster")
         credentials, _, hosts = parts.netloc.rpartition("@")
-        # The credentials and the query are the servers'; sentinels are asked without.
+        # The credentials and the query are the servers'; sentinels are asked without, but for what TLS needs.
         servers = urlunsplit((parts.scheme, f"{credentials}@_" if credentials else "_", "", parts.query, ""))
         self._kwargs: dict[str, Any] = dict(parse_url(servers))
         self._kind: type[AbstractConnection] = self._kwargs.pop("connection_class", Connection)
@@ -108,12 +152,20 @@ class _Sentinel:
         for host in hosts.split(","):
             name, _, port = host.rpartition(":")
             addresses.append((name or port, int(port) if name else 26379))
-        self._sentinel = Sentinel(addresses, socket_timeout=_CONNECT_TIMEOUT)  # type: ignore[no-untyped-call]
+        asking: dict[str, Any] = {n: value for n, value in self._kwargs.items() if n.startswith("ssl_")}
+        asking |= {"ssl": issubclass(self._kind, SSLConnection), "socket_timeout": _CONNECT_TIMEOUT}
+        # One new try, for a connection that was closed meanwhile; the default's many would outlast the caller's time.
+        asking |= {"retry": Retry(NoBackoff(), 1), "driver_info": None}
+        self._sentinel = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
         self._node = Node(self._dial, timeout)
 
-    async def _dial(self) -> AbstractConnection:
-        host, port = await self._sentinel.discover_master(self._service)
-        return await _open(self._kind, {**self._kwargs, "host": host, "port": port})
+    async def _dial(self, *, anonymous: bool = False) -> AbstractConnection:
+        try:
+            host, port = await self._sentinel.discover_master(self._service)
+        except redis.exceptions.ConnectionError:
+            message = f"no sentinel, asked without a password, names a primary {self._service!r}"
+            raise redis.exceptions.ConnectionError(message + _advice(self._kind, self._kwargs)) from None
+        return await _open(self._kind, {**self._kwargs, "host": host, "port": port}, anonymous=anonymous)
 
     def node_of(self, key: bytes) -> Node:
         return self._node
@@ -135,7 +187,7 @@ class _Cluster:
     sharded = True
 
     def __init__(self, url: str, timeout: float) -> None:
-        self._cluster = RedisCluster.from_url(url)
+        self._cluster = RedisCluster.from_url(url, driver_info=None)
         self._timeout = timeout
         self._nodes: dict[str, Node] = {}
         self._ready = False
@@ -143,8 +195,7 @@ class _Cluster:
         # Until the first refresh every key goes to the address that was given, which redirects.
         kwargs: dict[str, Any] = dict(parse_url(url))
         kind: type[AbstractConnection] = kwargs.pop("connection_class", Connection)
-        self._first = Node(lambda: _open(kind, kwargs), timeout)
-        self._tls = issubclass(kind, SSLConnection)
+        self._first = Node(partial(_open, kind, kwargs), timeout)
         self._kind = kind
         self._kwargs = kwargs
 
@@ -155,22 +206,31 @@ class _Cluster:
             found = self._cluster.nodes_manager.get_node_from_slot(key_slot(key))
         except redis.exceptions.RedisError:
             return self._first
-        name = found.name
-        node = self._nodes.get(name)
+        return self._node(found)
+
+    def _node(self, found: ClusterNode) -> Node:
+        node = self._nodes.get(found.name)
         if node is None:
             kwargs = {**self._kwargs, "host": found.host, "port": found.port}
-            node = self._nodes[name] = Node(lambda: _open(self._kind, kwargs), self._timeout)
+            node = self._nodes[found.name] = Node(partial(_open, self._kind, kwargs), self._timeout)
         return node
 
     def nodes(self) -> list[Node]:
-        return list(self._nodes.values()) or [self._first]
+        return [self._node(found) for found in self._cluster.get_primaries()] if self._ready else [self._first]
 
     async def refresh(self) -> None:
         async with self._lock:
             try:
                 async with asyncio.timeout(self._timeout):
+                    if not self._ready:  # so that what keeps the relay out is said in full
+                        await (await self._first.dial()).disconnect(nowait=True)
                     await self._cluster.nodes_manager.initialize()
-            except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
+            except (
+                OSError,
+                TimeoutError,
+                redis.exceptions.RedisError,
+                redis.exceptions.RedisClusterException,
+            ) as error:
                 raise StoreDown(f"{type(error).__name__}: {error}") from None
             self._ready = True
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 import redis.exceptions
@@ -253,8 +254,10 @@ class _Bell:
             self._sender = None
 
     async def _listen_forever(self) -> None:
+        said = ""
         while True:
             connection: AbstractConnection | None = None
+            began = time.monotonic()
             try:
                 connection = await self._node.dial()
                 self._connection = connection
@@ -264,7 +267,10 @@ class _Bell:
                     self._ring(None, b"")
                 await self._listen(connection)
             except (OSError, redis.exceptions.RedisError, EOFError) as error:
-                logger.warning("tail: %s: %s; dialling again", type(error).__name__, error)
+                if time.monotonic() - began > _SILENCE:
+                    said = ""  # it had worked
+                if said != (said := f"{type(error).__name__}: {error}"):
+                    logger.warning("tail: %s; dialling again until it answers", said)
             finally:
                 self._connection = None
                 if connection is not None:

@@ -2,8 +2,11 @@
 
 Each is a context manager that yields a store with its `url` and its `servers`, on free loopback ports or a
 unix socket. Whatever a test does to the servers (kill, pause, an exception), each is ended by its pid at the
-end. A server that does not start, or a wait that takes too long, raises.
+end. A server that does not start, or a wait that takes too long, raises. With a `guard` they are servers as
+`deploy/redis` has them (see `guarded`).
 """
+
+from __future__ import annotations
 
 import asyncio
 import signal
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 import trustme
@@ -25,6 +28,9 @@ from redis.retry import Retry
 
 from relay.store.embedded import server_binary
 from tests.support.processes import free_port
+
+if TYPE_CHECKING:
+    from tests.support.guarded import Guard
 
 START_TIMEOUT = 15.0
 
@@ -58,12 +64,14 @@ class Server:
         port: int = 0,
         unix_socket: Path | None = None,
         config_file: Path | None = None,
+        program: Sequence[str] | None = None,
+        url: str | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = port
         self.unix_socket = unix_socket
-        self._command = [str(server_binary())]
+        self._command = list(program or [str(server_binary())])
         if config_file is not None:
             self._command += [str(config_file), "--sentinel"]
         else:
@@ -73,7 +81,7 @@ class Server:
             for name, value in {**_SETTINGS, **place, **settings}.items():
                 self._command += [f"--{name}", value]
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"unix://{unix_socket}" if unix_socket is not None else f"redis://127.0.0.1:{port}"
+        self.url = url or (f"unix://{unix_socket}" if unix_socket is not None else f"redis://127.0.0.1:{port}")
         # One new try, for a connection that a restart has broken; the default's many hide a dead server.
         self._client = redis.Redis.from_url(
             self.url, socket_timeout=5, retry=Retry(NoBackoff(), 1), decode_responses=True
@@ -297,11 +305,12 @@ class SentinelStore(Store):
 
 
 @contextmanager
-def valkey_sentinel(directory: Path) -> Iterator[SentinelStore]:
+def valkey_sentinel(directory: Path, guard: Guard | None = None) -> Iterator[SentinelStore]:
+    make = guard.server if guard else Server
     with ExitStack() as stack:
-        primary = Server(directory / "primary", {}, port=free_port())
+        primary = make(directory / "primary", {}, port=free_port())
         follow = {"replicaof": f"127.0.0.1 {primary.port}"}
-        replica = Server(directory / "replica", follow, port=free_port())
+        replica = make(directory / "replica", follow, port=free_port())
         port = free_port()
         config_file = directory / "sentinel.conf"
         name = SentinelStore.name
@@ -314,8 +323,13 @@ sentinel down-after-milliseconds {name} 500
 sentinel failover-timeout {name} 3000
 """
         )
-        sentinel = Server(directory / "sentinel", {}, port=port, config_file=config_file)
-        store = SentinelStore(f"redis+sentinel://127.0.0.1:{port}/{name}", [primary, replica, sentinel])
+        if guard:
+            sentinel = guard.sentinel(directory / "sentinel", config_file, name, port=port)
+            url = guard.url(f"127.0.0.1:{port}/{name}", form="+sentinel")
+        else:
+            sentinel = Server(directory / "sentinel", {}, port=port, config_file=config_file)
+            url = f"redis+sentinel://127.0.0.1:{port}/{name}"
+        store = SentinelStore(url, [primary, replica, sentinel])
         for server in store.servers:
             stack.callback(server.close)
         primary.start(wait=False)
@@ -349,7 +363,8 @@ class ClusterStore(Store):
 
 
 @contextmanager
-def valkey_cluster(directory: Path) -> Iterator[ClusterStore]:
+def valkey_cluster(directory: Path, guard: Guard | None = None) -> Iterator[ClusterStore]:
+    make = guard.server if guard else Server
     with ExitStack() as stack:
         servers: list[Server] = []
         buses: list[int] = []
@@ -361,7 +376,7 @@ def valkey_cluster(directory: Path) -> Iterator[ClusterStore]:
                 "cluster-announce-ip": "127.0.0.1",
                 "cluster-node-timeout": "2000",
             }
-            servers.append(Server(directory / f"node{number}", settings, port=free_port()))
+            servers.append(make(directory / f"node{number}", settings, port=free_port()))
             stack.callback(servers[-1].close)
             servers[-1].start(wait=False)
         bounds = [-(-16384 * number // 3) for number in range(4)]
@@ -371,6 +386,8 @@ def valkey_cluster(directory: Path) -> Iterator[ClusterStore]:
             server.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             if number:
                 servers[0].command("CLUSTER", "MEET", "127.0.0.1", server.port, buses[number])
-        store = ClusterStore(f"redis+cluster://127.0.0.1:{servers[0].port}", servers)
+        address = f"127.0.0.1:{servers[0].port}"
+        url = guard.url(address, form="+cluster") if guard else f"redis+cluster://{address}"
+        store = ClusterStore(url, servers)
         store.wait_ok()
         yield store

@@ -1,0 +1,159 @@
+"""What `relay check` and the start say of a server: that it lets anybody in, or evicts. Real servers, that listen on
+loopback only: an address that nobody has stands for the network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from relay.metrics import Metrics
+from relay.store.health import Health, _is_loopback, node_faults
+from relay.store.topology import connect
+from tests.conftest import Relays
+from tests.support.guarded import Guard, login, valkey_with_users
+from tests.support.processes import free_port
+from tests.support.scripted import ScriptedUpstream
+from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server, wait_until
+
+# TEST-NET-1 (RFC 5737); the minus: it need not be there.
+EVERYWHERE = ("bind", "127.0.0.1 -192.0.2.1")
+UNPROTECTED = ("protected-mode", "no")
+OPEN = "gets in without a password"
+
+
+async def faults(url: str) -> list[str]:
+    topology = connect(url)
+    try:
+        await topology.refresh()
+        return [fault for node in topology.nodes() for fault in await node_faults(node)]
+    finally:
+        await topology.close()
+
+
+def test_one_that_lets_anybody_in(tmp_path: Path) -> None:
+    with valkey_server(tmp_path, config=[EVERYWHERE, UNPROTECTED]) as store:
+        (fault,) = asyncio.run(faults(store.url))
+        assert f"whoever reaches 127.0.0.1 port {store.servers[0].port} {OPEN}" in fault
+        assert "store.url" in fault
+
+
+def test_one_that_lets_in_others_than_the_relay(tmp_path: Path) -> None:
+    """The relay's own password keeps nobody out."""
+    with valkey_server(tmp_path, config=[EVERYWHERE, UNPROTECTED]) as store:
+        store.servers[0].command("ACL", "SETUSER", "relay", "on", ">pw", "~relay:*", "&relay:*", "+@all")
+        (fault,) = asyncio.run(faults(store.url.replace("redis://", "redis://" + login("relay", "pw"))))
+        assert OPEN in fault
+
+
+@pytest.mark.parametrize(
+    ("config", "unix"),
+    [
+        pytest.param([EVERYWHERE], False, id="protected-mode"),
+        pytest.param([UNPROTECTED], False, id="loopback"),
+        pytest.param([("bind", "127.0.0.1 -::1"), UNPROTECTED], False, id="loopback-both"),
+        pytest.param([EVERYWHERE, UNPROTECTED], True, id="unix-socket"),
+    ],
+)
+def test_one_that_only_this_machine_reaches(config: list[tuple[str, str]], unix: bool, tmp_path: Path) -> None:
+    with valkey_server(tmp_path, config=config, unix=unix) as store:
+        assert asyncio.run(faults(store.url)) == []
+
+
+def test_one_with_a_password(tmp_path: Path) -> None:
+    with valkey_server(tmp_path, config=[EVERYWHERE, UNPROTECTED]) as store:
+        store.servers[0].command("CONFIG", "SET", "requirepass", "pw")
+        assert asyncio.run(faults(store.url.replace("redis://", "redis://" + login("", "pw")))) == []
+
+
+def test_one_where_anybody_may_do_no_more_than_ping(tmp_path: Path) -> None:
+    with valkey_with_users(tmp_path) as store:
+        server = store.servers[0]
+        server.command("CONFIG", "SET", "protected-mode", "no")
+        server.command("CONFIG", "SET", "bind", EVERYWHERE[1])
+        server.command("ACL", "SETUSER", "relay", "+config|get")
+        server.command("ACL", "SETUSER", "default", "on", "nopass", "+ping")
+        assert asyncio.run(faults(store.url)) == []
+        server.command("ACL", "SETUSER", "default", "+@read", "~*")
+        (fault,) = asyncio.run(faults(store.url))
+        assert OPEN in fault
+
+
+def test_one_that_wants_a_certificate(tmp_path: Path) -> None:
+    guard = Guard(tmp_path)
+    server = guard.server(tmp_path / "server", {"bind": EVERYWHERE[1], "protected-mode": "no"}, port=free_port())
+    try:
+        server.start()
+        server.command("ACL", "SETUSER", "default", "on", "nopass", "~*", "+@all")
+        url = guard.url(f"127.0.0.1:{server.port}", "")
+        assert asyncio.run(faults(url)) == []
+        server.command("CONFIG", "SET", "tls-auth-clients", "optional")
+        (fault,) = asyncio.run(faults(url))
+        assert OPEN in fault
+    finally:
+        server.close()
+
+
+def test_every_server_of_a_group_is_asked(tmp_path: Path) -> None:
+    for name, form, said in (("sentinel", valkey_sentinel, 1), ("cluster", valkey_cluster, 2)):
+        with form(tmp_path / name) as store:
+            assert asyncio.run(faults(store.url)) == []
+            for server in store.servers[:2]:
+                server.command("CONFIG", "SET", "protected-mode", "no")
+                server.command("CONFIG", "SET", "bind", EVERYWHERE[1])
+            found = asyncio.run(faults(store.url))
+            assert len(found) == said, found
+            assert all(OPEN in fault for fault in found)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_this_machine(address: str) -> None:
+    assert _is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.5", "192.0.2.1", "::", "*", "fe80::1%eth0", "::ffff:10.0.0.5", "redis", ""]
+)
+def test_other_machines(address: str) -> None:
+    assert not _is_loopback(address)
+
+
+def test_one_that_evicts(tmp_path: Path) -> None:
+    with valkey_server(tmp_path, config=[("maxmemory-policy", "volatile-ttl")]) as store:
+        (fault,) = asyncio.run(faults(store.url))
+        assert "volatile-ttl" in fault
+        assert "noeviction" in fault
+
+
+def test_one_that_tells_nothing_of_itself(tmp_path: Path) -> None:
+    """As where Redis is rented; it is no fault."""
+    with valkey_with_users(tmp_path) as store:
+        store.servers[0].command("ACL", "SETUSER", "relay", "-info")
+        assert asyncio.run(faults(store.url)) == []
+
+
+def test_health_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def watched(store: Store) -> None:
+        topology = connect(store.url)
+        health = Health(topology, Metrics())
+        try:
+            for _ in range(3):
+                for node in topology.nodes():
+                    await health._ask(node)
+        finally:
+            await topology.close()
+
+    with valkey_server(tmp_path, config=[EVERYWHERE, UNPROTECTED]) as store, caplog.at_level(logging.WARNING):
+        asyncio.run(watched(store))
+    assert [OPEN in message for message in caplog.messages] == [True]
+
+
+def test_the_start_warns(tmp_path: Path, upstream: ScriptedUpstream, relays: Relays) -> None:
+    with valkey_server(tmp_path, config=[EVERYWHERE, UNPROTECTED]) as store:
+        upstreams = [{"name": "scripted", "base_url": upstream.url}]
+        relay = relays.start({"store": {"url": store.url}, "upstreams": upstreams})
+        wait_until(lambda: OPEN in relay.log(), 5, "the warning")
+        (line,) = [line for line in relay.log().splitlines() if OPEN in line]
+        assert " WARNING relay.store.health store: whoever reaches 127.0.0.1 port " in line
