@@ -24,6 +24,7 @@
     ├── UpstreamSilent           504  upstream_timeout
     └── Unavailable              503  draining, too_busy
         └── StoreUnavailable     503  store_unavailable
+            └── KeyMissing       503  store_unavailable (in `relay.store.cipher`)
 
 A resume that can never work is 400, 404 or 410: SDKs retry 408, 409, 429 and 5xx by themselves.
 How an error is spelled is the dialect's business (`relay.protocol.dialect`). Every message says what to do.

@@ -69,6 +69,8 @@ class Reader:
                 if self.cursor < feed.top:
                     return self._take(feed)
                 if feed.outcome is not None:
+                    if self.cursor > feed.top:
+                        raise Lost  # what was read elsewhere the log has lost since
                     self.outcome = feed.outcome
                     return None
                 if not feed.detached:

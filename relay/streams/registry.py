@@ -337,15 +337,13 @@ class Registry:
             return self._attached(dialect, self._reader(stream, n, None, meter, page=page), False, status.top - n)
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
-        feed = await self._tail.attach(stream)
-        if n > feed.top:
-            raise PositionUnknown
+        feed = await self._tail.attach(stream)  # may lag behind the log, which has told its top above
         page_or_none = await self.log.read(stream, n) if n < feed.base else None
         if page_or_none is not None and not page_or_none.frames:
             raise PositionUnknown
         reader = self._reader(stream, n, feed, meter, page=page_or_none)
         self.later(self.log.visit(stream))
-        return self._attached(dialect, reader, True, feed.top - n)
+        return self._attached(dialect, reader, True, max(feed.top, status.top) - n)
 
     @staticmethod
     def _attached(dialect: Dialect, reader: Reader, live: bool, behind: int) -> Attached:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.clients import Client, Fleet, ends, terminals, until
-from tests.faults.oracle import check
+from tests.faults.oracle import DONE, check, frame
 from tests.faults.replicas_support import (
     HEARTBEAT,
     LEASE,
@@ -38,7 +38,7 @@ from tests.faults.replicas_support import (
     settings,
 )
 from tests.support.processes import RelayProcess, needs
-from tests.support.scripted import ScriptedUpstream
+from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
 
@@ -127,6 +127,30 @@ def test_a_reading_replica_is_killed(upstream: ScriptedUpstream, store: Store, f
         for reader, writer in zip(readers, [w for w in writers for _ in "ab"], strict=True):
             assert reader.raw == writer.raw
         assert len(upstream.calls) == len(writers)
+
+
+def test_who_hops_to_a_replica_that_lags_behind_is_not_told_that_the_log_does(
+    upstream: ScriptedUpstream, store: Store
+) -> None:
+    """It follows the stream already, but no bell rings there: it finds new events by its checks alone."""
+    store.servers[0].command("ACL", "SETUSER", "deaf", "on", ">deaf", "~*", "+@all", "resetchannels")
+    config = settings(upstream, store, {"lease": "20s"})
+    deaf = {**config, "store": {"url": store.url + "?username=deaf&password=deaf"}}
+    upstream.on("m", *stream(frame(1), Gate("one"), frame(2), Gate("two"), frame(3), DONE))
+    with RelayProcess(config) as producing, RelayProcess(deaf) as lagging:
+        writer = post(producing, "m")
+        writer.events(1)
+        follower = post(lagging, "m", f"{writer.headers['relay-stream-id']}.0")
+        follower.events(1)
+        upstream.open("one")
+        (second,) = writer.events(1)
+        writer.close()
+        with post(lagging, "m", second.id) as hopped:
+            assert hopped.status == 200, hopped.read()
+            upstream.open("two")
+            assert [event.id for event in hopped.events()] == [f"{second.id[:-1]}{n}" for n in (3, 4)]
+        assert len(follower.events()) == 3
+        follower.close()
 
 
 def test_a_rolling_restart_under_load_is_not_noticed(
