@@ -38,8 +38,9 @@ ASGI_SERVERS = ("uvicorn==0.54.0", "granian==2.8.7")
 
 DISCLOSED = {
     "relay": "One worker, default settings but for `limits` (raised: the load is one owner with many streams) and, "
-    "so that the machine's memory lasts, `streams.retention` of 2 minutes. The store is a Valkey process of "
-    "its own over TCP on loopback, with an append-only file synced every second; its CPU is shown apart.",
+    "so that the machine's memory lasts, `streams.retention` of 2 minutes. The store is a process of its own, the "
+    "machine's own Valkey or Redis if it has one, over TCP on loopback, with an append-only file synced every second; "
+    "its CPU is shown apart.",
     "nginx": "One worker, `proxy_pass` with `proxy_buffering off`, kept-alive upstream connections, no access log.",
     "portkey": "`x-portkey-provider: openai` and `x-portkey-custom-host` name the upstream in every request. "
     f"`@hono/node-server` is held at {PORTKEY_SERVER}: with a newer one every stream fails (TypeError: immutable).",
@@ -88,10 +89,17 @@ def versions(names: list[str]) -> dict[str, str]:
         found["portkey"] = f"{PORTKEY} on Node.js {node}"
     if "litellm" in names:
         found["litellm"] = LITELLM
-    said = subprocess.run([str(server_binary()), "--version"], capture_output=True, text=True, check=True).stdout
-    found["valkey"] = said.partition("v=")[2].partition(" ")[0]
+    said = subprocess.run([_store_program(), "--version"], capture_output=True, text=True, check=True).stdout
+    allocator = said.partition("malloc=")[2].partition(" ")[0]
+    name = "Valkey" if "valkey" in said.lower() else "Redis"
+    found[name] = f"{said.partition('v=')[2].partition(' ')[0]} ({allocator})"
     found["hypercorn"] = version("hypercorn")
     return found
+
+
+def _store_program() -> str:
+    """The machine's own server, built as deployments have it, or else the relay's embedded one."""
+    return shutil.which("valkey-server") or shutil.which("redis-server") or str(server_binary())
 
 
 @contextmanager
@@ -103,7 +111,7 @@ def valkey(core: int | None) -> Iterator[tuple[str, int]]:
         persistence = ("--appendonly", "yes", "--appendfsync", "everysec")
         with (Path(folder) / "output.log").open("wb") as output:
             process = subprocess.Popen(
-                [*pinned(core), str(server_binary()), *settings, *persistence],
+                [*pinned(core), _store_program(), *settings, *persistence],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

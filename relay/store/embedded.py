@@ -41,6 +41,9 @@ _SETTINGS = {
 
 # A longer socket path does not bind (104 bytes on macOS, 108 on Linux, both with the final NUL).
 _LONGEST_SOCKET_PATH = 100
+# The wheel's server is built on glibc's malloc, others on jemalloc. Without fast bins, which every large block has it
+# merge again, and with more room for small ones, an append of one event costs it 20 µs instead of 29.
+_MALLOC = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=2000"
 _POLL = 0.01
 _LOG_LINES = 12
 
@@ -193,6 +196,7 @@ class EmbeddedStore:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
+                        env={"GLIBC_TUNABLES": _MALLOC, **os.environ},
                         pass_fds=(lock,),
                         umask=0o077,  # the append-only file holds what people asked a model
                         start_new_session=True,  # a terminal's Ctrl-C is for the relay, which drains first

@@ -16,7 +16,7 @@ for k = 1, #KEYS, 2 do
   local fence, expected, outcome = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2]
   local usage, n = ARGV[a + 3], tonumber(ARGV[a + 4])
   a = a + 5
-  local m = redis.call('HMGET', meta, 'fence', 'top', 'end', 'ttl')
+  local m = redis.call('HMGET', meta, 'fence', 'top', 'end')
   local top = tonumber(m[2])
   local code = 1
   if not m[1] then
@@ -29,18 +29,18 @@ for k = 1, #KEYS, 2 do
     local events = outcome == '' and n or n - 1
     for i = 0, events - 1 do
       top = top + 1
-      redis.call('XADD', log, string.format('%.0f-0', top), 'f', ARGV[a + i])
+      redis.call('XADD', log, string.format('%d-0', top), 'f', ARGV[a + i])
     end
     if events > 0 then
-      redis.call('HSET', meta, 'top', string.format('%.0f', top))
+      redis.call('HSET', meta, 'top', string.format('%d', top))
       if expected == 0 then
-        redis.call('PEXPIRE', log, m[4])
+        redis.call('PEXPIRE', log, redis.call('HGET', meta, 'ttl'))
       end
     end
     if outcome ~= '' then
-      redis.call('XADD', log, string.format('%.0f-1', top), 'end', ARGV[a + n - 1])
+      redis.call('XADD', log, string.format('%d-1', top), 'end', ARGV[a + n - 1])
       local now = redis.call('TIME')
-      redis.call('HSET', meta, 'end', outcome, 'usage', usage, 'ended', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)))
+      redis.call('HSET', meta, 'end', outcome, 'usage', usage, 'ended', string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000)))
       redis.call('PEXPIRE', log, ARGV[1])
       redis.call('PEXPIRE', meta, ARGV[1] + ARGV[2])
     end

@@ -13,7 +13,7 @@ if not m[1] or (ARGV[2] and ARGV[2] ~= m[8]) then
 end
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 if ARGV[1] ~= '0' and not m[2] then
-  redis.call('HSET', KEYS[1], 'seen', string.format('%.0f', ms))
+  redis.call('HSET', KEYS[1], 'seen', string.format('%d', ms))
   if ARGV[1] == '2' then
     redis.call('HINCRBY', KEYS[1], 'visits', 1)
   end

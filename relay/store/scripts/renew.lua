@@ -10,7 +10,7 @@ for k = 1, #KEYS do
   elseif m[1] ~= ARGV[k + 1] then
     out[k] = { 2, 0 }
   else
-    redis.call('HSET', KEYS[k], 'lease', string.format('%.0f', ms + ARGV[1]))
+    redis.call('HSET', KEYS[k], 'lease', string.format('%d', ms + ARGV[1]))
     out[k] = { 1, ms - m[2] }
   end
 end

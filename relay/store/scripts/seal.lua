@@ -23,11 +23,11 @@ if top ~= tonumber(ARGV[1]) then
 end
 for i = 7, #ARGV do
   top = top + 1
-  redis.call('XADD', log, string.format('%.0f-0', top), i == 7 and 's' or 't', ARGV[i])
+  redis.call('XADD', log, string.format('%d-0', top), i == 7 and 's' or 't', ARGV[i])
 end
-redis.call('XADD', log, string.format('%.0f-1', top), 'sealed', ARGV[6])
-redis.call('HSET', meta, 'top', string.format('%.0f', top), 'end', ARGV[2], 'ended', string.format('%.0f', ms),
-  'fence', string.format('%.0f', m[4] + 1))
+redis.call('XADD', log, string.format('%d-1', top), 'sealed', ARGV[6])
+redis.call('HSET', meta, 'top', string.format('%d', top), 'end', ARGV[2], 'ended', string.format('%d', ms),
+  'fence', string.format('%d', m[4] + 1))
 redis.call('PEXPIRE', log, ARGV[3])
 redis.call('PEXPIRE', meta, ARGV[3] + ARGV[4])
 redis.call('SPUBLISH', log, '')

@@ -3,5 +3,5 @@
 -- Answers the lost ones.
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZADD', KEYS[1], string.format('%.0f', ms), ARGV[1])
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', ms - ARGV[2]))
+redis.call('ZADD', KEYS[1], string.format('%d', ms), ARGV[1])
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%d', ms - ARGV[2]))
