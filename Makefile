@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: test quick demo bench generate lint types audit sbom fuzz locks clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no large servers
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)

@@ -18,6 +18,22 @@ settings.load_profile("relay")
 
 # Folders whose every test needs large servers or several SDKs.
 _SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "upstreams")
+# Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
+_LONGEST = (
+    "deploy/test_silence.py",
+    "deploy/test_container.py",
+    "sdk/test_parity.py",
+    "faults/test_store.py",
+    "faults/test_replicas.py",
+    "observe/test_metrics.py",
+    "store/test_topologies.py",
+    "security/test_at_rest.py",
+    "upstreams/test_streams.py",
+    "client_js/test_sdks.py",
+    "client/test_survival.py",
+    "faults/test_bounds.py",
+    "playground/test_page.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in _SLOW:
             item.add_marker("slow")
+    rank = {here / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 class Relays:

@@ -27,7 +27,7 @@ class Joining:
         self._log = replica.registry.log
         self._stream = stream
         self._owner = owner
-        self._digest = self._registry.digest(exchange.scope["path"].encode(), body)
+        self._asked = (exchange.scope["path"].encode(), body)
         self._name: str | None = None
         self._key = exchange.header(b"idempotency-key")
         count = exchange.header(b"x-stainless-retry-count") or "0"
@@ -62,9 +62,10 @@ class Joining:
         if not 0 < len(key) <= _LONGEST_KEY:
             raise BadRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters. Send a shorter one.")
         name = "key:" + self._registry.digest(self._owner.encode(), key.encode("latin-1"))
+        asked = self._registry.digest(*self._asked)
         while True:
-            stream, digest = await self._log.claim(name, self._stream, self._digest)
-            if digest != self._digest:
+            stream, digest = await self._log.claim(name, self._stream, asked)
+            if digest != asked:
                 raise IdempotencyMismatch
             if stream == self._stream:
                 self._name = name
@@ -74,7 +75,7 @@ class Joining:
             await self._log.release(name, stream)
 
     async def _by_retry(self) -> str | None:
-        name = "retry:" + self._registry.digest(self._owner.encode(), self._digest.encode())
+        name = "retry:" + self._registry.digest(self._owner.encode(), *self._asked)
         if self._retries:
             stream = await self._log.named(name)
             if stream is not None:
