@@ -116,7 +116,8 @@ class Intake:
         elif error is None and self._watch.ended_at_eof():
             self.over.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
         else:
-            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
+            silent = isinstance(error, httpx.ReadTimeout)
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED))
 
     def _fail(self, error: Exception) -> None:
         self.over.set_exception(error)

@@ -36,7 +36,7 @@ from tests.faults.store_replicas import (
     two,
 )
 from tests.support.processes import RelayProcess
-from tests.support.scripted import ScriptedUpstream
+from tests.support.scripted import Gate, Head, ScriptedUpstream
 from tests.support.stores import Server, valkey_sentinel, valkey_server, wait_until
 
 # A flush that gets no answer is given up after 2 s, so a stream may be held back for one more than HOLD.
@@ -292,6 +292,14 @@ class TestSlow:
         took = time.monotonic() - began
         assert took < 8.0, f"200 events at 200/s took {took:.1f} s"
         assert check_log(server.client(), here[0].stream) == (201, "completed")
+
+    def test_an_upstream_that_falls_silent_while_its_stream_is_made_has_timed_out(
+        self, proxies: list[FaultProxy], relays: Relays, upstream: ScriptedUpstream
+    ) -> None:
+        relay = relays.start(config(proxies[0].url, upstream, upstream_idle_timeout="200ms", lease="10s"))
+        proxies[0].mode = Delay(0.2)
+        upstream.on("m", Head(200, {"content-type": "text/event-stream"}), Gate("never"))
+        assert "upstream_timeout" in str(start(relay, "m").finish().events[0].data)
 
 
 def refused_new(relay: RelayProcess) -> tuple[int, str]:
