@@ -197,6 +197,10 @@ class TestReading:
         assert b"producer_lost" in events[1].raw
         assert [*map(list, dict(site.entries(name)).values())] == [["f"], ["s"], ["t"], ["sealed"]]
         assert b"producer_lost".hex() not in str(site.entries(name))
+        # Two writers may seal other words at the same place: never with the same nonce.
+        salts = [content[10:26] for _, pair in site.entries(name) for content in pair.values()]
+        assert salts[1:] == [salts[1]] * 3
+        assert salts[0] != salts[1]
 
 
 Change = Callable[[list[tuple[str, dict[str, str]]], list[tuple[str, dict[str, str]]]], None]
