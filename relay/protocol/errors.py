@@ -24,7 +24,7 @@
     ├── UpstreamSilent           504  upstream_timeout
     └── Unavailable              503  draining, too_busy
         └── StoreUnavailable     503  store_unavailable
-            └── KeyMissing       503  store_unavailable (in `relay.store.cipher`)
+            └── KeyMissing       503  store_unavailable
 
 A resume that can never work is 400, 404 or 410: SDKs retry 408, 409, 429 and 5xx by themselves.
 How an error is spelled is the dialect's business (`relay.protocol.dialect`). Every message says what to do.
@@ -198,3 +198,11 @@ class StoreUnavailable(Unavailable):
             "The relay cannot reach its store at the moment. Try again after Retry-After.",
             headers={"retry-after": "2"},
         )
+
+
+class KeyMissing(StoreUnavailable):
+    """An entry of the log was sealed under a `key`, by its name, that this replica does not have; another may."""
+
+    def __init__(self, key: str = "") -> None:
+        super().__init__()
+        self.key = key

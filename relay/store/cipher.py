@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from relay.protocol.errors import StoreUnavailable
+from relay.protocol.errors import KeyMissing
 
 PLAIN = "none"
 """Among the keys: entries that are not sealed are read, too; before the keys: nothing is sealed."""
@@ -37,14 +37,6 @@ _ENDS = (b"end", b"sealed")
 
 class Tampered(Exception):
     """An entry is not what a relay has put in this place."""
-
-
-class KeyMissing(StoreUnavailable):
-    """An entry was sealed under a key that this replica does not have; another may. The message names it."""
-
-    def __init__(self, name: bytes) -> None:
-        super().__init__()
-        self.key = name.hex()
 
 
 class Sealer:
@@ -110,7 +102,7 @@ class Cipher:
             raise Tampered
         name = content[_NAME]
         if name not in self._keys:
-            raise KeyMissing(name)
+            raise KeyMissing(name.hex())
         nonce = content[_SALT] + (2 * n + (field in _ENDS)).to_bytes(4)
         try:
             return self._of_stream(name, stream).decrypt(nonce, content[_TEXT:], field)

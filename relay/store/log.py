@@ -30,9 +30,9 @@ from typing import Any
 import redis.exceptions
 
 from relay.config import StoreSettings, StreamSettings
-from relay.protocol.errors import StoreUnavailable
+from relay.protocol.errors import KeyMissing, StoreUnavailable
 from relay.store import scripts
-from relay.store.cipher import SEALED, KeyMissing, Tampered
+from relay.store.cipher import SEALED, Tampered
 from relay.store.link import REROUTE, StoreDown
 from relay.store.names import Names
 from relay.store.scripts import Script

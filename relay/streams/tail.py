@@ -18,9 +18,8 @@ from collections.abc import Awaitable, Callable
 import redis.exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from relay.protocol.errors import StoreUnavailable
+from relay.protocol.errors import KeyMissing, StoreUnavailable
 from relay.protocol.lifecycle import outcome
-from relay.store.cipher import KeyMissing
 from relay.store.log import Log, Status
 from relay.store.topology import Node
 from relay.streams.feed import Feed
