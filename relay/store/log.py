@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _PAGE = 256
-_RECENT_BYTES = 16 << 20  # of pages kept for readers who come together, as after a proxy's restart
+_RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
 _RENEWED_AT_ONCE = 500
 _NO_WRITES = ("MISCONF", "NOREPLICAS")  # as a server says that can neither save nor find its replicas
 

@@ -668,7 +668,7 @@ class TestRead:
 
     def test_pages_that_are_kept_are_bounded(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
-            size, kept = 4096, 16 << 20
+            size, kept = 4096, 32 << 20
             streams = [await bench.made() for _ in range(kept // size // 256 + 2)]
             for stream in streams:
                 for first in range(1, 257, 64):

@@ -338,7 +338,8 @@ sentinel failover-timeout {name} 3000
         sentinel.start()
         # By default it asks for roles every ten seconds, lets a returned primary be for eight, and takes
         # up to a second to reconnect after a failover: longer than `down-after`, so it would fail over again.
-        sentinel.command("SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "PING-PERIOD", 100)
+        # While the primary is down it asks its replicas every second, and believes them for 5 pings' time.
+        sentinel.command("SENTINEL", "DEBUG", "INFO-PERIOD", 200, "PUBLISH-PERIOD", 200, "PING-PERIOD", 300)
         store.wait_settled(START_TIMEOUT)
         yield store
 
