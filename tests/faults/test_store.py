@@ -36,7 +36,7 @@ from tests.faults.store_replicas import (
     two,
 )
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Gate, Head, ScriptedUpstream
+from tests.support.scripted import Gate, Head, ScriptedUpstream, Step
 from tests.support.stores import Server, valkey_sentinel, valkey_server, wait_until
 
 # A flush that gets no answer is given up after 2 s, so a stream may be held back for one more than HOLD.
@@ -386,12 +386,19 @@ class TestOutOfMemory:
     def _free(self, server: Server) -> None:
         server.client().config_set("maxmemory", "0")
 
-    def test_for_a_moment(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
-        first, second = two(relays, upstream, server.url, server.url, lease="10s")
-        upstream.on("m", *paced(100, 0.02))
-        here = start(first, "m")
-        there = resume(second, f"{here.stream}.0")
+    def _read_on_both(
+        self, server: Server, relays: Relays, upstream: ScriptedUpstream, steps: tuple[Step, ...], lease: str
+    ) -> tuple[list[RelayProcess], Client, Client]:
+        """Two replicas, and a client of each that has some events of the same stream."""
+        pair = two(relays, upstream, server.url, server.url, lease=lease)
+        upstream.on("m", *steps)
+        here = start(pair[0], "m")
+        there = resume(pair[1], f"{here.stream}.0")
         there.wait_events(10)
+        return pair, here, there
+
+    def test_for_a_moment(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
+        _, here, there = self._read_on_both(server, relays, upstream, paced(100, 0.02), "10s")
         self._fill(server)
         refusals = server.client().info("stats")["total_error_replies"]
         wait_until(lambda: server.client().info("stats")["total_error_replies"] >= refusals + 3, 10, "refused appends")
@@ -402,11 +409,7 @@ class TestOutOfMemory:
 
     def test_for_longer_than_a_lease(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
         """No lease could be renewed meanwhile: nobody is taken for lost before it had the time to."""
-        first, second = two(relays, upstream, server.url, server.url, lease="2s")
-        upstream.on("m", *paced(200, 0.03))
-        here = start(first, "m")
-        there = resume(second, f"{here.stream}.0")
-        there.wait_events(10)
+        (_, second), here, there = self._read_on_both(server, relays, upstream, paced(200, 0.03), "2s")
         self._fill(server)
         wait_until(lambda: lease_left(server, here.stream) < 0, HOLD - 1, "the lease to lapse")
         self._free(server)
@@ -417,12 +420,8 @@ class TestOutOfMemory:
         assert check_log(server.client(), here.stream) == (201, "completed")
 
     def test_for_long(self, server: Server, relays: Relays, upstream: ScriptedUpstream) -> None:
-        first, second = two(relays, upstream, server.url, server.url, lease="10s")
-        upstream.on("m", *paced(100, 0.1))
         upstream.on("new", *paced(20, 0.001))
-        here = start(first, "m")
-        there = resume(second, f"{here.stream}.0")
-        there.wait_events(10)
+        (first, second), here, there = self._read_on_both(server, relays, upstream, paced(100, 0.1), "10s")
         self._fill(server)
         new = ask(first, "new")
         assert new.headers["relay-resumable"] == "false"

@@ -50,15 +50,15 @@
 {{- $given = append $given .name -}}
 {{- end -}}
 {{- if not .Values.extraEnvFrom -}}
-{{- $secrets := dict "auth.secret_env" (dig "auth" "secret_env" "" $config) "store.encryption_env" (dig "store" "encryption_env" "" $config) -}}
-{{- range $setting, $name := $secrets -}}
+{{- $secrets := list (list "auth.secret_env" (dig "auth" "secret_env" "" $config)) (list "store.encryption_env" (dig "store" "encryption_env" "" $config)) -}}
+{{- range $config.upstreams -}}
+{{- $secrets = append $secrets (list (printf "upstreams.%s.api_key_env" .name) .api_key_env) -}}
+{{- end -}}
+{{- range $secrets -}}
+{{- $setting := index . 0 -}}
+{{- $name := index . 1 -}}
 {{- if and $name (not (has $name $given)) -}}
 {{- fail (printf "config.%s: nothing sets %s; add {name: %s, secretName: …, secretKey: …} to secretEnv" $setting $name $name) -}}
-{{- end -}}
-{{- end -}}
-{{- range $config.upstreams -}}
-{{- if and .api_key_env (not (has .api_key_env $given)) -}}
-{{- fail (printf "config.upstreams.%s.api_key_env: nothing sets %s; add {name: %s, secretName: …, secretKey: …} to secretEnv" .name .api_key_env .api_key_env) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
