@@ -14,6 +14,7 @@ from relay.protocol.dialect import (
     FAILED,
     HIDDEN,
     LINGER,
+    STOPPED,
     TERMINAL,
     TOKEN,
     JsonObject,
@@ -25,7 +26,6 @@ from relay.protocol.dialect import (
     parse_object,
 )
 from relay.protocol.errors import ApiError
-from relay.protocol.lifecycle import Outcome
 from relay.protocol.sse import Event
 
 _TOKEN_FIELDS = (
@@ -111,6 +111,7 @@ class ChatWatch:
                 "created": self._last.get("created", 0),
                 "model": self._last.get("model", ""),
                 "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
+                "relay": STOPPED,
             }
             events.insert(0, Event(b"", dump(chunk)))
         return events
@@ -126,9 +127,9 @@ class Chat:
     def watch(self, *, hide_usage: bool = False) -> ChatWatch:
         return ChatWatch(hide_usage)
 
-    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
+    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
         # No `choices` beside the error: one client takes such a chunk for a normal end.
-        error = {"message": message, "type": "server_error", "param": None, "code": cause.value}
+        error = {"message": message, "type": "server_error", "param": None, "code": code}
         return [Event(b"", orjson.dumps({"error": error})), Event(b"", DONE)]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from relay.protocol.errors import ApiError
-from relay.protocol.lifecycle import Cause, Outcome, StreamFailure
+from relay.protocol.lifecycle import Cause, StreamFailure
 from relay.protocol.sse import Event
 
 # What an event is, as bits of Watch.see's answer.
@@ -25,6 +25,8 @@ FAILED = 8  # the upstream's own error
 HIDDEN = 16  # asked for by the relay, not by the client: not forwarded
 
 DONE = b"[DONE]"
+# In the last object of a stopped stream, at its top, under `relay`: its other readers can tell it from a natural end.
+STOPPED = "stopped"
 
 JsonObject = dict[str, Any]
 
@@ -61,7 +63,7 @@ class Watch(Protocol):
 
     def stop_events(self, request_id: str) -> list[Event]:
         """What makes the stream, as far as it has come, a well-formed whole that no SDK raises on: its owner
-        has stopped it."""
+        has stopped it. The last object of it says so to who looks (`"relay": "stopped"`)."""
 
 
 class Dialect(Protocol):
@@ -73,7 +75,7 @@ class Dialect(Protocol):
 
     def watch(self, *, hide_usage: bool = False) -> Watch: ...
 
-    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
+    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
         """The frames that end a stream abnormally, so that every client of the API raises."""
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:

@@ -12,8 +12,10 @@
     ├── StreamNotFound           404  stream_not_found
     ├── MethodNotAllowed         405  method_not_allowed
     ├── BodyTooSlow              408  request_timeout
+    ├── IdempotencyKeyInFlight   409  idempotency_key_in_flight
     ├── StreamExpired            410  stream_expired
     ├── PositionUnknown          410  position_unknown
+    ├── ResponseIdAmbiguous      410  response_id_ambiguous
     ├── BodyTooLarge             413  request_too_large
     ├── EncodedBody              415  unsupported_content_encoding
     ├── IdempotencyMismatch      422  idempotency_key_reused
@@ -23,10 +25,12 @@
     ├── UpstreamMalformed        502  upstream_malformed
     ├── UpstreamSilent           504  upstream_timeout
     └── Unavailable              503  draining, too_busy
+        ├── StoreBehind          503  store_behind
         └── StoreUnavailable     503  store_unavailable
             └── KeyMissing       503  store_unavailable
 
-A resume that can never work is 400, 404 or 410: SDKs retry 408, 409, 429 and 5xx by themselves.
+A resume that can never work is 400, 404 or 410, and what another try may get is 409, 429 or 503 with `Retry-After`:
+SDKs retry 408, 409, 429 and 5xx by themselves.
 How an error is spelled is the dialect's business (`relay.protocol.dialect`). Every message says what to do.
 """
 
@@ -120,6 +124,18 @@ class BodyTooSlow(ApiError):
     code = "request_timeout"
 
 
+class IdempotencyKeyInFlight(ApiError):
+    status = 409
+    code = "idempotency_key_in_flight"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A request with this Idempotency-Key is in flight and cannot be joined at the moment. "
+            "Send it again after Retry-After, with the same key.",
+            headers={"retry-after": "1"},
+        )
+
+
 class StreamExpired(ApiError):
     status = 410
     code = "stream_expired"
@@ -139,6 +155,17 @@ class PositionUnknown(ApiError):
         super().__init__(
             "The log does not hold the event after this position. Read the stream from its start "
             "(Last-Event-ID: <stream id>.0), or send the request again without Last-Event-ID."
+        )
+
+
+class ResponseIdAmbiguous(ApiError):
+    status = 410
+    code = "response_id_ambiguous"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The upstream has given this response id to more than one answer. Read yours by its stream: "
+            "GET /streams/{id}, with the Relay-Stream-Id of its request; or send the request again."
         )
 
 
@@ -197,6 +224,17 @@ class StoreUnavailable(Unavailable):
         super().__init__(
             "The relay cannot reach its store at the moment. Try again after Retry-After.",
             headers={"retry-after": "2"},
+        )
+
+
+class StoreBehind(Unavailable):
+    code = "store_behind"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The log does not hold this position yet: the stream runs ahead of a store that was away. "
+            "Come back with the same Last-Event-ID after Retry-After.",
+            headers={"retry-after": "1"},
         )
 
 

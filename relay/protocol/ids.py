@@ -1,7 +1,8 @@
 """Stream ids and event ids.
 
 A stream id is `st_` and 22 characters of `A-Za-z0-9_-` (132 random bits). An event id is
-`<stream id>.<n>`, n counting from 1 without gaps; `.0` means "from the start". Both stay inside the
+`<stream id>.<n>`, n counting from 1 without gaps; `.0` means "from the start". An end that the relay itself
+tells takes no number: its last frame has the id `<stream id>.<n>e`, n the last event before it. All stay inside the
 characters that a `Last-Event-ID` header may hold without causing a CORS preflight (Fetch standard,
 "CORS-safelisted request-header").
 
@@ -20,14 +21,18 @@ _RANDOM_CHARS = 22
 _UNLOGGED = "_u"
 
 _STREAM_ID = re.compile(r"st_[A-Za-z0-9_-]{22}(?:_u)?")
-_EVENT_ID = re.compile(r"(st_[A-Za-z0-9_-]{22}(?:_u)?)\.(0|[1-9][0-9]{0,14})")
+_EVENT_ID = re.compile(r"(st_[A-Za-z0-9_-]{22}(?:_u)?)\.(0|[1-9][0-9]{0,14})(e?)")
 
 
 class EventId(NamedTuple):
-    """A position in a stream: the last event a reader saw, or 0 for none."""
+    """A position in a stream: the last event a reader saw, or 0 for none; `end` where it saw the end behind it, too."""
 
     stream: str
     n: int
+    end: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.stream}.{self.n}{'e' if self.end else ''}"
 
 
 def new_stream_id(*, logged: bool = True) -> str:
@@ -52,4 +57,4 @@ def is_logged(stream_id: str) -> bool:
 def parse_event_id(value: str) -> EventId | None:
     """The position that an event id names, or None where it is not of this relay's form."""
     match = _EVENT_ID.fullmatch(value)
-    return EventId(match[1], int(match[2])) if match else None
+    return EventId(match[1], int(match[2]), bool(match[3])) if match else None

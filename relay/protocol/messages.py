@@ -7,6 +7,7 @@ import orjson
 from relay.protocol.dialect import (
     DONE,
     FAILED,
+    STOPPED,
     TERMINAL,
     TOKEN,
     JsonObject,
@@ -17,7 +18,6 @@ from relay.protocol.dialect import (
     parse_object,
 )
 from relay.protocol.errors import ApiError
-from relay.protocol.lifecycle import Outcome
 from relay.protocol.sse import Event
 
 # Blocks whose start alone is output: the model has decided to call a tool.
@@ -106,8 +106,10 @@ class MessagesWatch:
         messages += ({"type": "content_block_stop", "index": i} for i in sorted(self._open))
         if not self._closing:
             delta = {"stop_reason": "end_turn", "stop_sequence": None}
-            messages.append({"type": "message_delta", "delta": delta, "usage": made})
-        messages.append({"type": "message_stop"})
+            messages.append({"type": "message_delta", "delta": delta, "usage": made, "relay": STOPPED})
+            messages.append({"type": "message_stop"})
+        else:
+            messages.append({"type": "message_stop", "relay": STOPPED})
         return [Event(m["type"].encode(), dump(m)) for m in messages]
 
 
@@ -120,8 +122,8 @@ class Messages:
     def watch(self, *, hide_usage: bool = False) -> MessagesWatch:
         return MessagesWatch()
 
-    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
-        error = {"type": "api_error", "message": message, "code": cause.value}
+    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        error = {"type": "api_error", "message": message, "code": code}
         return [
             Event(b"error", orjson.dumps({"type": "error", "error": error, "request_id": request_id})),
         ]

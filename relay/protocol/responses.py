@@ -10,6 +10,7 @@ from relay.protocol.dialect import (
     DONE,
     FAILED,
     LINGER,
+    STOPPED,
     TERMINAL,
     TOKEN,
     JsonObject,
@@ -21,7 +22,6 @@ from relay.protocol.dialect import (
     parse_object,
 )
 from relay.protocol.errors import ApiError
-from relay.protocol.lifecycle import Outcome
 from relay.protocol.sse import Event
 
 _TOKEN_TYPES = frozenset(
@@ -132,7 +132,7 @@ class ResponsesWatch:
             output = [self._so_far(index) for index in sorted(self._items)]
             whole = {**response, "status": "cancelled", "output": output}
             whole["usage"] = response.get("usage") or _NO_USAGE
-            events.append(_event("response.completed", sequence, whole))
+            events.append(_event("response.completed", sequence, whole, relay=STOPPED))
         return events
 
     def _so_far(self, index: int) -> JsonObject:
@@ -159,8 +159,8 @@ class ResponsesWatch:
         return item
 
 
-def _event(kind: str, sequence: int, response: JsonObject) -> Event:
-    return Event(kind.encode(), dump({"type": kind, "sequence_number": sequence, "response": response}))
+def _event(kind: str, sequence: int, response: JsonObject, **more: str) -> Event:
+    return Event(kind.encode(), dump({"type": kind, "sequence_number": sequence, "response": response, **more}))
 
 
 _NO_USAGE = {
@@ -180,16 +180,16 @@ class Responses:
     def watch(self, *, hide_usage: bool = False) -> ResponsesWatch:
         return ResponsesWatch()
 
-    def error_events(self, cause: Outcome, message: str, sequence: int | None, request_id: str) -> list[Event]:
+    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
         # Flat and nested: some clients read the one, some the other. sequence_number is required by a
         # client that validates events, so one that never had any gets 0.
         error = {
             "type": "error",
             "sequence_number": 0 if sequence is None else sequence + 1,
-            "code": cause.value,
+            "code": code,
             "message": message,
             "param": None,
-            "error": {"type": "server_error", "code": cause.value, "message": message, "param": None},
+            "error": {"type": "server_error", "code": code, "message": message, "param": None},
         }
         return [Event(b"error", orjson.dumps(error))]
 

@@ -15,18 +15,20 @@ def one(data: bytes) -> None:
         assert parsed == by_hand(value)
         assert is_stream_id(value) == stream_by_hand(value)
         if parsed is not None:
-            assert f"{parsed.stream}.{parsed.n}" == value, "two ids would name one position"
+            assert str(parsed) == value, "two ids would name one position"
             assert is_stream_id(parsed.stream)
             assert is_logged(parsed.stream) == (len(parsed.stream) == 25)
 
 
 def by_hand(value: str) -> EventId | None:
     stream, dot, n = value.partition(".")
+    end = n[-1:] == "e"
+    n = n[:-1] if end else n
     if not (dot and stream_by_hand(stream) and 0 < len(n) <= 15 and all(c in _DIGITS for c in n)):
         return None
     if n[0] == "0" and n != "0":
         return None
-    return EventId(stream, int(n))
+    return EventId(stream, int(n), end)
 
 
 def stream_by_hand(value: str) -> bool:

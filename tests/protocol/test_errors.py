@@ -16,6 +16,8 @@ CONTRACT = [
     (errors.StreamNotFound(), 404, "stream_not_found"),
     (errors.StreamExpired(), 410, "stream_expired"),
     (errors.PositionUnknown(), 410, "position_unknown"),
+    (errors.ResponseIdAmbiguous(), 410, "response_id_ambiguous"),
+    (errors.StoreBehind(), 503, "store_behind"),
     (errors.StoreUnavailable(), 503, "store_unavailable"),
 ]
 
@@ -30,11 +32,18 @@ def test_the_outcomes_of_a_resume(error: ApiError, status: int, code: str) -> No
     assert error.message.endswith(".")
 
 
-def test_only_an_unreachable_store_is_worth_another_try() -> None:
+def test_only_a_store_that_is_away_or_behind_is_worth_another_try() -> None:
     # SDKs try 408, 409, 429 and 5xx again by themselves.
     for error, status, _ in CONTRACT:
         assert (status >= 500) == ("retry-after" in error.headers)
         assert status not in (408, 409, 429)
+
+
+def test_a_key_in_flight_is_worth_another_try() -> None:
+    error = errors.IdempotencyKeyInFlight()
+    assert (error.status, error.code, error.headers) == (409, "idempotency_key_in_flight", {"retry-after": "1"})
+    body = json.loads(DIALECTS["messages"].error_body(error, "req_1"))
+    assert (body["error"]["type"], body["error"]["code"]) == ("invalid_request_error", error.code)
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)

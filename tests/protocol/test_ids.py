@@ -47,8 +47,13 @@ def test_an_event_id_causes_no_cors_preflight() -> None:
 
 
 @pytest.mark.parametrize(("n", "parsed"), [("0", 0), ("1", 1), ("42", 42), ("999999999999999", 10**15 - 1)])
-def test_positions(n: str, parsed: int) -> None:
-    assert parse_event_id(f"{STREAM}.{n}") == EventId(STREAM, parsed)
+@pytest.mark.parametrize("end", [False, True])
+def test_positions(n: str, parsed: int, end: bool) -> None:
+    """A position after an event, and the one after the end that was told behind it."""
+    value = f"{STREAM}.{n}e" if end else f"{STREAM}.{n}"
+    position = parse_event_id(value)
+    assert position == EventId(STREAM, parsed, end)
+    assert str(position) == value
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,12 @@ def test_positions(n: str, parsed: int) -> None:
         f"{STREAM}.1.0",
         f"{STREAM}.1.2",
         f"{STREAM}.1e3",
+        f"{STREAM}.1ee",
+        f"{STREAM}.1E",
+        f"{STREAM}.e",
+        f"{STREAM}.01e",
+        f"{STREAM}.1e ",
+        f"{STREAM}.1 e",
         f"{STREAM}.0x1",
         f"{STREAM}. 1",
         f" {STREAM}.1",
@@ -103,12 +114,12 @@ def test_whatever_is_not_of_the_form_is_refused(value: str) -> None:
 @given(st.text(max_size=64))
 def test_no_text_raises(value: str) -> None:
     parsed = parse_event_id(value)
-    assert parsed is None or f"{parsed.stream}.{parsed.n}" == value
+    assert parsed is None or str(parsed) == value
 
 
 @given(st.text(alphabet=st.characters(codec="latin-1"), max_size=8))
 def test_nothing_may_stand_beside_an_id(noise: str) -> None:
-    if noise and not noise.isdigit():
+    if noise and not noise.removesuffix("e").isdigit() and noise != "e":
         assert parse_event_id(f"{STREAM}.1{noise}") is None
     if noise:
         assert parse_event_id(f"{noise}{STREAM}.1") is None

@@ -45,6 +45,11 @@ def bodies(events: list[Event]) -> list[dict[str, Any]]:
     return [json.loads(event.data) for event in events if event.data != DONE]
 
 
+def marked(sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects that say that the stream was stopped."""
+    return [body for body in sent if body.get("relay") == "stopped"]
+
+
 @pytest.mark.parametrize(("api", "name", "at"), POINTS)
 def test_a_whole_at_every_point(api: str, name: str, at: int) -> None:
     seen, events, bits = watch(api, *STREAMS[api, name][:at])
@@ -71,6 +76,8 @@ def whole_messages(events: list[Event]) -> None:
     kinds = " ".join(body["type"] for body in sent if body["type"] != "ping")
     block = "content_block_start (content_block_delta )*content_block_stop "
     assert re.fullmatch(f"message_start ({block})*message_delta message_stop", kinds), kinds
+    (mark,) = marked(sent)
+    assert mark["type"] in ("message_delta", "message_stop")
     started = [body["index"] for body in sent if body["type"] == "content_block_start"]
     assert started == [body["index"] for body in sent if body["type"] == "content_block_stop"]
 
@@ -80,6 +87,7 @@ def whole_responses(events: list[Event]) -> None:
     assert sent[0]["type"] == "response.created"
     assert [body["type"] for body in sent].count("response.completed") == 1
     final = sent[-1]["response"]
+    assert marked(sent) == [sent[-1]]
     assert (sent[-1]["type"], final["status"]) == ("response.completed", "cancelled")
     assert final["id"] == sent[0]["response"]["id"]
     assert final["usage"]["total_tokens"] == 0
@@ -139,3 +147,10 @@ def test_a_response_that_is_over_has_no_second_end() -> None:
     for last in (responses.PLAIN[-1], responses.FAILED, responses.FLAT_ERROR):
         seen, _, _ = watch("responses", *responses.frames(*responses.PLAIN[:-1], last))
         assert seen.stop_events("req_1") == []
+
+
+@pytest.mark.parametrize("at", range(len(chat.PLAIN)))
+def test_a_chat_that_was_stopped_says_so_unless_its_text_was_whole(at: int) -> None:
+    seen, _, _ = watch("chat", *chat.PLAIN[:at])
+    told = marked(bodies(seen.stop_events("req_1")))
+    assert len(told) == (chat.STOP not in chat.PLAIN[:at])
