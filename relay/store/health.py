@@ -95,7 +95,7 @@ async def _knock(node: Node) -> tuple[str, int] | None:
                 await connection.read_response()
             finally:
                 await connection.disconnect(nowait=True)
-    except (OSError, TimeoutError, redis.exceptions.RedisError):
+    except (StoreDown, OSError, TimeoutError, redis.exceptions.RedisError):
         return None
     return (address, port) if address else None  # a unix socket has none: its file's mode says who gets in
 

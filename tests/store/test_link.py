@@ -182,7 +182,7 @@ class TestScripts:
             await link.call("PING")
             server.client().script_flush()
             create: Command = ("EVALSHA", scripts.CREATE.sha, 1, "m", 1000, 60_000)
-            look: Command = ("EVALSHA", scripts.LOOK.sha, 2, "none", "none", "0")
+            look: Command = ("EVALSHA", scripts.STATUS.sha, 2, "none", "none", "", "0")
             calls: list[Command] = [("INCR", "n"), create, ("INCR", "n"), look, ("INCR", "n")]
             replies = await asyncio.gather(*(link.call(*call) for call in calls))
             assert replies == [1, 1, 2, None, 3]
@@ -276,7 +276,7 @@ class TestAServerThatGoesAway:
             first = link.call("PING")
             await in_flight(link, 2)
             rest = [link.call("PING") for _ in range(10)]
-            assert [type(await answer(call)) for call in (first, *rest)] == [StoreDown] * 11
+            assert all([isinstance(await answer(call), StoreDown) for call in (first, *rest)])
             assert time.monotonic() - before < 2 * SHORT + SOON
             server.resume()
             assert await link.call("PING") == b"PONG"

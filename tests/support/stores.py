@@ -346,7 +346,9 @@ sentinel failover-timeout {name} 3000
 
 @dataclass
 class ClusterStore(Store):
-    """Three primaries without replicas, each with a third of the slots."""
+    """Three primaries without replicas, each with a third of the slots; `moved` is those that are elsewhere by now."""
+
+    moved: dict[int, Server] = field(default_factory=dict)
 
     def wait_ok(self, timeout: float = START_TIMEOUT) -> None:
         """Return when every node knows every node and all slots are served."""
@@ -360,7 +362,16 @@ class ClusterStore(Store):
     def of_key(self, key: str) -> Server:
         """The server that holds the key."""
         slot = int(self.servers[0].command("CLUSTER", "KEYSLOT", key))
-        return self.servers[slot * len(self.servers) // 16384]
+        return self.moved.get(slot, self.servers[slot * len(self.servers) // 16384])
+
+
+def cluster_settings(bus: int) -> dict[str, str]:
+    return {
+        "cluster-enabled": "yes",
+        "cluster-port": str(bus),  # by default port + 10000, which may be taken
+        "cluster-announce-ip": "127.0.0.1",
+        "cluster-node-timeout": "2000",
+    }
 
 
 @contextmanager
@@ -371,13 +382,7 @@ def valkey_cluster(directory: Path, guard: Guard | None = None) -> Iterator[Clus
         buses: list[int] = []
         for number in range(3):
             buses.append(free_port())
-            settings = {
-                "cluster-enabled": "yes",
-                "cluster-port": str(buses[-1]),  # by default port + 10000, which may be taken
-                "cluster-announce-ip": "127.0.0.1",
-                "cluster-node-timeout": "2000",
-            }
-            servers.append(make(directory / f"node{number}", settings, port=free_port()))
+            servers.append(make(directory / f"node{number}", cluster_settings(buses[-1]), port=free_port()))
             stack.callback(servers[-1].close)
             servers[-1].start(wait=False)
         bounds = [-(-16384 * number // 3) for number in range(4)]

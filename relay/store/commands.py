@@ -1,0 +1,130 @@
+"""Commands and scripts by key: sent to the node that holds the key now, and followed where it is another.
+
+The node is asked of the topology at each send, so what one call learns from MOVED all others know. ASK holds for the
+one command; TRYAGAIN and CLUSTERDOWN are waited for, for a moment. All commands that come this way may be repeated, so
+a lost reply is asked for again, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import redis.exceptions
+from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError, TryAgainError
+
+from relay.protocol.errors import StoreUnavailable
+from relay.store.link import REROUTE, Link, StoreDown
+from relay.store.scripts import Script
+from relay.store.topology import Node, Topology
+
+_ATTEMPTS = 2
+_REDIRECTIONS = 8
+# What a Cluster says while keys are on their way, or one server takes over from another, and for how long that is
+# waited for.
+_UNSETTLED = (TryAgainError, ClusterDownError)
+_UNSETTLED_FOR = 1.5
+_UNSETTLED_RETRY = 0.05
+_WRITE_REFUSALS = ("MISCONF", "NOREPLICAS")  # as a server says that can neither save nor find its replicas
+
+
+def millis(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def refuses_writes(error: Exception) -> bool:
+    """Does the server say that it serves, but stores nothing just now?"""
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or str(error).startswith(_WRITE_REFUSALS)
+
+
+class Commands:
+    """On one topology. Every call raises StoreUnavailable where the key's node cannot serve it."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self._refused_at: WeakKeyDictionary[Node, float] = WeakKeyDictionary()  # when a node last took no writes
+
+    @property
+    def on_returned(self) -> list[Callable[[Node], None]]:
+        """What is called, with the node, when one that was lost answers again or another took over."""
+        return self.topology.on_returned
+
+    async def run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any], *, reads: bool = False) -> Any:
+        """A script on the node of a key."""
+        return await self._call(key, ("EVALSHA", script.sha, len(keys), *keys, *args), reads, keys[0])
+
+    async def call(self, key: bytes, *command: Any, reads: bool = False) -> Any:
+        """A command on the node of a key; `reads` sends it over the link for pages of events."""
+        return await self._call(key, command, reads, None)
+
+    def healthy_for(self, key: bytes) -> float:
+        """For how many seconds the key's node has been in reach and, for all that is known here, has taken writes:
+        while it took none, no lease could be renewed."""
+        node = self.topology.node_of(key)
+        since = node.query.up_since
+        if since is None:
+            return 0.0
+        return time.monotonic() - max(since, self._refused_at.get(node, since))
+
+    def returned_for(self, key: bytes) -> float:
+        """For how many seconds the key's node has been back after a loss, infinity where it was never lost: for a while
+        it may hold less than it did."""
+        return time.monotonic() - self.topology.node_of(key).returned_at
+
+    async def _call(self, key: bytes, command: tuple[Any, ...], reads: bool, channel: bytes | None) -> Any:
+        failures = redirections = 0
+        asked: Node | None = None  # the node that an ASK has named for this one command
+        give_up = time.monotonic() + _UNSETTLED_FOR
+        while True:
+            owner = self.topology.node_of(key)
+            node = asked or owner
+            link = node.read if reads else node.query
+            try:
+                if asked is None:
+                    return await link.call(*command)
+                reply = await call_asking(link, command)
+                if channel is not None:
+                    republish(owner, channel)
+                return reply
+            except AskError as error:
+                redirections += 1
+                if redirections > _REDIRECTIONS:
+                    raise StoreUnavailable() from error
+                named = self.topology.follow(error, node)
+                asked = None if isinstance(error, MovedError) else named
+            except _UNSETTLED as error:
+                if time.monotonic() > give_up:
+                    raise StoreUnavailable() from error
+                asked = None
+                self.topology.refresh_soon()
+                await asyncio.sleep(_UNSETTLED_RETRY)
+            except (StoreDown, *REROUTE) as error:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise StoreUnavailable() from error
+                asked = None
+                if isinstance(error, ReadOnlyError):
+                    await link.drop()  # what was a primary is none any more, and the address may be another's now
+                with contextlib.suppress(StoreDown):
+                    await self.topology.refresh()
+            except redis.exceptions.ResponseError as error:
+                if refuses_writes(error):
+                    self._refused_at[node] = time.monotonic()
+                raise StoreUnavailable() from error
+
+
+def call_asking(link: Link, command: tuple[Any, ...]) -> asyncio.Future[Any]:
+    """Send a command to a node that is only about to get the slot."""
+    link.call("ASKING").add_done_callback(lambda done: done.cancelled() or done.exception())
+    return link.call(*command)
+
+
+def republish(owner: Node, channel: bytes) -> None:
+    """A script that ran where the slot is going to be has published there; until the slot has moved, those who follow a
+    channel are subscribed at its owner."""
+    told = owner.query.call("SPUBLISH", channel, b"")
+    told.add_done_callback(lambda done: done.cancelled() or done.exception())
