@@ -90,7 +90,7 @@ class StoreSettings(_Section):
         Field(
             "embedded",
             description="`embedded` (a Valkey of the relay's own in `data_dir`), or a URL: `redis://`, `rediss://`, "
-            "`unix://`, `redis+sentinel://host:port,host:port/master-name`, `redis+cluster://host:port`.",
+            "`unix://`, `redis+sentinel://host:port,host:port/master-name`, `redis+cluster://host:port,host:port`.",
         )
     )
     data_dir: Path = Field(Path("relay-data"), description="Where the embedded store keeps its socket and file.")
@@ -98,6 +98,15 @@ class StoreSettings(_Section):
         "degrade",
         description="New streams while the store cannot be reached: `degrade` relays them without a log, "
         "`refuse` answers 503.",
+    )
+    hold: Duration = Field(
+        5.0,
+        description="How long the events of a stream in flight are held back for a store that does not answer. Then "
+        "they are shown, with their ids, and written when it is back.",
+    )
+    ahead: Size = Field(
+        64 * 1024**2,
+        description="How much of all streams a replica may show before the store holds it; with more, upstreams wait.",
     )
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,64}$")] = Field(
         "relay:",

@@ -32,7 +32,6 @@ _NAME = slice(1, 5)
 _SALT = slice(5, 13)
 _TEXT = 13
 _STREAMS_KNOWN = 4096
-_ENDS = (b"end", b"sealed")
 
 
 class Tampered(Exception):
@@ -49,13 +48,9 @@ class Sealer:
         self._salt = os.urandom(8)
         self._head = SEALED + name + self._salt
 
-    def event(self, n: int, field: bytes, frame: bytes) -> bytes:
-        """Event n, as it goes into the log."""
-        return self._head + self._aead.encrypt(self._salt + (2 * n).to_bytes(4), frame, field)
-
-    def end(self, n: int, field: bytes, outcome: str) -> bytes:
-        """The end mark behind event n."""
-        return self._head + self._aead.encrypt(self._salt + (2 * n + 1).to_bytes(4), outcome.encode(), field)
+    def end(self, n: int, content: bytes) -> bytes:
+        """The end mark after event n."""
+        return self._head + self._aead.encrypt(self._salt + (2 * n + 1).to_bytes(4), content, b"end")
 
     def events(self, first: int, frames: Sequence[bytes]) -> list[bytes]:
         """The events from number `first` on."""
@@ -95,7 +90,7 @@ class Cipher:
         return None if name is None else Sealer(self._of_stream(name, stream), name)
 
     def open(self, stream: str, n: int, field: bytes, content: bytes) -> bytes:
-        """What was put into a field of event n, or of the end mark behind it. Raises Tampered, KeyMissing."""
+        """What was put into a field of event n, or of the end mark after it. Raises Tampered, KeyMissing."""
         if not content.startswith(SEALED):
             if self._opens_plain:
                 return content
@@ -103,7 +98,7 @@ class Cipher:
         name = content[_NAME]
         if name not in self._keys:
             raise KeyMissing(name.hex())
-        nonce = content[_SALT] + (2 * n + (field in _ENDS)).to_bytes(4)
+        nonce = content[_SALT] + (2 * n + (field == b"end")).to_bytes(4)
         try:
             return self._of_stream(name, stream).decrypt(nonce, content[_TEXT:], field)
         except (InvalidTag, ValueError):

@@ -12,8 +12,10 @@ Promises:
 This module knows nothing of streams and speaks no Redis beyond PING and SHUTDOWN. It blocks.
 """
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -37,6 +39,8 @@ _SETTINGS = {
     "save": "",
     "maxmemory-policy": "noeviction",
     "daemonize": "no",
+    # The relay's log quotes this one's, in which a crash report has the command that it died of.
+    "hide-user-data-from-log": "yes",
 }
 
 # A longer socket path does not bind (104 bytes on macOS, 108 on Linux, both with the final NUL).
@@ -46,15 +50,20 @@ _LONGEST_SOCKET_PATH = 100
 _MALLOC = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=2000"
 _POLL = 0.01
 _LOG_LINES = 12
+_LOG_LINE = re.compile(r"\d+:[A-Z] \d+ \w+ \d{4} [\d:.]+ ([.\-*#]) ?(.*)")
+# With less than this the server cannot even write down that the disk is full.
+_FULL = 64 * 1024
 
 # Runs in the child, between fork and exec, as a program of its own: code in a forked copy of a threaded
 # process (`preexec_fn`) can deadlock. It asks Linux for a SIGTERM when the parent dies, leaves if the parent
-# is dead already, and signs the server's lock, which the server inherits and so holds for its whole life.
+# is dead already, and signs the server's lock, which the server inherits and so holds for its whole life. The
+# signals that the relay holds (`relay.signals`) have to reach the server.
 _LAUNCHER = """
-import os, sys
+import os, signal, sys
 parent, lock, socket, binary, *arguments = sys.argv[1:]
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 if sys.platform == "linux":
-    import ctypes, signal
+    import ctypes
     PR_SET_PDEATHSIG = 1
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         sys.exit("prctl(PR_SET_PDEATHSIG) failed")
@@ -67,7 +76,15 @@ os.execv(binary, [binary, *arguments])
 
 
 class EmbeddedStoreError(RuntimeError):
-    """The embedded store cannot run; the message says why and what to do."""
+    """The embedded store cannot run; the message says why and what to do, the same for the same reason."""
+
+
+class StartGivenUp(Exception):
+    """Whoever wanted the store to start no longer does."""
+
+
+def _never() -> bool:
+    return False
 
 
 def server_binary() -> Path:
@@ -104,36 +121,50 @@ class EmbeddedStore:
         """The server's pid, None while it is not running."""
         return None if self._process is None or self._ended.is_set() else self._process.pid
 
-    def start(self, timeout: float = 30.0) -> None:
-        """Return once the server has loaded its append-only file and answers. No effect while it runs."""
+    @property
+    def exit_status(self) -> int | None:
+        """How the server ended by itself, a signal's number negative; None while it runs, or where it was stopped."""
+        return self._process.returncode if self._process is not None and self._ended.is_set() else None
+
+    def start(self, timeout: float = 30.0, given_up: Callable[[], bool] = _never) -> None:
+        """Return once the server has loaded its append-only file and answers. No effect while it runs.
+
+        `timeout` is for a server that does not answer; one that says that it is loading is waited for. `given_up` is
+        asked all the while. A directory that was this store's before stays so after a failure.
+
+        Raises EmbeddedStoreError, StartGivenUp.
+        """
         if self.pid is not None:
             return
-        deadline = time.monotonic() + timeout
+        if given_up():
+            raise StartGivenUp
+        undo = self.stop if self._owner_lock is None else self._end_server
         try:
             self._claim_directory()
-            self._launch(deadline)
-            self._await_ready(deadline)
+            self._launch(time.monotonic() + timeout, given_up)
+            self._await_ready(timeout, given_up)
         except OSError as error:
-            self.stop()
-            raise EmbeddedStoreError(
-                f"The embedded store cannot use {self.data_dir}: {error}. "
-                "Give it a directory that this user can write with --data-dir"
-            ) from error
+            undo()
+            advice = "Give it a directory that this user can write with --data-dir"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                advice = "Make room on its disk"
+            raise EmbeddedStoreError(f"The embedded store cannot use {self.data_dir}: {error}. {advice}") from error
         except BaseException:
-            self.stop()
+            undo()
             raise
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the server, its append-only file flushed, and give the directory back. Idempotent."""
-        if self._process is not None and not self._ended.is_set():
-            self._process.terminate()
-            if not self._ended.wait(timeout):
-                self._process.kill()
-                self._ended.wait()
-        self._process = None
+        self._end_server(timeout)
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
             self._socket_dir = None
+        if self._owner_lock is not None:
+            os.close(self._owner_lock)
+            self._owner_lock = None
+
+    def disown(self) -> None:
+        """In a forked process: the directory is its parent's alone, and free when that has ended."""
         if self._owner_lock is not None:
             os.close(self._owner_lock)
             self._owner_lock = None
@@ -146,6 +177,14 @@ class EmbeddedStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _end_server(self, timeout: float = 10.0) -> None:
+        if self._process is not None and not self._ended.is_set():
+            self._process.terminate()
+            if not self._ended.wait(timeout):
+                self._process.kill()
+                self._ended.wait()
+        self._process = None
 
     def _use_socket(self, path: Path) -> None:
         self._socket = path
@@ -179,11 +218,11 @@ class EmbeddedStore:
             raise
         self._owner_lock = lock
 
-    def _launch(self, deadline: float) -> None:
+    def _launch(self, deadline: float, given_up: Callable[[], bool]) -> None:
         binary = server_binary()
         settings = {**_SETTINGS, "dir": str(self.data_dir), "unixsocket": str(self._socket)}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        lock = self._await_previous_server(deadline)
+        lock = self._await_previous_server(deadline, given_up)
         try:
             # Appending to the log by the standard outputs catches what a server says before it has a log.
             log = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -207,7 +246,7 @@ class EmbeddedStore:
         finally:
             os.close(lock)
 
-    def _await_previous_server(self, deadline: float) -> int:
+    def _await_previous_server(self, deadline: float, given_up: Callable[[], bool]) -> int:
         """The server's lock, free: two servers on one append-only file would ruin it.
 
         A killed owner's server is still flushing its file, or, where no PDEATHSIG exists, still running.
@@ -224,29 +263,66 @@ class EmbeddedStore:
                         f"{self.data_dir} is held by an earlier relay's Valkey, pid {pid or 'unknown'}: "
                         "end that process, or give this relay another directory with --data-dir"
                     )
+                if given_up():
+                    raise StartGivenUp
                 time.sleep(_POLL)  # flock has no time limit of its own
         except BaseException:
             os.close(lock)
             raise
         return lock
 
-    def _await_ready(self, deadline: float) -> None:
+    def _await_ready(self, timeout: float, given_up: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + timeout
         while not self._ended.is_set():
             answer = _ask(str(self._socket), b"PING")
-            if answer.startswith(b"+PONG"):
+            # MISCONF: its disk is full. It takes no writes until there is room, and what it has can be read.
+            if answer.startswith((b"+PONG", b"-MISCONF")):
                 return
+            if answer.startswith(b"-LOADING"):
+                deadline = time.monotonic() + timeout
             if time.monotonic() >= deadline:
                 state = answer.decode(errors="replace").strip() or "no answer"
                 raise EmbeddedStoreError(f"The embedded Valkey was not ready in time ({state}). {self._log_end()}")
+            if given_up():
+                raise StartGivenUp
             self._ended.wait(_POLL)
-        raise EmbeddedStoreError(f"The embedded Valkey ended while starting. {self._log_end()}")
+        raise EmbeddedStoreError(f"The embedded Valkey ended while starting. {self._log_end()}{self._advice()}")
 
     def _log_end(self) -> str:
-        """The last lines that this server wrote, none of an earlier one."""
+        """What this server, none before it, complained of in its log."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join([f"Its log, {self._log}, ends:", *lines[-_LOG_LINES:]])
+        return "\n".join([f"Its log, {self._log}, ends:", *_complaints(lines)[-_LOG_LINES:]])
+
+    def _advice(self) -> str:
+        if shutil.disk_usage(self.data_dir).free < _FULL:
+            return "\nThe disk is full: make room on it"
+        if "Bad file format" in self._log_end():
+            return (
+                f"\nThe append-only file is damaged. Copy {self.data_dir / 'appendonlydir'}, then cut the file off "
+                'where the damage begins (deploy/README.md, "A damaged file"), or move it away and lose its streams'
+            )
+        return ""
+
+
+def _complaints(lines: list[str]) -> list[str]:
+    """The warnings among a server's lines, or all where there is none, without processes and times.
+
+    What it quotes is left out: of a damaged file that may be anything which the file holds. So are lines without a
+    process and time, but before the first that has them: they belong to such a quotation.
+    """
+    told: list[tuple[str, str]] = []
+    for line in lines:
+        found = _LOG_LINE.fullmatch(line)
+        if found is not None:
+            told.append((found[1], found[2].partition("'")[0]))
+        elif all(mark == "" for mark, _ in told):
+            told.append(("", line))
+    told = [(mark, text.strip()) for mark, text in told if text.strip()]
+    return [text for mark, text in told if mark in ("", "#") and not text.startswith("WARNING")] or [
+        text for _, text in told
+    ]
 
 
 def _spawn_from_own_thread(

@@ -73,8 +73,8 @@ class Account:
             _write(self._line)
 
 
-def sealed(meter: Meter, stream: str, outcome: Cause, events: int, seconds: float) -> None:
-    """The end of a stream that this replica wrote for a lost one."""
+def count_forced_end(meter: Meter, stream: str, outcome: Outcome, events: int, seconds: float) -> None:
+    """The end of a stream that this replica wrote for a lost producer."""
     meter.ended(outcome, seconds, stream)
     _write({**_line(meter, stream, outcome, events), "duration_seconds": round(seconds, 3)})
 

@@ -3,7 +3,8 @@
 A producer's feed begins at event 1 and is held whole until the stream ends (it is what repairs a store
 that lost entries). The feed of a stream produced elsewhere begins where its tail began and keeps a window.
 
-Promise: only events up to `top` are shown to readers, and `top` passes an event only when the log holds it.
+Promise: only events up to `top` are shown to readers. `top` passes an event only when the log holds it, or when a
+producer has waited for its log for `store.hold` and shows ahead of it.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from relay.protocol.lifecycle import Outcome
+from relay.protocol.closing import End
 
 
 class Feed:
-    """Events `base + 1 …`: `frames[i]` is event `base + 1 + i`. `outcome` is set once the end is known.
-    `detached` is set when this feed will not go on: readers take the rest from the log."""
+    """Events `base + 1 …`: `frames[i]` is event `base + 1 + i`. `end` is set once the end is known, `closed` when this
+    feed will not go on: readers take the rest from the log. `readers` are counted by who hands the feed out, before
+    anything is awaited."""
 
-    __slots__ = ("_watchers", "base", "detached", "frames", "outcome", "readers", "top")
+    __slots__ = ("_watchers", "base", "closed", "end", "frames", "readers", "top")
 
     def __init__(self, base: int = 0) -> None:
         self.base = base
         self.top = base
         self.frames: list[bytes] = []
-        self.outcome: Outcome | None = None
-        self.detached = False
+        self.end: End | None = None
+        self.closed = False
         self.readers = 0
         self._watchers: list[Callable[[], None]] = []
 
@@ -35,13 +37,18 @@ class Feed:
             self.top = top
             self.wake()
 
-    def finish(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+    def finish(self, end: End) -> None:
+        self.end = end
         self.wake()
 
-    def detach(self) -> None:
-        self.detached = True
+    def close(self) -> None:
+        self.closed = True
         self.wake()
+
+    @property
+    def live(self) -> bool:
+        """May more come?"""
+        return self.end is None and not self.closed
 
     def wake(self) -> None:
         for watcher in self._watchers:
@@ -58,16 +65,16 @@ class Feed:
         """Returns when nothing more comes."""
         over = asyncio.Event()
 
-        def look() -> None:
-            if self.outcome is not None or self.detached:
+        def check() -> None:
+            if not self.live:
                 over.set()
 
-        look()
-        self.watch(look)
+        check()
+        self.watch(check)
         try:
             await over.wait()
         finally:
-            self.unwatch(look)
+            self.unwatch(check)
 
     def forget(self, upto: int) -> None:
         """Drop the events up to `upto` from memory."""

@@ -21,9 +21,10 @@ from relay.upstream import Body
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
 # and so that the connection can be used again.
 LINGER_SECONDS = 2.0
+_READ_FIRST = 0.1
 
 
-class Maker(Protocol):
+class EventSink(Protocol):
     """Makes frames of events. What it raises ends the stream."""
 
     def append(self, block: bytes) -> None:
@@ -42,12 +43,12 @@ class Intake:
     upstream is made to wait."""
 
     def __init__(
-        self, body: Body, watch: Watch, settings: StreamSettings, maker: Maker, on_named: Callable[[str], None]
+        self, body: Body, watch: Watch, settings: StreamSettings, sink: EventSink, on_named: Callable[[str], None]
     ) -> None:
         self.terminal: Outcome | None = None
         self._body = body
         self._watch = watch
-        self._maker = maker
+        self._sink = sink
         self._on_named = on_named
         self._idle_timeout = settings.upstream_idle_timeout
         self._parser = sse.Parser(settings.max_event_bytes)
@@ -66,9 +67,14 @@ class Intake:
         self._body.push_to(self)
 
     def close(self) -> None:
+        """Let go of all that knows it."""
         for timer in (self._silence, self._lingering):
             if timer is not None:
                 timer.cancel()
+        self._silence = self._lingering = None
+        # An exception knows the frames that it came through, and they know this.
+        self.over = self._loop.create_future()
+        self.over.cancel()
 
     def hold(self, wait: bool) -> None:
         """Let the upstream wait, or go on."""
@@ -87,23 +93,32 @@ class Intake:
         now = self._loop.time()
         due = (now if self.held else self._heard) + self._idle_timeout
         if now >= due:
-            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
+            # A process that was stopped wakes up to its timers: what has arrived meanwhile is read first.
+            self._silence = self._loop.call_later(_READ_FIRST, self._give_up, self._heard)
         else:
             self._silence = self._loop.call_at(due, self._listen)
+
+    def _give_up(self, heard: float) -> None:
+        if self.over.done():
+            return
+        if self.held or self._heard != heard:
+            self._listen()
+        else:
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
 
     def arrived(self, data: bytes) -> None:
         if self.over.done():
             return
         self._heard = self._loop.time()
-        maker = self._maker
+        sink = self._sink
         try:
             if self._alike.matches(data) and self._parser.idle and self.terminal is None:
-                maker.append(data)
-                maker.token()
+                sink.append(data)
+                sink.token()
             elif (outcome := self._take(data)) is not None:
                 self.over.set_result(outcome)
                 return
-            maker.publish()
+            sink.publish()
         except Exception as error:
             self._fail(error)
 
@@ -131,10 +146,10 @@ class Intake:
                 return self.terminal
             bits = self._watch.see(event)
             if not bits & HIDDEN:
-                self._maker.append(sse.encode(event, None))
+                self._sink.append(sse.encode(event, None))
                 shown += 1
             if bits & TOKEN:
-                self._maker.token()
+                self._sink.token()
             if not self._named and self._watch.response_id is not None:
                 self._named = True
                 self._on_named(self._watch.response_id)

@@ -1,157 +1,167 @@
 """Leases: who lives, and the end of streams whose producer does not.
 
-A replica renews the leases of all its streams together, gives a sign of life of its own, and sweeps: the
-streams of a replica that has given none for a lease are ended by whoever looks first, exactly once. Readers
-that meet such a stream end it sooner, through `seal_lost`.
+A replica renews the leases of all its streams, those of each server by themselves: no shard waits for another. It gives
+a sign of life of its own, and sweeps: the streams of a replica that has given none for a lease are ended by whoever
+looks first, exactly once. Readers that meet such a stream end it sooner, through `force_end`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
+from functools import partial
+from typing import Protocol
 
 from relay.metrics import Metrics
-from relay.protocol import sse
 from relay.protocol.apis import DIALECTS
-from relay.protocol.dialect import Dialect
+from relay.protocol.closing import outcome_without_producer
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import MESSAGES, Cause, StreamFailure
 from relay.store import scripts
-from relay.store.log import Log, Status
-from relay.streams.account import sealed
+from relay.store.log import Log, Renewed, Status
+from relay.store.topology import Node
+from relay.streams.account import count_forced_end
 from relay.streams.producer import Producer
 
 logger = logging.getLogger(__name__)
 
-_SEAL_TRIES = 5
+_FORCE_TRIES = 5
+_SWEPT_AT_ONCE = 100
+
+
+class Running(Protocol):
+    """What runs on this replica, as its leases know it."""
+
+    def producers_to_renew(self) -> Iterable[Producer]: ...
+
+    def on_renewed(self, producer: Producer, answer: Renewed) -> None: ...
+
+    def runs(self, stream: str) -> bool:
+        """Is it produced here, or about to be?"""
+
+    async def renew_names(self) -> None:
+        """Say again what else the store knows of this replica: the deployment's secret, keys in flight. May raise
+        StoreUnavailable."""
 
 
 class Leases:
-    """One per replica. `running` gives the producers whose leases are to be renewed."""
+    """One per replica."""
 
-    def __init__(
-        self,
-        log: Log,
-        replica: str,
-        running: Callable[[], Iterable[Producer]],
-        share_secret: Callable[[], Awaitable[None]],
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, log: Log, replica: str, running: Running, metrics: Metrics) -> None:
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
         self._running = running
-        self._share_secret = share_secret
         self._metrics = metrics
-        self._orphans: dict[str, Producer] = {}
+        self._renewing: dict[Node, asyncio.Task[None]] = {}
+        self._naming: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._returned = asyncio.Event()
+        log.commands.on_returned.append(lambda _: self._returned.set())
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._renew_forever()), asyncio.create_task(self._sweep_forever())]
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._renewing.values(), *([self._naming] if self._naming else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def orphan(self, producer: Producer) -> None:
-        """Its producer went on without the store: the stream's log is ended when the store is back."""
-        self._orphans[producer.stream] = producer
+    @staticmethod
+    async def _finish(work: Awaitable[None]) -> None:
+        try:
+            await work
+        except StoreUnavailable as error:
+            logger.debug("left to the next pass: %s", error)
 
-    async def bury(self, producer: Producer) -> None:
-        """The store has lost this stream: leave a tombstone, so that a resume is told so on every replica."""
-        route = producer.route
-        fields = {"api": producer.dialect.name, "owner": producer.owner, "upstream": route.upstream.name}
-        fields |= {"model": route.label, "top": str(producer.acked), "end": Cause.STORE_LOST}
-        await self._log.create(producer.stream, fields)
+    # -- renewals -----------------------------------------------------------------------------------------------
 
     async def _renew_forever(self) -> None:
+        """Every third of a lease, and as soon as a server is back: what it has lost is missed by somebody."""
         while True:
-            await asyncio.sleep(self._lease / 3)
-            renewing = [p for p in self._running() if p.renewable]
             try:
-                await self._share_secret()
-                if renewing:
-                    answers = await self._log.renew([(p.stream, p.fence) for p in renewing])
-                    for producer, (code, unseen) in zip(renewing, answers, strict=True):
-                        if code == scripts.OK:
-                            producer.renewed(unseen)
-                        else:
-                            producer.taken(code, 0, 0, False)
-                await self._end_orphans()
-            except StoreUnavailable:
-                continue
+                async with asyncio.timeout(self._lease / 3):
+                    await self._returned.wait()
+            except TimeoutError:
+                pass
+            self._returned.clear()
+            if self._naming is None or self._naming.done():
+                self._naming = asyncio.create_task(self._finish(self._running.renew_names()))
+            renewing = {producer.stream: producer for producer in self._running.producers_to_renew()}
+            for node, streams in self._log.by_node(list(renewing)).items():
+                if node not in self._renewing:
+                    batch = [renewing[stream] for stream in streams]
+                    task = self._renewing[node] = asyncio.create_task(self._finish(self.renew(batch)))
+                    task.add_done_callback(partial(self._renewed, node))
 
-    async def _end_orphans(self) -> None:
-        for stream, producer in list(self._orphans.items()):
-            status = await self._log.look(stream)
-            if status is None:
-                await self.bury(producer)
-            elif not status.outcome:
-                await self._seal(status, Cause.STORE_LOST, force=True)
-            del self._orphans[stream]
+    def _renewed(self, node: Node, _: object) -> None:
+        del self._renewing[node]
+
+    async def renew(self, producers: list[Producer]) -> None:
+        """Renew the leases of streams on one server, and hand on what it says of each. Raises StoreUnavailable."""
+        answers = await self._log.renew([(p.stream, p.writer.fence) for p in producers])
+        for producer, answer in zip(producers, answers, strict=True):
+            try:
+                self._running.on_renewed(producer, answer)
+            except Exception as error:
+                producer.on_fault(error)
+
+    # -- lost producers -----------------------------------------------------------------------------------------
 
     async def _sweep_forever(self) -> None:
         while True:
-            try:
-                await self._sweep()
-            except StoreUnavailable as error:
-                logger.debug("sweep: %s", error)
+            await self._finish(self._sweep())
             await asyncio.sleep(self._lease / 2)
 
     async def _sweep(self) -> None:
-        for replica in await self._log.sign(self._replica, self._lease):
-            streams = await self._log.streams_of(replica)
-            for stream in streams:
-                status = await self._log.look(stream)
-                if status is not None and not status.outcome:
-                    if status.lease_left >= 0:
-                        continue
-                    if not await self.seal_lost(status):
-                        return
-                await self._log.ran(replica, stream)
-            if not streams:
-                await self._log.forget(replica)
+        """What lost replicas have left, and what has ended here: a store may lose an end that it has acknowledged,
+        which nobody would miss any more. So a stream leaves a replica's list only when its end is a lease old."""
+        directory = self._log.directory
+        for replica in await directory.announce_replica(self._replica, self._lease):
+            if not await self._sweep_streams(replica):
+                await directory.remove_replica(replica)
+        await self._sweep_streams(self._replica)
 
-    async def seal_lost(self, status: Status) -> bool:
-        """End a stream whose lease lapsed, in its own dialect. False where it is too early to say.
+    async def _sweep_streams(self, replica: str) -> int:
+        """How many streams the replica's list had."""
+        directory = self._log.directory
+        listed = await directory.streams_of(replica)
+        streams = [stream for stream in listed if not self._running.runs(stream)]
+        for first in range(0, len(streams), _SWEPT_AT_ONCE):
+            some = streams[first : first + _SWEPT_AT_ONCE]
+            over = await asyncio.gather(*(self._is_over(stream) for stream in some), return_exceptions=True)
+            if done := [stream for stream, is_over in zip(some, over, strict=True) if is_over is True]:
+                await directory.remove_streams(replica, done)
+        return len(listed)
+
+    async def _is_over(self, stream: str) -> bool:
+        """Has it ended, and for long enough? One whose producer is lost is ended now."""
+        status = await self._log.get_status(stream)
+        if status is None:
+            return True
+        if not status.outcome and status.lease_left < 0:
+            await self.force_end(status)
+        return bool(status.outcome) and status.lease_left < -self._lease
+
+    async def force_end(self, status: Status) -> bool:
+        """End a stream whose lease has lapsed. False where it is too early to say.
 
         Not within a lease of the store's own return: a store that was away has kept its producers from
         renewing, and they come back with it.
         """
-        if self._log.up_for(status.stream) < self._lease:
+        if self._log.healthy_for(status.stream) < self._lease:
             return False
-        await self._seal(status, Cause.PRODUCER_LOST, force=False)
-        return True
-
-    async def _seal(self, status: Status, cause: Cause, *, force: bool) -> None:
-        dialect = DIALECTS[status.api]
         top = status.top
-        for _ in range(_SEAL_TRIES):
-            events = dialect.error_events(
-                cause,
-                MESSAGES[cause],
-                _last_sequence(dialect, await self._log.last_frame(status.stream)),
-                f"req_{secrets.token_hex(12)}",
-            )
-            frames = [sse.encode(event, f"{status.stream}.{top + i}".encode()) for i, event in enumerate(events, 1)]
-            code, top = await self._log.seal(status.stream, top, cause, frames, force=force)
+        for _ in range(_FORCE_TRIES):
+            last = await self._log.last_frame(status.stream)
+            outcome = outcome_without_producer(DIALECTS[status.api], last)
+            code, top = await self._log.force_end(status.stream, top, outcome.value)
             if code != scripts.MISMATCH:
-                if code == scripts.OK and cause is Cause.PRODUCER_LOST:  # an orphan's end its producer has counted
+                if code == scripts.OK:
                     meter = self._metrics.meter(status.api, status.upstream, status.model)
-                    ended = await self._log.look(status.stream)
+                    ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
-                    sealed(meter, status.stream, cause, top, seconds)
-                return
-
-
-def _last_sequence(dialect: Dialect, frame: bytes) -> int | None:
-    watch = dialect.watch()
-    try:
-        for event in sse.Parser(max(len(frame), 1)).feed(frame):
-            watch.see(event)
-    except StreamFailure:
-        return None
-    return watch.last_sequence
+                    count_forced_end(meter, status.stream, outcome, top, seconds)
+                return code != scripts.ALIVE
+        return False

@@ -1,51 +1,47 @@
 """The producer: one task per generation, on the replica that got the POST.
 
-It reads the upstream, gives every event its id, hands the frames to the group commit and ends the stream,
-whatever happens, with exactly one end. It belongs to the relay and not to a connection: readers come and go.
+It makes the call, has the upstream's events read, and ends the stream, whatever happens, with exactly one end. It
+belongs to the relay and not to a connection: readers come and go. What the log holds of it is its writer's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import httpx
 
-from relay.config import StreamSettings
-from relay.protocol import sse
+from relay.protocol import closing
+from relay.protocol.closing import End
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
 from relay.protocol.headers import Headers, of_stream
-from relay.protocol.ids import new_stream_id
+from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
-from relay.protocol.sse import Event
-from relay.store import scripts
-from relay.store.log import Log
+from relay.store.log import Renewed
 from relay.streams.account import Account
-from relay.streams.commit import Committer, LogWriter
 from relay.streams.feed import Feed
 from relay.streams.intake import LINGER_SECONDS, Intake
+from relay.streams.services import Services
+from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
 from relay.upstream import NO_EVENT_STREAM, Route, body_of, is_event_stream, refusal_text
 
 logger = logging.getLogger(__name__)
 
-_RETRY_MILLIS = (500, 2500)
-# How much an unlogged stream may run ahead of its reader.
-_UNLOGGED_AHEAD = 1 << 20
-# How much a logged stream may run ahead of its log: seconds of what a model says. With more, upstreams that send as
-# fast as they can would be read whole before any of it is shown.
-_HELD_BACK = 256 << 10
+_REMAKE_PAUSE = 0.25
+
+Call = Callable[[], Awaitable[httpx.Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The upstream streams: `headers` are those of its answer that a stream keeps."""
+    """The stream is there: `headers` are those of the upstream's answer that a stream keeps, None where its bound fired
+    before the upstream had answered."""
 
-    headers: Headers
+    headers: Headers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,72 +55,66 @@ Answer = Opened | Refused | ApiError
 
 
 class Producer:
-    """One generation. `answer` is set once the upstream has answered or failed; `feed` is what readers read."""
+    """One generation. `answer` is set once the upstream has answered or failed; `made` says whether a stream came to
+    be; `feed` is what readers read."""
 
     def __init__(
         self,
         stream: str,
-        *,
         dialect: Dialect,
         route: Route,
         owner: str,
         account: Account,
-        logged: bool,
+        call: Call,
+        services: Services,
+        *,
         hide_usage: bool,
-        settings: StreamSettings,
-        log: Log,
-        replica: str,
-        committer: Committer,
-        call: Callable[[], Awaitable[httpx.Response]],
-        on_made: Callable[[Producer], None],
-        on_named: Callable[[Producer, str], asyncio.Task[None] | None],
-        on_orphaned: Callable[[Producer], None],
-        on_gone: Callable[[Producer], None],
-        on_end: Callable[[Producer], None],
     ) -> None:
-        self.stream = stream
+        self.first_stream = stream
+        """The id under which it began; a store that was away makes it another."""
         self.dialect = dialect
         self.route = route
         self.owner = owner
         self.account = account
-        self.logged = logged
-        self.live_only = not logged  # its one reader is all it has; what that has taken is forgotten
-        self.feed = Feed()
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
-        self._loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Answer] = self._loop.create_future()
-        self.made: asyncio.Future[bool] = self._loop.create_future()  # did a stream come to be?
-        self.left = 0  # how often the last local reader has left
-        self._seen_at = float("-inf")  # when a reader on another replica was last known to be there
+        self.writer = LogWriter(
+            stream,
+            services.log,
+            self,
+            submit=services.committer.submit,
+            meter=account.meter,
+            ahead=services.ahead,
+            max_bytes=services.settings.max_stream_bytes,
+            logged=is_logged(stream),
+        )
+        self.feed: Feed = self.writer.feed
+        loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer] = loop.create_future()
+        self.made: asyncio.Future[bool] = loop.create_future()
         self.outcome: Outcome | None = None
-        self._last_token: float | None = None
+        self.response_id: str | None = None
         self._ended_at = 0.0
-        self._first_token_n = 0  # the event that carries the first token, until the log holds it
-        self._fenced_off = False
-        self._log_lost = False
-        self._settings = settings
-        self._log = log
-        self._replica = replica
-        self._committer = committer
-        self._call = call
-        self._on_made = on_made
-        self._on_named = on_named
-        self._on_orphaned = on_orphaned
-        self._on_gone = on_gone
-        self._on_end = on_end
-        self._writer = LogWriter(stream, "1", self.feed, self, log)
-        self._id = stream.encode() + b"."
-        self._bytes = 0
-        self._unacked = 0
+        self._settings = services.settings
+        self._services = services
+        self._call: Call | None = call
         self._creating: asyncio.Future[None] | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._intake: Intake | None = None
-        self._naming = False
-        self._sealed = asyncio.Event()
+        self._hold: asyncio.TimerHandle | None = None
+        self._persisted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._remaking: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> str:
+        return self.writer.stream
+
+    @property
+    def logged(self) -> bool:
+        return self.writer.state != UNLOGGED
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -135,27 +125,22 @@ class Producer:
             self._stop = outcome
             self._task.cancel()
 
-    async def sealed(self) -> None:
-        """Returns when the end is in the log, or there is none to be put there."""
-        await self._sealed.wait()
-
-    def note(self) -> str:
-        usage = self.watch.usage
-        return "" if usage is None else f"{usage.input or 0}/{usage.output or 0}"
-
-    @property
-    def acked(self) -> int:
-        """The last event that the log is known to hold."""
-        return self._writer.acked
-
-    @property
-    def fence(self) -> str:
-        return self._writer.fence
-
     @property
     def renewable(self) -> bool:
         """Does the log still know this producer as its own?"""
-        return self.logged and not self._sealed.is_set()
+        return self.logged and self.writer.state not in (ENDED, FENCED)
+
+    def on_renewed(self, renewed: Renewed) -> None:
+        self.writer.on_renewed(renewed.code, renewed.top)
+
+    @property
+    def is_persisted(self) -> bool:
+        """Has the log taken this producer's end?"""
+        return self.writer.state == ENDED
+
+    async def persisted(self) -> None:
+        """Returns when the end is in the log, or there is none to be put there."""
+        await self._persisted.wait()
 
     async def done(self) -> None:
         """Returns when the end is in the log (or the stream has none)."""
@@ -171,32 +156,47 @@ class Producer:
 
     async def _run(self) -> None:
         try:
-            outcome = await self._generate()
-            if outcome is not None:
-                await self._end(outcome)
-                self._settle(outcome)
-                if self._intake is not None and outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
+            end = await self._generate()
+            if end is not None:
+                await self._end(end)
+                if self._intake is not None and self.outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
                     # A body that was read to its end leaves a connection that can serve the next call.
                     await asyncio.wait([self._intake.ended_upstream], timeout=LINGER_SECONDS)
         finally:
-            self._sealed.set()
-            if self._intake is not None:
-                self._intake.close()
-                self._intake = None  # they know each other, and a stream's memory must not wait for the collector
-            if not self.answer.done():
-                self.answer.cancel()
-            if not self.made.done():
-                self.made.set_result(False)
+            self._close()
             if self._response is not None:
                 await body_of(self._response).aclose()
-            self._on_end(self)
+                self._response = None
+            self._services.host.on_ended(self)
 
-    async def _generate(self) -> Outcome | None:
+    def _close(self) -> None:
+        """Let go of all that knows this producer: a stream's memory must not wait for the collector."""
+        self.writer.close()
+        self._persisted.set()
+        if self.feed.live:
+            self.feed.close()
+        if self._hold is not None:
+            self._hold.cancel()
+        if self._remaking is not None:
+            self._remaking.cancel()
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None
+        self._call = self._creating = self._task = self._remaking = None
+        if not self.answer.done():
+            self.answer.cancel()
+        if not self.made.done():
+            self.made.set_result(False)
+
+    async def _generate(self) -> End | None:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
         try:
             async with asyncio.timeout(self._settings.max_duration):
                 response = await self._open()
-                return None if response is None else await self._relay(response)
+                if response is None:
+                    return None
+                self.outcome = await self._relay(response)
+                return End(self.outcome.value)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
             message = failure.message
@@ -212,38 +212,55 @@ class Producer:
             message = MESSAGES[outcome]
         if self._response is not None:  # first of all: what nobody will read is not to be generated
             await body_of(self._response).aclose()
-        try:
-            if self._creating is None:
-                if not self.answer.done() and outcome is Cause.MAX_DURATION:
-                    self.answer.set_result(UpstreamSilent(message))
-                elif not self.answer.done() and outcome is Cause.SHUTDOWN:
-                    self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
-                return None
-            await self._creating
-        except StoreUnavailable:
+        if not await self._came_to_be(outcome, message):
             return None
+        self.outcome = outcome
         if self._intake is not None and self._intake.terminal is not None:
-            return self._intake.terminal  # the upstream had ended its stream: there is no second end
+            self.outcome = self._intake.terminal  # the upstream had ended its stream: there is no second end
+            return End(self.outcome.value)
+        request = self.account.request.id
         if outcome is Ending.STOPPED:
-            self._add_last(self.watch.stop_events(self.account.request.id))
+            events = self.watch.stop_events(request)
         else:
-            self._add_last(
-                self.dialect.error_events(outcome, message, self.watch.last_sequence, self.account.request.id)
-            )
-        return outcome
+            events = self.dialect.error_events(outcome.value, message, self.watch.last_sequence, request)
+        stream = self.stream if self.logged else ""
+        return End(outcome.value, closing.frames(events, stream, self.writer.last))
+
+    async def _came_to_be(self, outcome: Outcome, message: str) -> bool:
+        """Is there a stream, to end in-band? An answer is owed either way, and for a stream that was being made while
+        its bound fired it is that stream."""
+        if self._creating is None:
+            if not self.answer.done() and outcome is Cause.MAX_DURATION:
+                self.answer.set_result(UpstreamSilent(message))
+            elif not self.answer.done() and outcome is Cause.SHUTDOWN:
+                self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
+            return False
+        try:
+            await self._creating
+        except StoreUnavailable as error:
+            if not self.answer.done():
+                self.answer.set_result(error)
+            return False
+        if not self.answer.done():
+            self.answer.set_result(Opened(None))
+        return True
 
     # -- the upstream's answer ----------------------------------------------------------------------------
 
     async def _open(self) -> httpx.Response | None:
         """The upstream's stream, or None where it refused in time for the client to get the refusal itself."""
+        call, self._call = self._call, None
+        assert call is not None
         try:
-            response = await self._call()
+            response = await call()
         except ApiError as error:
             if self._creating is None:
                 self.answer.set_result(error)
                 return None
             cause = Cause.UPSTREAM_TIMEOUT if error.status == 504 else Cause.UPSTREAM_DISCONNECTED
             raise StreamFailure(cause, error.message) from None
+        finally:
+            del call  # it holds the request, which the upstream has now
         if response.status_code == 200 and is_event_stream(response):
             self._response = response
             try:
@@ -263,224 +280,133 @@ class Producer:
         raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
 
     async def _create(self) -> None:
-        if not self.logged:
-            self.made.set_result(True)
-            self._on_made(self)
-            return
+        if self.logged:
+            try:
+                await self._put_into_store()
+            except StoreUnavailable:
+                if self._services.log.store.outage == "refuse":
+                    self._creating = None
+                    raise
+                # Its first reader has not seen an id yet: the stream is one without a log, and says so.
+                self.writer.go_unlogged(new_stream_id(logged=False), self._services.log)
+                self.account.meter.degraded()
+        self.made.set_result(True)
+        self._services.host.on_created(self)
+
+    async def _put_into_store(self) -> None:
+        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
+        log, replica = self._services.log, self._services.replica
         fields = {
             "api": self.dialect.name,
             "owner": self.owner,
             "upstream": self.route.upstream.name,
             "model": self.route.label,
-            "replica": self._replica,
+            "replica": replica,
         }
-        try:
-            # One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for.
-            await asyncio.gather(self._log.runs(self._replica, self.stream), self._log.create(self.stream, fields))
-        except StoreUnavailable:
-            if self._log.outage == "refuse":
-                self._creating = None
-                raise
-            # No id that the log does not hold is ever sent: the stream goes on under an id that says so.
-            self.logged = False
-            self.live_only = True
-            self.stream = new_stream_id(logged=False)
-            self.account.meter.degraded()
-        self.made.set_result(True)
-        self._on_made(self)
+        await asyncio.gather(
+            log.directory.add_stream(replica, self.stream), log.create(self.stream, fields, self.writer.fence)
+        )
 
     # -- events -------------------------------------------------------------------------------------------
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._intake = Intake(body_of(response), self.watch, self._settings, self, self._name)
+        self._intake = Intake(body_of(response), self.watch, self._settings, self.writer, self._name)
         self._intake.start()
         return await self._intake.over
 
     def _name(self, response_id: str) -> None:
-        """Who has seen the event with this id may ask any replica for it: first the store is told."""
-        naming = self._on_named(self, response_id)
+        """Who has seen the event with this id may ask any replica for it: first the store is told, if it answers within
+        `store.hold`."""
+        self.response_id = response_id
+        naming = self._services.host.on_response_id(self)
         if naming is not None:
-            self._naming = True
-            naming.add_done_callback(self._name_known)
+            self.writer.held = True
+            self._await_store()
+            naming.add_done_callback(lambda _: self.writer.release())
 
-    def _name_known(self, _: object) -> None:
-        self._naming = False
-        self.publish()
+    def _await_store(self) -> None:
+        """While nothing is appended, no reply can be late: this clock says when readers have waited for long enough."""
+        if self._hold is not None:
+            self._hold.cancel()
+        loop = asyncio.get_running_loop()
+        self._hold = loop.call_later(self._services.log.store.hold, self._waited_for_store, self.writer.acked)
 
-    def token(self) -> None:
-        """The last event has a token."""
-        now = time.monotonic()
-        if self._last_token is None:
-            self._first_token_n = self.feed.base + len(self.feed.frames)
-        else:
-            self.account.meter.gap(now - self._last_token)
-        self._last_token = now
+    def _waited_for_store(self, acked: int) -> None:
+        self._hold = None
+        if self.writer.held or (self.writer.queued and self.writer.acked == acked):
+            self.writer.on_store_away()
+        if self.writer.held:
+            self._await_store()
 
-    def append(self, block: bytes) -> None:
-        """The next event: its lines and its blank line. Raises StreamFailure."""
-        feed = self.feed
-        frames = feed.frames
-        if not self.logged:
-            frame = block
-        elif frames:
-            frame = b"id: %b%d\n%b" % (self._id, feed.base + len(frames) + 1, block)
-        else:
-            # Clients of a replica that dies come back spread out. Never in a block of its own: a lone retry
-            # kills some clients.
-            frame = b"id: %b%d\nretry: %d\n%b" % (self._id, feed.base + 1, random.randint(*_RETRY_MILLIS), block)
-        size = len(frame)
-        self._bytes += size
-        self._unacked += size
-        if self._bytes > self._settings.max_stream_bytes and not self.live_only:
-            raise StreamFailure(Cause.STREAM_TOO_LARGE)
-        frames.append(frame)
+    # -- what the writer says -----------------------------------------------------------------------------
 
-    def publish(self) -> None:
-        """Hand what was added to the commit; without a log it is shown at once."""
-        feed = self.feed
-        if self.logged:
-            if not self._naming and (len(feed.frames) + feed.base > self._writer.acked or self._writer.outcome):
-                self._committer.submit(self._writer)
-        else:
-            self._show(feed.base + len(feed.frames))
-        if self.live_only or self._unacked > _HELD_BACK:
-            self._hold_or_go_on()
+    def usage_summary(self) -> str:
+        usage = self.watch.usage
+        return "" if usage is None else f"{usage.input or 0}/{usage.output or 0}"
 
-    def _hold_or_go_on(self) -> None:
-        """What is held back for a slow store is bounded, and without a log nobody but the one reader wants the events:
-        the upstream waits."""
-        if self.live_only:
-            ahead = sum(map(len, self.feed.frames)) > _UNLOGGED_AHEAD
-        else:
-            ahead = self.logged and self._unacked > _HELD_BACK
+    def on_first_token(self) -> None:
+        self.account.first_token(self.stream)
+
+    def on_pressure(self, wait: bool) -> None:
         if self._intake is not None:
-            self._intake.hold(ahead)
+            self._intake.hold(wait)
 
-    def consumed(self, upto: int) -> None:
-        """A reader has taken events; what the one reader of a stream without a log has taken is forgotten."""
-        if self.live_only:
-            self.feed.forget(upto)
-            if self._intake is not None and self._intake.held:
-                self._hold_or_go_on()
+    def on_end_shown(self) -> None:
+        self._ended_at = time.monotonic()
 
-    def renewed(self, unseen: float) -> None:
-        """The lease runs on; `unseen` is how many seconds ago a reader elsewhere was seen."""
-        self._seen_at = time.monotonic() - unseen
+    def on_end_persisted(self) -> None:
+        self._persisted.set()
 
-    def unseen(self) -> float:
-        return time.monotonic() - self._seen_at
-
-    def _show(self, upto: int) -> None:
-        feed = self.feed
-        if upto > feed.top:
-            self.account.meter.events += upto - feed.top
-            if self._first_token_n and upto >= self._first_token_n:
-                self._first_token_n = 0
-                self.account.first_token(self.stream)
-            feed.advance(upto)
-
-    # -- the end ------------------------------------------------------------------------------------------
-
-    def _add_last(self, events: list[Event]) -> None:
-        """The relay's own last words do not count against the bounds."""
-        self._bytes = 0
-        for event in events:
-            self.append(sse.encode(event, None))
-
-    async def _end(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        if not self.logged:
-            self.publish()
-            self._finish(outcome)
-            return
-        self._writer.outcome = outcome
-        self.publish()
-        await self._sealed.wait()
-
-    def _settle(self, outcome: Outcome) -> None:
-        """Count the end, once for each stream: who fenced this producer off has counted it; a log that was lost
-        ends as lost, whatever its readers got without it."""
-        if not self._fenced_off:
-            self.account.ended(
-                self.stream,
-                Cause.STORE_LOST if self._log_lost else outcome,
-                self.feed.top,
-                self.watch.usage,
-                self._ended_at or time.monotonic(),
-            )
-
-    def _finish(self, outcome: Outcome) -> None:
-        self._ended_at = time.monotonic()  # before any reader can know
-        self.feed.finish(outcome)
-
-    def taken(self, code: int, top: int, sent: int, ended: bool) -> bool:
-        if not self.logged:
-            return False  # the answer to a renewal that was on its way: the stream has gone on without its log
-        feed = self.feed
-        writer = self._writer
-        if code == scripts.OK:
-            first = writer.acked - feed.base
-            if sent - writer.acked == 1:
-                self._unacked -= len(feed.frames[first])
-            else:
-                self._unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
-            writer.acked = sent
-            if self._intake is not None and self._intake.held:
-                self._hold_or_go_on()
-            self._show(sent)
-            if ended and self.outcome is not None:
-                self._finish(self.outcome)
-                self._sealed.set()
-                return False
-        elif code == scripts.MISMATCH:
-            # Higher: the reply to an earlier append was lost. Lower: the store lost entries; they go in again.
-            writer.acked = min(top, feed.base + len(feed.frames))
-            self._unacked = sum(map(len, feed.frames[writer.acked - feed.base :]))
-            if self._intake is not None and self._intake.held:
-                self._hold_or_go_on()
-            self._show(writer.acked)
-        elif code == scripts.FENCED:
-            self._fenced()
-            return False
-        else:
-            self._log_gone()
-            return False
-        return feed.base + len(feed.frames) > writer.acked or bool(writer.outcome)
-
-    def _fenced(self) -> None:
-        """Someone has sealed this stream: nothing more is emitted; local readers take the end from the log."""
+    def on_fenced(self) -> None:
+        """Another replica has ended this stream: nothing more is emitted; local readers take the end from the log."""
         logger.warning("stream %s: fenced off", self.stream)
-        self._fenced_off = True
-        self.feed.detach()
-        self._sealed.set()
+        self._persisted.set()
         if self.outcome is None:
             self.stop(Cause.PRODUCER_LOST)
 
-    def _log_gone(self) -> None:
-        """The store came back empty: connected readers get the rest without ids, a resume answers 410."""
-        if self.logged:
-            logger.warning("stream %s: its log is gone; going on without", self.stream)
-            self._on_gone(self)
-            self._go_on_without_log()
+    def on_log_gone(self) -> None:
+        logger.warning("stream %s: the store has come back without it; making it again", self.stream)
+        self._await_store()
+        self._remaking = asyncio.create_task(self._remake())
 
-    def store_lost(self) -> None:
-        """The store has been away for too long. What of the log survives is ended when it is back."""
-        if self.logged:
-            logger.warning("stream %s: the store is away; going on without", self.stream)
-            self._on_orphaned(self)
-            self._go_on_without_log()
+    async def _remake(self) -> None:
+        while True:
+            try:
+                await self._put_into_store()
+            except StoreUnavailable:
+                await asyncio.sleep(_REMAKE_PAUSE)
+                continue
+            if self._hold is not None:
+                self._hold.cancel()  # it answers
+            self.writer.made_again()
+            return
 
-    def _go_on_without_log(self) -> None:
-        """From here on events have no ids: an id that the log does not hold is never sent."""
-        feed = self.feed
-        self.logged = False
-        self._log_lost = True
-        self.account.meter.degraded()
-        for i in range(self._writer.acked - feed.base, len(feed.frames)):
-            _, _, feed.frames[i] = feed.frames[i].partition(b"\n")
-        self.publish()
-        self._hold_or_go_on()
-        if self.outcome is not None:
-            self._finish(self.outcome)
-        self._sealed.set()
+    def on_fault(self, error: Exception) -> None:
+        """One stream's fault is not another's: this one ends, and where it cannot even do that, others end it."""
+        logger.error("stream %s: a fault of the relay's own", self.stream, exc_info=error)
+        if self.outcome is None:
+            self.stop(Cause.PRODUCER_LOST)
+        else:
+            self.writer.close()
+            self._persisted.set()
+            self.feed.close()
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    async def _end(self, end: End) -> None:
+        """Show the end and have it written, for as long as anybody could come back for it. Count it once for each
+        stream: who fenced this producer off has counted it."""
+        self.writer.finish(end)
+        if self.logged:
+            try:
+                async with asyncio.timeout(self._settings.retention):
+                    await self._persisted.wait()
+            except TimeoutError:
+                logger.warning("stream %s: its end could not be written within streams.retention", self.stream)
+                self.outcome = Cause.STORE_LOST
+            except asyncio.CancelledError:
+                return  # the process ends: another replica ends the stream when its lease has lapsed
+        if self.writer.state != FENCED and self.outcome is not None:
+            at = self._ended_at or time.monotonic()
+            self.account.ended(self.stream, self.outcome, self.writer.last, self.watch.usage, at)

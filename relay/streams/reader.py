@@ -10,12 +10,18 @@ frames straight to `express`.
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 from collections.abc import Callable
 
 from relay.metrics import Meter
-from relay.protocol.lifecycle import Outcome, outcome
+from relay.protocol import closing
+from relay.protocol.closing import End
+from relay.protocol.dialect import Dialect
 from relay.store.log import Log, Page
 from relay.streams.feed import Feed
+
+logger = logging.getLogger(__name__)
 
 # The most that one write takes from memory, frames larger than that apart.
 _WRITE_BYTES = 256 * 1024
@@ -26,72 +32,92 @@ class Lost(Exception):
 
 
 class Reader:
-    """`cursor` is the last event given out, `outcome` the stream's once `read` has answered None."""
+    """`cursor` is the last event given out. `on_close` is called once, with what was taken given back."""
 
     def __init__(
         self,
         stream: str,
         cursor: int,
+        dialect: Dialect,
         meter: Meter,
-        *,
         log: Log,
         feed: Feed | None,
-        page: Page | None = None,
-        on_taken: Callable[[int], None] | None = None,
+        *,
+        on_consumed: Callable[[int], None] | None = None,
         on_close: Callable[[Reader], None],
     ) -> None:
         self.stream = stream
         self.cursor = cursor
+        self.dialect = dialect
         self.meter = meter
-        self.outcome: Outcome | None = None
+        self.end: End | None = None
         self._log = log
         self._feed = feed
-        self._page = page
-        self._on_taken = on_taken
+        self._on_consumed = on_consumed
         self._on_close = on_close
+        self._page: Page | None = None
+        self._told = False
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         self._nudged = False
         self.express: Callable[[bytes], bool] | None = None
         """Writes frames while `read` waits; answers False where the client lags, and then `read` answers b""."""
         if feed is not None:
-            feed.readers += 1
             feed.watch(self._wake)
+
+    async def begin(self) -> Page | None:
+        """Read the first page, where that comes from the log. Raises StoreUnavailable."""
+        if self._feed is None or self.cursor < self._feed.base:
+            self._page = await self._log.read(self.stream, self.cursor)
+        return self._page
 
     async def read(self) -> bytes | None:
         """The frames that are ready, b"" after a nudge or where `express` lags, None at the end of the stream. Raises
-        Lost."""
+        Lost, StoreUnavailable."""
         while True:
             if self._closed:
                 raise Lost
+            if self.end is not None:
+                return await self._tell(self.end)
             feed = self._feed
-            if feed is not None and self.cursor >= feed.base:
-                if self.cursor < feed.top:
-                    return self._take(feed)
-                if feed.outcome is not None:
-                    if self.cursor > feed.top:
-                        raise Lost  # what was read elsewhere the log has lost since
-                    self.outcome = feed.outcome
-                    return None
-                if not feed.detached:
-                    await self._wait()
-                    if self._nudged:
-                        self._nudged = False
-                        return b""
-                    continue
-                self._leave()
-            page, self._page = self._page, None
-            if page is None:
-                page = await self._log.read(self.stream, self.cursor)
-            if page.frames:
-                self.cursor += len(page.frames)
-                if page.outcome:
-                    self._page = Page([], page.outcome, False, False)
-                return b"".join(page.frames)
-            if page.outcome:
-                self.outcome = outcome(page.outcome)
-                return None
+            if feed is None or self.cursor < feed.base:
+                frames = await self._from_log()
+                if frames:
+                    return frames
+            elif self.cursor < feed.top:
+                return self._take(feed)
+            elif feed.end is not None:
+                if self.cursor > feed.top:
+                    raise Lost  # what was read elsewhere the log has lost since
+                self.end = feed.end
+            elif feed.closed:
+                self._leave_feed()
+            else:
+                await self._wait()
+                if self._nudged:
+                    self._nudged = False
+                    return b""
+
+    async def _from_log(self) -> bytes:
+        page, self._page = self._page, None
+        if page is None:
+            page = await self._log.read(self.stream, self.cursor)
+        self.cursor += len(page.frames)
+        self.end = page.end
+        if not page.frames and page.end is None:
             raise Lost
+        return b"".join(page.frames)
+
+    async def _tell(self, end: End) -> bytes | None:
+        """The frames of an end that the relay tells, then None."""
+        if self._told or not end.told_by_relay:
+            return None
+        self._told = True
+        if end.closing:
+            return end.closing
+        last = await self._log.last_frame(self.stream)
+        request = f"req_{secrets.token_hex(12)}"
+        return closing.spell(self.dialect, end.outcome, self.stream, self.cursor, last, request)
 
     def _take(self, feed: Feed) -> bytes:
         first = self.cursor - feed.base
@@ -102,13 +128,13 @@ class Reader:
         else:
             size = 0
             stop = first
-            while stop < last and size < _WRITE_BYTES:
+            while stop < last and (stop == first or size + len(feed.frames[stop]) <= _WRITE_BYTES):
                 size += len(feed.frames[stop])
                 stop += 1
-            data = b"".join(feed.frames[first:stop])
+            data = feed.frames[first] if stop - first == 1 else b"".join(feed.frames[first:stop])
             self.cursor += stop - first
-        if self._on_taken is not None:
-            self._on_taken(self.cursor)
+        if self._on_consumed is not None:
+            self._on_consumed(self.cursor)
         return data
 
     async def _wait(self) -> None:
@@ -124,11 +150,16 @@ class Reader:
         if waiter is None or waiter.done() or feed is None:
             return  # busy with what came before; it will look for itself
         if express is not None:
-            while feed.base <= self.cursor < feed.top:
-                if not express(self._take(feed)):
-                    self.nudge()
-                    return
-            if feed.outcome is None and not feed.detached:
+            try:
+                while feed.base <= self.cursor < feed.top:
+                    if not express(self._take(feed)):
+                        self.nudge()
+                        return
+            except Exception:  # this connection's own: the stream and its other readers go on
+                logger.exception("stream %s: a fault of the relay's own; a reader is cut", self.stream)
+                self.hang_up()
+                return
+            if feed.live and self.cursor >= feed.base:
                 return
         waiter.set_result(None)
 
@@ -144,13 +175,13 @@ class Reader:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _leave(self) -> None:
+    def _leave_feed(self) -> None:
         if self._feed is not None:
-            self._feed.readers -= 1
             self._feed.unwatch(self._wake)
             self._feed = None
 
     def close(self) -> None:
         """Give up the reader's place; call it once."""
-        self._leave()
+        self._leave_feed()
+        self.express = None
         self._on_close(self)

@@ -1,27 +1,27 @@
 """The tail: live events of streams that other replicas produce.
 
-The append script rings a stream's shard channel; the log itself says what is new. So nothing is believed
-that was not read from the log, a lost ring costs at most one check interval, and the work per event does
-not grow with the number of streams: one connection per node carries the rings of all of them, and the
-reads of all that rang share one round trip.
+The append script says on the stream's shard channel that something is new; the log itself says what. So nothing is
+believed that was not read from the log, a lost message costs at most one check interval, and no stream's read waits for
+another's.
 
-The same checks tell a live producer that it has readers here, and seal a stream whose producer is lost.
+The same checks tell a live producer that it has readers here, and end a stream whose producer is lost.
+
+Promises: a reader is counted in the same turn in which it is given its feed, and a feed is dropped only with its last
+reader; a feed is known to the messages before it is first read, so that none is lost in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
-
-import redis.exceptions
-from redis.asyncio.connection import AbstractConnection
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from relay.protocol.errors import KeyMissing, StoreUnavailable
-from relay.protocol.lifecycle import outcome
 from relay.store.log import Log, Status
-from relay.store.topology import Node
+from relay.store.pubsub import ShardSubscriptions
 from relay.streams.feed import Feed
 
 logger = logging.getLogger(__name__)
@@ -29,136 +29,174 @@ logger = logging.getLogger(__name__)
 # What a tail keeps in memory of a stream; slower readers take the rest from the log.
 _WINDOW_EVENTS = 1024
 _WINDOW_BYTES = 1 << 20
-_REDIAL = 0.25
-_SILENCE = 5.0
+
+Background = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class TailFeed(Feed):
-    __slots__ = ("ringing", "stream")
+    """`opened` is done when its channel is subscribed and the log has been read once since; `producer` is the replica
+    that runs the stream."""
 
-    def __init__(self, stream: str, base: int) -> None:
-        super().__init__(base)
-        self.stream = stream
-        self.ringing = False
+    __slots__ = ("checking", "dirty", "fetching", "opened", "producer", "stream")
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.top)
+        self.stream = status.stream
+        self.producer = status.replica
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.dirty = True
+        self.fetching = False
+        self.checking = False
 
 
 class Tail:
-    """All tails of this replica. `seal` ends a stream whose lease lapsed, `stop` a stream that runs here."""
+    """All tails of this replica. `force_end` ends a stream whose lease lapsed, `on_message` takes what other replicas
+    tell this one, `background` runs what nobody waits for."""
 
     def __init__(
         self,
         log: Log,
-        check_every: float,
-        seal: Callable[[Status], Awaitable[bool]],
-        stop: Callable[[str], None],
+        replica: str,
+        force_end: Callable[[Status], Awaitable[bool]],
+        on_message: Callable[[str, str], None],
+        background: Background,
     ) -> None:
         self._log = log
-        self._check_every = check_every
-        self._seal = seal
-        self._stop = stop
-        self._stops_on = b""
+        self._replica = replica
+        self._check_every = log.settings.lease / 4
+        self._force_end = force_end
+        self._on_message = on_message
+        self._background = background
+        self._channel = log.names.replica(replica)
         self._feeds: dict[str, TailFeed] = {}
-        self._attaching: dict[str, asyncio.Future[TailFeed]] = {}
-        self._bells: dict[int, _Bell] = {}
-        self._rung: list[TailFeed] = []
-        self._fetcher: asyncio.Task[None] | None = None
+        self._arriving: Counter[str] = Counter()
+        self._to_leave: dict[str, str] = {}  # streams that the log may know of readers here, and their producers
+        self._subscriptions = ShardSubscriptions(log.topology, self._on_published)
         self._checker: asyncio.Task[None] | None = None
 
-    async def attach(self, stream: str) -> TailFeed:
-        """The feed of a stream produced elsewhere; all readers here share it. Raises StoreUnavailable."""
-        feed = self._feeds.get(stream)
-        if feed is not None:
-            return feed
-        attaching = self._attaching.get(stream)
-        if attaching is None:
-            attaching = asyncio.ensure_future(self._attach(stream))
-            self._attaching[stream] = attaching
-            attaching.add_done_callback(lambda _: self._attaching.pop(stream, None))
-        return await asyncio.shield(attaching)
+    def listen(self) -> None:
+        """From now on, hear what other replicas tell this one."""
+        self._subscriptions.want(self._channel)
 
-    def listen_for_stops(self, replica: str) -> None:
-        """From now on, stream ids that ring on this replica's own channel are stopped."""
-        self._stops_on = self._log.names.replica(replica)
-        self._bell(self._stops_on).want(self._stops_on)
+    @contextmanager
+    def arriving(self, stream: str) -> Iterator[None]:
+        """Frames all that a request does with a stream that may be produced elsewhere: while one arrives, nobody is
+        said to have left."""
+        self._arriving[stream] += 1
+        try:
+            yield
+        finally:
+            self._arriving[stream] -= 1
+            if not self._arriving[stream]:
+                del self._arriving[stream]
+                producer = self._to_leave.pop(stream, None)
+                if producer is not None and stream not in self._feeds:
+                    self._background(self._tell_of_leaving(stream, producer))
 
-    async def _attach(self, stream: str) -> TailFeed:
-        # First the bell, then the look: what is appended in between is in the look, all after it rings.
-        channel = self._log.names.log(stream)
-        await self._bell(channel).listen(channel)
-        status = await self._log.look(stream, attached=True)
-        feed = TailFeed(stream, status.top if status else 0)
-        if status is None:
-            feed.detach()
-        elif status.outcome:
-            feed.finish(outcome(status.outcome))
-        self._feeds[stream] = feed
-        if self._checker is None:
-            self._checker = asyncio.create_task(self._check_forever())
+    def was_announced(self, status: Status) -> None:
+        """The log knows of readers here, within `arriving`."""
+        self._to_leave[status.stream] = status.replica
+
+    def enter(self, status: Status) -> TailFeed:
+        """The feed of a live stream that is produced elsewhere, all readers here share it; one more is counted, whom
+        `leave` takes back. Wait for `opened` before reading."""
+        feed = self._feeds.get(status.stream)
+        if feed is None or not feed.live:  # an end that the store has lost again is none for a newcomer
+            feed = self._feeds[status.stream] = TailFeed(status)
+            self._background(self._open(feed))
+            if self._checker is None:
+                self._checker = asyncio.create_task(self._check_forever())
+        feed.readers += 1
         return feed
 
-    def release(self, feed: Feed) -> None:
-        """A reader has left; with the last one the tail ends."""
-        if isinstance(feed, TailFeed) and feed.readers <= 0 and self._feeds.get(feed.stream) is feed:
+    def leave(self, feed: TailFeed) -> None:
+        """A reader has left; with the last one the tail ends, and the stream's producer is told."""
+        feed.readers -= 1
+        if feed.readers == 0:
+            self._drop(feed)
+
+    def _drop(self, feed: TailFeed) -> None:
+        if self._feeds.get(feed.stream) is feed:
             del self._feeds[feed.stream]
-            channel = self._log.names.log(feed.stream)
-            self._bell(channel).ignore(channel)
+            self._subscriptions.unsubscribe(self._log.names.log(feed.stream))
+            if feed.stream in self._arriving:
+                self._to_leave[feed.stream] = feed.producer
+            elif feed.end is None:
+                self._background(self._tell_of_leaving(feed.stream, feed.producer))
 
-    def _bell(self, channel: bytes) -> _Bell:
-        node = self._log.topology.node_of(channel)
-        bell = self._bells.get(id(node))
-        if bell is None:
-            bell = self._bells[id(node)] = _Bell(node, self._ring)
-        return bell
+    async def _tell_of_leaving(self, stream: str, producer: str) -> None:
+        if stream in self._feeds:
+            return  # somebody has come back
+        if stream in self._arriving:
+            self._to_leave[stream] = producer
+            return
+        # In one connection's order: a reader who comes back from here on says so after this.
+        await self._log.leave(stream, self._replica)
+        await self._log.directory.tell(producer, "left", stream)
 
-    def _ring(self, channel: bytes | None, message: bytes) -> None:
-        """New events of one stream, or maybe of all (None: the bell itself was out of order)."""
-        if channel == self._stops_on:
-            self._stop(message.decode())
-            return
-        if channel is None:
-            for feed in self._feeds.values():
-                self._fetch_soon(feed)
-            return
-        feed_or_none = self._feeds.get(self._log.names.stream(channel))
-        if feed_or_none is not None:
-            self._fetch_soon(feed_or_none)
+    async def _open(self, feed: TailFeed) -> None:
+        # First the channel, then the log: what is appended in between is in the log, all after it is said.
+        feed.fetching = True
+        try:
+            await self._subscriptions.subscribe(self._log.names.log(feed.stream))
+            feed.dirty = False
+            await self._read(feed)
+        except StoreUnavailable as error:
+            if not feed.opened.done():
+                feed.opened.set_exception(error)
+                feed.opened.exception()  # whoever waits hears it; nobody need
+            feed.close()
+            self._drop(feed)
+        finally:
+            feed.fetching = False
+            if not feed.opened.done():
+                feed.opened.set_result(None)
+        if feed.dirty:
+            self._fetch_soon(feed)
+
+    # -- what is new ------------------------------------------------------------------------------------------
+
+    def _on_published(self, channel: bytes, message: bytes) -> None:
+        """New events of one stream, or maybe so: an empty message stands for those that may have been missed."""
+        if channel == self._channel:
+            verb, _, stream = message.decode("utf-8", "replace").partition(" ")
+            self._on_message(verb, stream)
+        elif (feed := self._feeds.get(self._log.names.stream(channel))) is not None:
+            self._fetch_soon(feed)
 
     def _fetch_soon(self, feed: TailFeed) -> None:
-        if not feed.ringing and feed.outcome is None and not feed.detached:
-            feed.ringing = True
-            self._rung.append(feed)
-            if self._fetcher is None:
-                self._fetcher = asyncio.create_task(self._fetch())
+        if feed.live:
+            feed.dirty = True
+            if not feed.fetching:
+                feed.fetching = True
+                self._background(self._fetch(feed))
 
-    async def _fetch(self) -> None:
+    async def _fetch(self, feed: TailFeed) -> None:
         try:
-            while self._rung:
-                rung, self._rung = self._rung, []
-                for feed in rung:
-                    feed.ringing = False
-                await asyncio.gather(*(self._fetch_one(feed) for feed in rung))
+            while feed.dirty and feed.live:
+                feed.dirty = False
+                await self._read(feed)
         finally:
-            self._fetcher = None
+            feed.fetching = False
 
-    async def _fetch_one(self, feed: TailFeed) -> None:
+    async def _read(self, feed: TailFeed) -> None:
+        """Take the next page. After StoreUnavailable the next check asks again."""
         try:
-            page = await self._log.read(feed.stream, feed.top)
+            page = await self._log.read(feed.stream, feed.top, shared=False)
         except KeyMissing:
-            feed.detach()
-            return
-        except StoreUnavailable:
-            return  # the next check asks again
-        if page.gap:
-            feed.detach()
+            feed.close()
             return
         if page.frames:
             feed.frames += page.frames
             self._trim(feed)
             feed.advance(feed.top + len(page.frames))
-        if page.outcome:
-            feed.finish(outcome(page.outcome))
+        if page.gap:
+            # The store has lost events, and the stream has ended before them: who has seen them must be told.
+            feed.close()
+        elif page.end is not None:
+            feed.finish(page.end)
         elif page.full:
-            self._fetch_soon(feed)
+            feed.dirty = True
 
     def _trim(self, feed: TailFeed) -> None:
         frames = feed.frames
@@ -169,142 +207,35 @@ class Tail:
             drop += 1
         feed.forget(feed.base + drop)
 
+    # -- checks -----------------------------------------------------------------------------------------------
+
     async def _check_forever(self) -> None:
         try:
             while self._feeds:
                 await asyncio.sleep(self._check_every)
-                await asyncio.gather(*(self._check(feed) for feed in list(self._feeds.values())))
+                for feed in list(self._feeds.values()):
+                    if feed.live and not feed.checking:  # one that waits for its shard holds up no other
+                        feed.checking = True
+                        self._background(self._check(feed))
         finally:
             self._checker = None
 
     async def _check(self, feed: TailFeed) -> None:
-        if feed.outcome is not None or feed.detached:
-            return
         try:
-            status = await self._log.look(feed.stream, attached=True)
+            status = await self._log.get_status(feed.stream, read_at=self._replica if feed.readers else "")
             if status is None or not status.kept:
-                feed.detach()  # gone, also where a tombstone says so
+                feed.close()  # gone, also where a tombstone says so
                 return
+            feed.producer = status.replica
             if not status.outcome and status.lease_left < 0:
-                await self._seal(status)
-        except StoreUnavailable:
-            return
-        if status.top > feed.top or status.outcome or status.lease_left < 0:
-            self._fetch_soon(feed)
-
-    async def close(self) -> None:
-        tasks = [t for t in (self._fetcher, self._checker) if t is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for bell in self._bells.values():
-            await bell.close()
-
-
-class _Bell:
-    """One subscribed connection to one node. While it is out of order it redials and rings for all."""
-
-    def __init__(self, node: Node, ring: Callable[[bytes | None, bytes], None]) -> None:
-        self._node = node
-        self._ring = ring
-        self._wanted: dict[bytes, asyncio.Future[None]] = {}
-        self._connection: AbstractConnection | None = None
-        self._changes: list[tuple[bytes, bytes]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._sender: asyncio.Task[None] | None = None
-
-    def want(self, channel: bytes) -> asyncio.Future[None]:
-        """Subscribe to a channel; the future is set when that is done."""
-        confirmed = self._wanted.get(channel)
-        if confirmed is None:
-            confirmed = self._wanted[channel] = asyncio.get_running_loop().create_future()
-            self._change(b"SSUBSCRIBE", channel)
-        return confirmed
-
-    async def listen(self, channel: bytes) -> None:
-        """Returns when the channel is subscribed, or when that must wait for the store to come back."""
-        try:
-            async with asyncio.timeout(1.0):
-                await asyncio.shield(self.want(channel))
-        except TimeoutError:
-            logger.warning("tail: no subscription yet; checks go on meanwhile")
-
-    def ignore(self, channel: bytes) -> None:
-        if self._wanted.pop(channel, None) is not None:
-            self._change(b"SUNSUBSCRIBE", channel)
-
-    def _change(self, verb: bytes, channel: bytes) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._listen_forever())
-        if self._connection is not None:
-            self._changes.append((verb, channel))
-            if self._sender is None:
-                self._sender = asyncio.create_task(self._send())
-
-    async def _send(self) -> None:
-        try:
-            while self._changes and self._connection is not None:
-                changes, self._changes = self._changes, []
-                connection = self._connection
-                await connection.send_packed_command(connection.pack_commands(changes), check_health=False)
-        except (OSError, redis.exceptions.RedisError):
-            self._changes = []  # the listener sees it too and subscribes all anew
+                await self._force_end(status)
+            if status.top != feed.top or status.outcome or status.lease_left < 0:
+                self._fetch_soon(feed)
         finally:
-            self._sender = None
-
-    async def _listen_forever(self) -> None:
-        said = ""
-        while True:
-            connection: AbstractConnection | None = None
-            began = time.monotonic()
-            try:
-                connection = await self._node.dial()
-                self._connection = connection
-                if self._wanted:
-                    commands = [(b"SSUBSCRIBE", channel) for channel in self._wanted]
-                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                    self._ring(None, b"")
-                await self._listen(connection)
-            except (OSError, redis.exceptions.RedisError, EOFError) as error:
-                if time.monotonic() - began > _SILENCE:
-                    said = ""  # it had worked
-                if said != (said := f"{type(error).__name__}: {error}"):
-                    logger.warning("tail: %s; dialling again until it answers", said)
-            finally:
-                self._connection = None
-                if connection is not None:
-                    await connection.disconnect(nowait=True)
-            await asyncio.sleep(_REDIAL)
-
-    async def _listen(self, connection: AbstractConnection) -> None:
-        silent = False
-        while True:
-            answer = await connection.read_response(disable_decoding=True, timeout=_SILENCE)
-            if answer is None:
-                # A connection that died without a word rings no more and says nothing either.
-                if silent:
-                    raise redis.exceptions.ConnectionError("the server has not answered a PING")
-                silent = True
-                await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
-                continue
-            silent = False
-            if answer[0] == b"pong":
-                continue
-            kind, channel, message = answer
-            if kind == b"smessage":
-                self._ring(channel, message)
-            elif kind == b"ssubscribe":
-                confirmed = self._wanted.get(channel)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
-            elif kind == b"sunsubscribe":
-                wanted = self._wanted.get(channel)
-                if wanted is not None and wanted.done():
-                    # Not asked for: the shard has given this slot away (a Cluster that reshards).
-                    raise redis.exceptions.ConnectionError("the server ended a subscription")
+            feed.checking = False
 
     async def close(self) -> None:
-        tasks = [t for t in (self._task, self._sender) if t is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._checker is not None:
+            self._checker.cancel()
+            await asyncio.gather(self._checker, return_exceptions=True)
+        await self._subscriptions.close()

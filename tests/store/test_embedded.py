@@ -1,20 +1,23 @@
 """The embedded store keeps its promises: what was written survives, one owner, no orphan, nothing public."""
 
 import os
+import shlex
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import redis
 
 from relay.store import embedded
-from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, StartGivenUp
+from tests.support.processes import needs
 from tests.support.stores import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +37,41 @@ def kill_server(store: EmbeddedStore) -> None:
     assert store.pid is not None
     os.kill(store.pid, signal.SIGKILL)
     wait_until(lambda: store.pid is None, 5)
+
+
+def aof(data_dir: Path) -> Path:
+    (found,) = (data_dir / "appendonlydir").glob("*.incr.aof")
+    return found
+
+
+def damage(data_dir: Path) -> Callable[[], None]:
+    """Overwrite the middle of the append-only file of a server that has ended; what takes that back."""
+    whole = aof(data_dir).read_bytes()
+    middle = len(whole) // 2
+    aof(data_dir).write_bytes(whole[: middle - 8] + bytes(16) + whole[middle + 8 :])
+
+    def repair() -> None:
+        aof(data_dir).write_bytes(whole)
+
+    return repair
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    needs(mounted.returncode == 0, "the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
 
 
 def server_runs(data_dir: Path) -> bool:
@@ -96,7 +134,7 @@ def test_a_truncated_tail_is_repaired(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path / "data") as store:
         put(store, "one")
         put(store, "lost")
-    (tail,) = (tmp_path / "data" / "appendonlydir").glob("*.incr.aof")
+    tail = aof(tmp_path / "data")
     os.truncate(tail, tail.stat().st_size - 5)
     with store:
         assert get(store) == "one"
@@ -234,6 +272,115 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedStoreError, match=r"file/data.*--data-dir"):
         EmbeddedStore(tmp_path / "file" / "data").start()
+
+
+def test_a_file_damaged_in_the_middle_is_told_and_mended_as_the_guide_says(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with EmbeddedStore(data) as store, redis.Redis.from_url(store.url) as client:
+        for n in range(100):
+            client.set(f"key-{n}", n)
+    damage(data)
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(EmbeddedStoreError) as failed:
+            EmbeddedStore(data).start()
+        reasons.add(str(failed.value))
+    (reason,) = reasons
+    assert "Bad file format reading the append only file" in reason
+    assert "A damaged file" in reason
+
+    guide = (ROOT / "deploy" / "README.md").read_text().partition("### A damaged file")[2]
+    command = guide.partition("```sh\n")[2].partition("```")[0]
+    given = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\ncd {shlex.quote(str(data))}\n"
+    mended = subprocess.run(["bash", "-ec", given + command], capture_output=True, text=True, input="y\n")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    with EmbeddedStore(data) as store, redis.Redis.from_url(store.url) as client:
+        kept = client.dbsize()
+        assert 0 < kept < 100
+        assert client.get("key-0") == b"0"
+
+
+def test_what_a_damaged_file_holds_is_not_told(tmp_path: Path) -> None:
+    """The relay's log has nothing in it of what people asked a model."""
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+    for command in ("my secret\nquestion", "set"):
+        with aof(tmp_path / "data").open("a") as file:
+            file.write(f"*2\r\n${len(command)}\r\n{command}\r\n$11\r\nmore secret\r\n" * 2)
+        with pytest.raises(EmbeddedStoreError, match=r"append only file|an error to its AOF") as failed:
+            EmbeddedStore(tmp_path / "data").start()
+        assert "secret" not in str(failed.value)
+        assert "question" not in str(failed.value)
+        assert "my secret" in (tmp_path / "data" / "valkey.log").read_text()
+
+
+def test_on_a_full_disk_it_starts_with_what_it_has_and_takes_writes_when_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk, EmbeddedStore(disk / "data") as store:
+        put(store, "one")
+        fill(disk / "filler")
+        kill_server(store)
+        store.start()
+        assert get(store) == "one"
+        wait_until(lambda: not accepts(store, "x" * 10_000), 10)
+        (disk / "filler").unlink()
+        wait_until(lambda: accepts(store, "two"), 10)
+        kill_server(store)
+        store.start()
+        assert get(store) == "two"
+
+
+def accepts(store: EmbeddedStore, value: str) -> bool:
+    try:
+        put(store, value)
+    except redis.ResponseError as refused:
+        if "No space left on device" not in str(refused):
+            raise
+        return False
+    return True
+
+
+def test_a_full_disk_at_the_first_start_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk / "filler")
+        with pytest.raises(EmbeddedStoreError, match=r"No space left on device.*Make room"):
+            EmbeddedStore(disk / "data").start()
+
+
+def test_a_server_that_is_loading_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedStore(tmp_path / "data") as store, redis.Redis.from_url(store.url) as client:
+        client.eval("for i = 1, 4000 do redis.call('SET', i, string.rep('x', 1000)) end", 0)
+    # For Valkey's own tests: it takes so many microseconds for each key, and looks up after so many bytes.
+    monkeypatch.setitem(embedded._SETTINGS, "key-load-delay", "1000")
+    monkeypatch.setitem(embedded._SETTINGS, "loading-process-events-interval-bytes", "1024")
+    began = time.monotonic()
+    store.start(timeout=2)
+    assert time.monotonic() - began > 3
+    with store, redis.Redis.from_url(store.url) as client:
+        assert client.dbsize() == 4000
+
+
+def test_a_start_can_be_given_up(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "data")
+    asked = iter([False, False, True])
+    with pytest.raises(StartGivenUp):
+        store.start(given_up=lambda: next(asked))
+    assert store.pid is None
+    with store:
+        put(store, "the directory was given back")
+
+
+def test_a_start_again_that_fails_leaves_the_directory_with_its_owner(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "data") as store:
+        put(store, "one")
+        kill_server(store)
+        repair = damage(tmp_path / "data")
+        with pytest.raises(EmbeddedStoreError, match="Bad file format"):
+            store.start()
+        with pytest.raises(EmbeddedStoreError, match=f"pid {os.getpid()}"):
+            EmbeddedStore(tmp_path / "data").start()
+        repair()
+        store.start()
+        assert get(store) == "one"
 
 
 def test_a_missing_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,16 @@ def _read(name: str) -> Script:
 CREATE = _read("create")
 APPEND = _read("append")
 RENEW = _read("renew")
-LOOK = _read("look")
-SEAL = _read("seal")
+STATUS = _read("status")
+READ = _read("read")
+LEAVE = _read("leave")
+FORCE_END = _read("force_end")
 CLAIM = _read("claim")
 RELEASE = _read("release")
+ALIAS = _read("alias")
 SIGN = _read("sign")
 
-SCRIPTS = (CREATE, APPEND, RENEW, LOOK, SEAL, CLAIM, RELEASE, SIGN)
+SCRIPTS = (CREATE, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN)
 
 # Codes that the scripts answer.
 OK, FENCED, MISMATCH, GONE, ENDED, ALIVE = 1, 2, 3, 4, 5, 6

@@ -1,4 +1,5 @@
--- Take a name back from a stream that never came to be. KEYS: the name. ARGV: stream id.
+-- Give a name back that a stream has claimed. KEYS: the name. ARGV: stream id.
+-- Answers 1 where it had the name.
 if redis.call('HGET', KEYS[1], 'stream') == ARGV[1] then
   return redis.call('DEL', KEYS[1])
 end

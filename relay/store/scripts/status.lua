@@ -1,6 +1,6 @@
--- What a stream is. KEYS: meta, log. ARGV: '1' where a reader is attached here (its producer must not abandon it),
--- '2' where one has just come (it is counted, for the stream's line in its producer's log).
--- Perhaps the owner who asks.
+-- What a stream is. KEYS: meta, log. ARGV: the replica that has readers of it, or '' (its producer must not abandon a
+-- live stream that has), '1' where a reader has just come (it is counted, for the stream's line in its producer's log),
+-- perhaps the owner who asks.
 -- Answers nil where there is no such stream, and after the same commands where there is but of another owner; else
 -- {top, outcome or '', ms of lease left (below 0: lapsed), 1 where the log can still hold its events, born ms, ended ms,
 -- fence, api, owner, upstream, model, replica, usage}.
@@ -8,13 +8,14 @@ local m = redis.call('HMGET', KEYS[1], 'top', 'end', 'lease', 'born', 'ended', '
   'model', 'replica', 'usage')
 local now = redis.call('TIME')
 local events = redis.call('EXISTS', KEYS[2])
-if not m[1] or (ARGV[2] and ARGV[2] ~= m[8]) then
+if not m[1] or (ARGV[3] and ARGV[3] ~= m[8]) then
   return false
 end
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-if ARGV[1] ~= '0' and not m[2] then
-  redis.call('HSET', KEYS[1], 'seen', string.format('%d', ms))
-  if ARGV[1] == '2' then
+if ARGV[1] ~= '' and not m[2] then
+  local seen = string.format('%d', ms)
+  redis.call('HSET', KEYS[1], 'seen', seen, 'r:' .. ARGV[1], seen)
+  if ARGV[2] == '1' then
     redis.call('HINCRBY', KEYS[1], 'visits', 1)
   end
 end

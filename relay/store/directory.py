@@ -1,0 +1,181 @@
+"""What the replicas of one deployment tell each other, beside the logs of their streams.
+
+* `relay:name:{…}` a hash. A claim: `stream`, `digest`, `replica`, `joinable`, `over` (an Idempotency-Key, from before
+  its POST to the end of its generation). An alias: `stream`, and `ambiguous` where two streams were given it (a
+  response's id).
+* `relay:replicas` when each replica was last heard of; `relay:replica:{…}` the streams that it runs, for the sweep.
+* the shard channel of a replica's name carries messages to it: a verb, a space, a stream id. Whoever is subscribed to
+  it lives, if only as a process that is stopped: the server ends a dead one's subscription, not a paused one's.
+* `relay:secret` the deployment's secret. `store.prefix` stands for `relay:`.
+
+All times are the store's own clock. Every call raises StoreUnavailable where the store cannot be reached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from relay.config import StreamSettings
+from relay.protocol.errors import ResponseIdAmbiguous, StoreUnavailable
+from relay.store import scripts
+from relay.store.commands import millis
+from relay.store.names import Names
+from relay.store.scripts import Script
+
+
+class Commands(Protocol):
+    """What this needs of the store: one command, or one script, at the node of a key."""
+
+    async def call(self, key: bytes, *command: Any) -> Any: ...
+
+    async def run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Any: ...
+
+    def returned_for(self, key: bytes) -> float:
+        """Seconds since the key's node was reached again after a loss; infinite where it never was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The stream that a name was claimed for, `digest` of its request, and the replica that generates it. `joinable`:
+    others can read that stream, now or once it is made; `over`: its generation was complete, whatever a store has lost
+    of it since."""
+
+    stream: str
+    digest: str
+    replica: str
+    joinable: bool = True
+    over: bool = False
+
+
+class Directory:
+    """Claims, aliases, replicas and the secret, on a store."""
+
+    def __init__(self, commands: Commands, names: Names, streams: StreamSettings) -> None:
+        self._commands = commands
+        self._names = names
+        self._lease = streams.lease
+        self._began = time.monotonic()
+        self._longest = millis(streams.max_duration + streams.retention)
+        self._retention = millis(streams.retention)
+
+    # -- claims ---------------------------------------------------------------------------------------------
+
+    async def claim(self, name: str, claim: Claim, *, completed: bool = False) -> Claim:
+        """Claim a name, or assert the claim again: the one that holds, this or an earlier one. A claim of a `completed`
+        stream lives as long as the log that its name leads to."""
+        key = self._names.further(name)
+        lives = self._retention if completed else self._longest
+        args = [
+            claim.stream,
+            claim.digest,
+            claim.replica,
+            "1" if claim.joinable else "0",
+            lives,
+            "1" if completed else "0",
+        ]
+        return _claim(await self._commands.run(key, scripts.CLAIM, [key], args))
+
+    async def claim_of(self, name: str) -> Claim | None:
+        """The claim that holds, None where there is none."""
+        key = self._names.further(name)
+        found = await self._commands.call(key, "HMGET", key, "stream", "digest", "replica", "joinable", "over")
+        return None if found[0] is None else _claim(found)
+
+    async def release(self, name: str, stream: str) -> None:
+        """Give a name back, where it is this stream's."""
+        key = self._names.further(name)
+        await self._commands.run(key, scripts.RELEASE, [key], [stream])
+
+    def returned_for(self, name: str) -> float:
+        """Seconds since this replica reached the name's node again after a loss: what is not there may be about to be
+        asserted again by whoever had it."""
+        return self._commands.returned_for(self._names.further(name))
+
+    # -- aliases --------------------------------------------------------------------------------------------
+
+    async def set_alias(self, name: str, stream: str) -> None:
+        """Give a stream a name of its own; a name that a second stream is given leads nowhere."""
+        await self._alias(name, stream, latest=False)
+
+    async def set_latest(self, name: str, stream: str) -> None:
+        """Give a name to a stream, whichever had it before."""
+        await self._alias(name, stream, latest=True)
+
+    async def _alias(self, name: str, stream: str, *, latest: bool) -> None:
+        key = self._names.further(name)
+        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, "1" if latest else "0"])
+
+    async def resolve_alias(self, name: str) -> str | None:
+        """The stream that has the name. Raises ResponseIdAmbiguous, and StoreUnavailable where the store has just come
+        back and does not know the name: the stream's producer may be about to say it again."""
+        key = self._names.further(name)
+        stream, ambiguous = await self._commands.call(key, "HMGET", key, "stream", "ambiguous")
+        if ambiguous is not None:
+            raise ResponseIdAmbiguous
+        if stream is None and self._commands.returned_for(key) < self._lease:
+            raise StoreUnavailable
+        return None if stream is None else str(stream.decode())
+
+    # -- replicas -------------------------------------------------------------------------------------------
+
+    async def announce_replica(self, replica: str, lost_after: float) -> list[str]:
+        """A replica's sign of life; the replicas that have given none for so many seconds."""
+        key = self._names.replicas
+        lost = await self._commands.run(key, scripts.SIGN, [key], [replica, millis(lost_after)])
+        return [name.decode() for name in lost]
+
+    async def remove_replica(self, replica: str) -> None:
+        await self._commands.call(self._names.replicas, "ZREM", self._names.replicas, replica)
+
+    async def add_stream(self, replica: str, stream: str) -> None:
+        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found."""
+        key = self._names.replica(replica)
+        await self._commands.call(key, "SADD", key, stream)
+
+    async def remove_streams(self, replica: str, streams: Sequence[str]) -> None:
+        key = self._names.replica(replica)
+        await self._commands.call(key, "SREM", key, *streams)
+
+    async def streams_of(self, replica: str) -> list[str]:
+        key = self._names.replica(replica)
+        return [stream.decode() for stream in await self._commands.call(key, "SMEMBERS", key)]
+
+    async def replica_gone(self, replica: str) -> bool:
+        """Is its process dead? It has given no sign of life for a lease, and nobody listens on its channel: a process
+        that is paused, or whose store answers slowly, gives no sign either, but goes on when it wakes."""
+        key = self._names.replicas
+        channel = self._names.replica(replica)
+        seconds, micros = await self._commands.call(key, "TIME")
+        since = int(seconds) * 1000 + int(micros) // 1000 - millis(self._lease)
+        heard = await self._commands.call(key, "ZRANGEBYSCORE", key, since, "+inf")
+        if replica.encode() in heard or await self._publish(replica, b""):
+            return False
+        # Whoever has only just come to this store, or come back to it, cannot say who was there before.
+        known_for = min(time.monotonic() - self._began, *map(self._commands.returned_for, (key, channel)))
+        return known_for >= self._lease
+
+    async def tell(self, replica: str, verb: str, stream: str) -> bool:
+        """Send a replica a message. False where nobody listens."""
+        return await self._publish(replica, f"{verb} {stream}".encode())
+
+    async def _publish(self, replica: str, message: bytes) -> bool:
+        channel = self._names.replica(replica)
+        return bool(await self._commands.call(channel, "SPUBLISH", channel, message))
+
+    # -- the secret -----------------------------------------------------------------------------------------
+
+    async def secret(self, fresh: bytes) -> bytes:
+        """The deployment's secret: the first replica's `fresh` bytes, the same for all that share the store."""
+        key = self._names.secret
+        await self._commands.call(key, "SET", key, fresh, "NX")
+        kept: bytes = await self._commands.call(key, "GET", key)
+        return kept
+
+
+def _claim(reply: list[bytes | None]) -> Claim:
+    # One that an earlier version has written names no replica.
+    stream, digest, replica, joinable, over = ((part or b"").decode() for part in reply)
+    return Claim(stream, digest, replica, joinable != "0", over == "1")

@@ -1,0 +1,307 @@
+"""How whoever asks for a stream finds it: here or in the log, its end, and a place to read it from.
+
+Promises: a stream's owner is checked before anything is said about it; unknown and foreign streams are answered alike;
+a resume costs one look at the log; a reader that is counted is taken back, whatever goes wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.metrics import Meter, Metrics
+from relay.protocol.apis import DIALECTS
+from relay.protocol.closing import told_by_relay
+from relay.protocol.dialect import Dialect
+from relay.protocol.errors import (
+    InvalidLastEventId,
+    PositionUnknown,
+    ResumeNotSupported,
+    StoreBehind,
+    StreamExpired,
+    StreamNotFound,
+    TooMany,
+    Unavailable,
+)
+from relay.protocol.ids import EventId, is_logged
+from relay.protocol.lifecycle import Ending
+from relay.store.log import Log, Status
+from relay.streams.abandonment import Abandonment
+from relay.streams.feed import Feed
+from relay.streams.leases import Leases
+from relay.streams.producer import Producer
+from relay.streams.reader import Reader
+from relay.streams.tail import Tail, TailFeed
+
+_STOP_TRIES = 3
+_STOP_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A reader's place in a stream: `reader` is None at the end of a finished one, `live` is False where it has
+    ended, `backlog` is how many events stand in the log after the position."""
+
+    dialect: Dialect
+    reader: Reader | None
+    live: bool
+    backlog: int
+
+
+def _owns(asking: str | None, owner: str) -> bool:
+    """Is it the asker's? With a ticket (None) it is."""
+    return asking is None or hmac.compare_digest(asking, owner)
+
+
+class Lookup:
+    """One per replica. `producers` are those that run here, by their streams."""
+
+    def __init__(
+        self,
+        replica: str,
+        log: Log,
+        metrics: Metrics,
+        leases: Leases,
+        tail: Tail,
+        abandonment: Abandonment,
+        producers: dict[str, Producer],
+        readers_per_stream: int,
+    ) -> None:
+        self.draining = False
+        self._replica = replica
+        self._log = log
+        self._metrics = metrics
+        self._leases = leases
+        self._tail = tail
+        self._abandonment = abandonment
+        self._producers = producers
+        self._readers_per_stream = readers_per_stream
+        self._readers: Counter[str] = Counter()
+        self._of_tails: set[Reader] = set()
+
+    def send_readers_away(self) -> None:
+        """Cut the readers of streams that other replicas produce: they come back there."""
+        self.draining = True
+        for reader in list(self._of_tails):
+            reader.hang_up()
+
+    # -- readers ------------------------------------------------------------------------------------------
+
+    def first_reader(self, producer: Producer) -> Reader:
+        """The reader of the request that began the generation."""
+        return self._local(producer, 0)
+
+    async def attach(self, position: EventId, asking: str | None, api: str | None, *, joins: bool = False) -> Attached:
+        """A place after `position`. `asking` is the owner who asks, None with a ticket; `api` is the path's own, None
+        where every API is welcome; `joins` where the client does not come back to the stream but meets it for the first
+        time.
+
+        Raises what the table of resume outcomes says (`relay.protocol.errors`).
+        """
+        stream, n, told = position
+        if not is_logged(stream):
+            raise ResumeNotSupported
+        producer = self._own(stream, asking)
+        if producer is not None and producer.logged and not producer.feed.closed:
+            return self._attach_here(producer, position, api, joins)
+        with self._tail.arriving(stream):
+            status = await self._get_status(stream, asking, came=True)
+            if not status.outcome:
+                self._tail.was_announced(status)
+            self._check_api(status.api, api)
+            dialect = DIALECTS[status.api]
+            if not status.kept:
+                raise StreamExpired
+            if not status.outcome:
+                if told:
+                    # The end that it was told the store has lost since: there is none that it has not been told.
+                    return self._attached(dialect, None, False, 0)
+                return await self._attach_elsewhere(status, n)
+        if told or (n == status.top and not told_by_relay(status.outcome)):
+            return self._attached(dialect, None, False, 0)
+        if n > status.top:
+            raise PositionUnknown
+        meter = self._metrics.meter(status.api, status.upstream, status.model)
+        reader = self._reader(stream, n, dialect, meter, None)
+        await self._check_readable(reader)
+        return self._attached(dialect, reader, False, status.top - n)
+
+    def _attach_here(self, producer: Producer, position: EventId, api: str | None, joins: bool) -> Attached:
+        """Nothing is awaited: what is read here is true until the reader has its place."""
+        _, n, told = position
+        self._check_api(producer.dialect.name, api)
+        feed = producer.feed
+        if n > producer.writer.last:
+            raise PositionUnknown
+        backlog = max(feed.top - n, 0)
+        if told or (feed.end is not None and not backlog and not feed.end.told_by_relay):
+            return Attached(producer.dialect, None, False, 0)
+        reader = self._local(producer, n)
+        producer.account.resumes += not joins
+        return self._attached(producer.dialect, reader, feed.end is None, backlog)
+
+    async def _attach_elsewhere(self, status: Status, n: int) -> Attached:
+        if self.draining:
+            raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
+        dialect = DIALECTS[status.api]
+        meter = self._metrics.meter(status.api, status.upstream, status.model)
+        feed = self._tail.enter(status)
+        try:
+            reader = self._reader(status.stream, n, dialect, meter, feed, on_close=lambda: self._tail.leave(feed))
+        except TooMany:
+            self._tail.leave(feed)
+            raise
+        try:
+            await asyncio.shield(feed.opened)
+        except BaseException:
+            reader.close()
+            raise
+        await self._check_readable(reader)
+        if n > max(feed.top, status.top):
+            reader.close()
+            raise PositionUnknown if feed.closed or feed.end is not None else StoreBehind
+        self._of_tails.add(reader)
+        return self._attached(dialect, reader, True, max(feed.top, status.top) - n)
+
+    @staticmethod
+    async def _check_readable(reader: Reader) -> None:
+        """Before anything is answered: where the log is to be read, can it be? Raises PositionUnknown, StoreBehind,
+        StoreUnavailable."""
+        try:
+            page = await reader.begin()
+            if page is not None and not page.frames and page.end is None:
+                # Without a gap the stream lives, and its log has lost events since it was looked at.
+                raise PositionUnknown if page.gap else StoreBehind
+        except BaseException:
+            reader.close()
+            raise
+
+    @staticmethod
+    def _attached(dialect: Dialect, reader: Reader | None, live: bool, backlog: int) -> Attached:
+        if reader is not None:
+            reader.meter.replayed_events.inc(backlog)
+        return Attached(dialect, reader, live, backlog)
+
+    def _local(self, producer: Producer, n: int) -> Reader:
+        feed = producer.feed
+
+        def left() -> None:
+            feed.readers -= 1
+            self._abandonment.reader_left(producer)
+
+        consumed = producer.writer.consumed if not producer.logged else None
+        reader = self._reader(producer.stream, n, producer.dialect, producer.account.meter, feed, left, consumed)
+        feed.readers += 1
+        producer.account.readers += 1
+        self._abandonment.reader_came(producer)
+        return reader
+
+    def _reader(
+        self,
+        stream: str,
+        n: int,
+        dialect: Dialect,
+        meter: Meter,
+        feed: Feed | None,
+        on_close: Callable[[], None] = lambda: None,
+        on_consumed: Callable[[int], None] | None = None,
+    ) -> Reader:
+        """Every reader of every stream comes through here, and is counted. Raises TooMany."""
+        if self._readers[stream] >= self._readers_per_stream:
+            raise TooMany(
+                "This stream has as many readers as limits.readers_per_stream allows. Close one first.",
+                code="too_many_readers",
+                headers={"retry-after": "1"},
+            )
+        self._readers[stream] += 1
+        meter.readers_active.inc()
+
+        def closed(reader: Reader) -> None:
+            meter.readers_active.dec()
+            self._of_tails.discard(reader)
+            self._readers[stream] -= 1
+            if not self._readers[stream]:
+                del self._readers[stream]
+            on_close()
+
+        return Reader(stream, n, dialect, meter, self._log, feed, on_consumed=on_consumed, on_close=closed)
+
+    # -- what a stream is ---------------------------------------------------------------------------------
+
+    async def status(self, stream: str, asking: str | None) -> Status:
+        """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
+        if not is_logged(stream):
+            raise ResumeNotSupported
+        status = await self._get_status(stream, asking)
+        if not status.kept:
+            raise StreamExpired
+        return status
+
+    def _own(self, stream: str, owner: str | None) -> Producer | None:
+        """The producer of a stream, if it is here and the asker's. Another's is looked for in the log, as one is that
+        does not exist: so the time of the answer tells nothing."""
+        producer = self._producers.get(stream)
+        return producer if producer is not None and _owns(owner, producer.owner) else None
+
+    async def _get_status(self, stream: str, owner: str | None, *, came: bool = False) -> Status:
+        """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
+        read_at = self._replica if came and not self.draining else ""
+        status = await self._log.get_status(stream, owner=owner, read_at=read_at, came=came)
+        if status is not None and not status.outcome and status.lease_left < 0:
+            await self._leases.force_end(status)
+            status = await self._log.get_status(stream, owner=owner)
+        if status is None or not _owns(owner, status.owner):
+            raise StreamNotFound
+        return status
+
+    @staticmethod
+    def _check_api(api: str, asked: str | None) -> None:
+        if asked is not None and api != asked:
+            raise InvalidLastEventId(
+                f"Last-Event-ID names a stream of the {api} API. Resume it on {DIALECTS[api].path}, "
+                "or with GET /streams/{id}."
+            )
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    async def stop(self, stream: str, asking: str | None) -> None:
+        """End a generation for its owner, wherever it runs; no effect where it has ended.
+
+        Raises StreamNotFound, StreamExpired, ResumeNotSupported, StoreUnavailable.
+        """
+        producer = self._own(stream, asking)
+        if producer is not None:
+            producer.stop(Ending.STOPPED)
+            with contextlib.suppress(TimeoutError):  # it has stopped; its log is told as soon as the store answers
+                async with asyncio.timeout(_STOP_TIMEOUT):
+                    await producer.persisted()
+            return
+        if not is_logged(stream):
+            raise ResumeNotSupported
+        with self._tail.arriving(stream):
+            status = await self._get_status(stream, asking)
+            if not status.kept:
+                raise StreamExpired
+            if not status.outcome:
+                await self._stop_elsewhere(status)
+            elif told_by_relay(status.outcome):
+                # Its producer may not know yet that others have ended the stream.
+                await self._log.directory.tell(status.replica, "stop", stream)
+
+    async def _stop_elsewhere(self, status: Status) -> None:
+        feed: TailFeed = self._tail.enter(status)
+        try:
+            await asyncio.shield(feed.opened)
+            for _ in range(_STOP_TRIES):
+                await self._log.directory.tell(status.replica, "stop", status.stream)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STOP_TIMEOUT):
+                        await feed.over()
+                        return
+        finally:
+            self._tail.leave(feed)
+        raise Unavailable("The replica that runs this stream did not answer. Try again.", headers={"retry-after": "1"})

@@ -1,0 +1,154 @@
+"""Producers on a real store: what is one stream's own ends, or harms, that stream alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from relay.protocol.lifecycle import Ending
+from relay.streams.reader import Lost
+from tests.streams.scene import Replica, Upstream, ids, replica, take, until
+from tests.support.stores import Store, valkey_server
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with valkey_server(tmp_path_factory.mktemp("store"), unix=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("when", ["on-an-event", "on-the-end", "on-a-renewal"])
+def test_a_fault_in_one_stream_ends_that_stream_alone(
+    store: Store, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with replica(store.url, abandon_after="never") as first, replica(store.url) as second:
+            faulty, sound = Upstream(), Upstream()
+            producer, reader = await first.begin(faulty)
+            _, other = await first.begin(sound)
+            for upstream in (faulty, sound):
+                upstream.number(1, 3)
+            for each in (reader, other):
+                await take(each, 3)
+
+            def fail(*_: object) -> None:
+                raise RuntimeError("injected")
+
+            if when == "on-a-renewal":
+                producer.on_renewed = fail  # type: ignore[method-assign]
+                await first.registry._leases.renew(list(first.registry.producers_to_renew()))
+            else:
+                producer.feed.watch(fail)
+                faulty.number(4, 4) if when == "on-an-event" else faulty.complete()
+            sound.number(4, 6)
+            assert ids(await take(other, 3)) == ["4", "5", "6"]
+            await until(lambda: producer.stream not in first.registry.producers, "the end of the faulty one")
+            assert "injected" in caplog.text
+            assert producer.stream in caplog.text
+            sound.complete()
+            assert ids(await take(other)) == ["7"]
+            # Its end is in the log, or others are to put it there.
+            await second.lapse(producer.stream)
+            again = await second.read_from(producer.stream, 0)
+            try:
+                frames = await take(again, timeout=3)
+            except TimeoutError:
+                raise AssertionError("nobody ends it") from None
+            assert ids(frames)[:3] == ["1", "2", "3"]
+            for each in (reader, other, again):
+                each.close()
+
+    asyncio.run(scene())
+
+
+def test_a_fault_in_one_readers_connection_cuts_that_reader_alone(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with replica(store.url, abandon_after="never") as first, replica(store.url) as second:
+            upstream = Upstream()
+            producer, reader = await first.begin(upstream)
+            upstream.number(1, 3)
+            assert len(await take(reader, 3)) == 3
+            for where in (first, second):
+                last = producer.writer.last
+                faulty, sound = [await where.read_from(producer.stream, last) for _ in range(2)]
+
+                def fail(data: bytes) -> bool:
+                    raise RuntimeError("injected")
+
+                faulty.express = fail
+                reading = asyncio.ensure_future(faulty.read())
+                await asyncio.sleep(0)
+                upstream.number(last + 1, last + 1)
+                assert ids(await take(sound, 1)) == [str(last + 1)]
+                with pytest.raises(Lost):
+                    await asyncio.wait_for(reading, 3)
+                for each in (faulty, sound):
+                    each.close()
+            assert "injected" in caplog.text
+            upstream.complete()
+            assert len(await take(reader)) == 3
+            reader.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scene())
+
+
+def test_a_request_is_let_go_of_once_the_upstream_has_answered(store: Store) -> None:
+    """It may be megabytes, and the stream may run for an hour."""
+
+    class RequestBody:
+        pass
+
+    async def scene() -> None:
+        async with replica(store.url, abandon_after="never") as first:
+            upstream = Upstream()
+            body = RequestBody()
+            kept = weakref.ref(body)
+            producer, reader = await first.begin(upstream, request=body)
+            upstream.number(1, 1)
+            await take(reader, 1)
+            del body
+            gc.collect()
+            assert kept() is None
+            upstream.complete()
+            assert len(await take(reader)) == 1
+            reader.close()
+            del producer
+
+    asyncio.run(scene())
+
+
+def test_a_stop_while_the_stream_is_being_made_is_its_end(store: Store) -> None:
+    """Its client is owed an answer, and the stream stands in the store."""
+
+    async def scene(first: Replica) -> None:
+        upstream = Upstream()
+        made = first.log.create
+
+        async def create(*args: object) -> None:
+            await made(*args)  # type: ignore[arg-type]
+            (producer,) = first.registry._running
+            producer.stop(Ending.STOPPED)
+            await asyncio.sleep(0.01)
+
+        first.log.create = create  # type: ignore[method-assign]
+        producer, reader = await first.begin(upstream, read=False)
+        frames = await take(reader)
+        assert ids(frames) == ["", "0e"]
+        status = await first.log.get_status(producer.stream)
+        assert status is not None
+        assert status.outcome == "stopped"
+        reader.close()
+
+    async def run() -> None:
+        async with replica(store.url, abandon_after="never") as first:
+            await scene(first)
+
+    asyncio.run(run())
