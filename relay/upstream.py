@@ -8,6 +8,7 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
@@ -158,12 +159,18 @@ class Body(httpx.AsyncByteStream):
 
     def pause(self) -> None:
         """Let the upstream wait. What is on its way may still arrive."""
-        if (connection := self._response.connection) is not None and connection.protocol is not None:
-            connection.protocol.pause_reading()
+        if (transport := self._transport()) is not None:
+            transport.pause_reading()
 
     def resume(self) -> None:
-        if (connection := self._response.connection) is not None and connection.protocol is not None:
-            connection.protocol.resume_reading()
+        if (transport := self._transport()) is not None:
+            transport.resume_reading()
+
+    def _transport(self) -> asyncio.Transport | None:
+        """Not aiohttp's protocol, whose pause stops its parser as well: asked for between two reads, that holds back a
+        part of the next one for good, unless more arrives."""
+        connection = self._response.connection
+        return None if connection is None or connection.protocol is None else connection.protocol.transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content

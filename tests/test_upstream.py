@@ -82,6 +82,40 @@ def test_a_pushed_body_is_all_there_and_ends_once(
     assert isinstance(error, httpx.ReadError) if isinstance(last, Cut) else error is None
 
 
+def test_an_upstream_that_was_made_to_wait_is_heard_to_its_end() -> None:
+    """What comes after the wait comes in one piece, and nothing follows that would wake anybody."""
+    went_on = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\none \r\n")
+        await went_on.wait()
+        writer.write(b"4\r\ntwo \r\n5\r\nthree\r\n0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async def wait() -> bytes:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = UpstreamClient(idle_timeout=10)
+        response = await client.send("POST", f"http://127.0.0.1:{port}/v1/chat/completions", [], b'{"model":"m"}')
+        body = body_of(response)
+        heard = Heard()
+        body.push_to(heard)
+        body.pause()
+        body.resume()
+        went_on.set()
+        try:
+            assert await asyncio.wait_for(heard.over, 5) is None
+        finally:
+            await client.close()
+            server.close()
+            await server.wait_closed()
+        return heard.text
+
+    assert asyncio.run(wait()) == b"one two three"
+
+
 def test_a_connection_whose_body_was_pushed_serves_the_next_call(upstream: ScriptedUpstream) -> None:
     for name in ("m1", "m2", "m3"):
         upstream.on(name, Head(), Send(b"all"), Gate(name), End())
