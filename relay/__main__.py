@@ -1,3 +1,17 @@
-from relay.cli import main
+"""The command as a process of its own, `relay` or `python -m relay`. Signals first: the imports take half a second."""
 
-raise SystemExit(main())
+import sys
+
+from relay import signals
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["serve"]:
+        signals.hold()
+    from relay.cli import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,6 +10,9 @@ once sent; here it is refused with 400 and the connection closed (RFC 9112, sect
 
 `Upgrade` is not followed: a proxy that passes `h2c` on becomes a tunnel, and nothing here speaks WebSocket. HTTP/2
 begins with its own preface, as a connection's first bytes and nowhere else.
+
+In a drain each answer says `Connection: close`, and each is its connection's last. Where the head was sent before, the
+client cannot know, and might use the connection again: its end goes out in one segment with the answer's.
 """
 
 from __future__ import annotations
@@ -19,10 +22,15 @@ from typing import Any
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
+from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.events import Closed
-from hypercorn.protocol.events import Request
+from hypercorn.protocol.events import EndBody, Request, Response
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+
+# In the connection's state: have what is written from now on sent with the connection's end.
+CORK = "relay.cork"
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -72,10 +80,46 @@ def _check(lines: list[bytearray]) -> None:
         raise h11.LocalProtocolError("Transfer-Encoding outside an HTTP/1.1 head")
 
 
+class Context(WorkerContext):
+    """What all connections know of the server's end: `draining` is its beginning; at `settled` no request is on its way
+    any more; `terminated` is for what is left."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.draining = EventWrapper()
+        self.settled = EventWrapper()
+
+
 class Http1(H11Protocol):
+    context: Context
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.connection._receive_buffer = Lines()  # type: ignore[union-attr]
+
+    async def until_to_be_closed(self) -> None:
+        """Return when this connection, which is idle, is to be closed for the server's end. One that has yet to bring
+        its first request is so last of all."""
+        await (self.context.settled if self.keep_alive_requests else self.context.terminated).wait()
+
+    def is_amid_a_head(self) -> bool:
+        return bool(self.connection.trailing_data[0])
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, EndBody) and self.context.draining.is_set():
+            self.connection_state[CORK]()
+        if isinstance(event, Response) and self.context.draining.is_set():
+            others = [item for item in event.headers if item[0].lower() != b"connection"]
+            event = Response(event.stream_id, [*others, (b"connection", b"close")], event.status_code)
+        await super().stream_send(event)
+
+    async def _maybe_recycle(self) -> None:
+        if not self.context.draining.is_set():
+            await super()._maybe_recycle()
+            return
+        await self._close_stream()
+        await self.can_read.set()
+        await self.send(Closed())
 
     async def _check_protocol(self, event: h11.Request) -> None:
         preface = (event.method, event.target, event.http_version) == (b"PRI", b"*", b"2.0")

@@ -14,6 +14,8 @@ Hypercorn departs from that in these ways, each mended here:
 - a connection that has begun no request, or whose last one its client has cancelled, stays open for ever: here it is
   idle, and ends as an idle one does;
 - requests may be sent and cancelled without end (CVE-2023-44487): here only so often;
+- a connection that is to end resets new requests from one moment to the next: here its client is told first (GOAWAY),
+  a request that was on its way is served, and one that comes later is refused as never begun (REFUSED_STREAM);
 - a method or a path that would be another request over HTTP/1.1, and a second `Content-Length`, are let in: here their
   stream is reset (RFC 9113, sections 8.1.1 and 8.3.1). h2 itself sees to the rest of a head's form, to its size
   (64 KiB) and to the number of its CONTINUATION frames (64).
@@ -21,10 +23,12 @@ Hypercorn departs from that in these ways, each mended here:
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from h2.errors import ErrorCodes
@@ -45,15 +49,23 @@ from hypercorn.protocol.h2 import (
 )
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import filter_pseudo_headers
+from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
-from relay.http1 import Http1
+from relay.api.exchange import UNTAKEN
+from relay.http1 import Context, Http1
 
 # A client may cancel at once as many requests as two times fill a connection, and so many more each second: a proxy's
 # clients may all hang up together. (nghttp2, whose connections are one client's, has 1000 and 33.)
 _CANCELS = 2000
 _CANCELS_PER_SECOND = 100
+
+# The last stream that there can be: a GOAWAY with it says that an end is near, and refuses nothing yet.
+_LAST_STREAM = (1 << 31) - 1
+# For a request that was on its way to a connection which has begun in a drain.
+_CROSSING = 1.0
 
 _METHOD = re.compile(rb"[A-Za-z]{1,32}")
 _PATH = re.compile(rb"[\x21-\x7e]+")
@@ -64,6 +76,9 @@ _P = TypeVar("_P")
 class Protocol(ProtocolWrapper):
     """A connection that begins as HTTP/1.1 and is HTTP/2 once its client says so."""
 
+    context: Context
+    protocol: Http1 | _Http2
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.protocol = self._made(Http1)
@@ -73,6 +88,15 @@ class Protocol(ProtocolWrapper):
         """Has the client sent the head of a request yet?"""
         return bool(self.protocol.keep_alive_requests)
 
+    async def until_to_be_closed(self) -> None:
+        """Return when this connection, which is idle, is to be closed for the server's end."""
+        await self.protocol.until_to_be_closed()
+
+    async def go_away(self, crossing: float) -> None:
+        """Tell a client of HTTP/2 that its connection takes no request that is not here after `crossing` seconds."""
+        if isinstance(self.protocol, _Http2):
+            await self.protocol.go_away(crossing)
+
     async def handle(self, event: IOEvent) -> None:
         try:
             await self.protocol.handle(event)
@@ -80,6 +104,8 @@ class Protocol(ProtocolWrapper):
             self.protocol = self._made(_Http2)
             await self.protocol.initiate()
             await self.send(Updated(idle=True))
+            if self.context.draining.is_set():
+                self.task_group.spawn(self.protocol.go_away, _CROSSING)
             if known.data:
                 await self.protocol.handle(RawData(known.data))
 
@@ -172,14 +198,31 @@ class _Intake:
 
 
 class _Http2(H2Protocol):
+    context: Context
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._told_to_go = self.context.event_class()
         self.priority = _Turns()  # type: ignore[assignment]
         # The stream's window bounds what waits to be read; a full queue would hold up the connection.
         self._stream_config = copy.copy(self.config)
         self._stream_config.max_app_queue_size = 0
         self._cancels = float(_CANCELS)
         self._counted = time.monotonic()
+
+    async def until_to_be_closed(self) -> None:
+        await self._told_to_go.wait()
+
+    def is_amid_a_head(self) -> bool:
+        return False  # its client has been told that it will not be looked at
+
+    async def go_away(self, crossing: float) -> None:
+        """h2 ends a connection with its own GOAWAY, under the streams that run on it."""
+        await self.send(RawData(GoAwayFrame(0, last_stream_id=_LAST_STREAM).serialize()))
+        await asyncio.sleep(crossing)
+        last = self.connection.highest_inbound_stream_id
+        await self._told_to_go.set()
+        await self.send(RawData(GoAwayFrame(0, last_stream_id=last).serialize()))
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, StreamClosed):
@@ -204,6 +247,16 @@ class _Http2(H2Protocol):
             await self._flush()
         except ProtocolError:
             await self._forget(stream_id)  # its client has ended it
+
+    def _untaken(self, stream_id: int, buffer: _Buffer) -> int:
+        """What waits for the client on one stream. Where its window is open, it waits for the connection."""
+        waiting = len(buffer.buffer)
+        try:
+            if self.connection.local_flow_control_window(stream_id) > 0:
+                waiting += self.connection_state[UNTAKEN]()
+        except ProtocolError:
+            pass  # the stream is over
+        return waiting
 
     async def _forget(self, stream_id: int) -> None:
         self.priority.remove_stream(stream_id)
@@ -231,6 +284,9 @@ class _Http2(H2Protocol):
                 return
             if isinstance(event, DataReceived):
                 await self._data(event)
+                continue
+            if isinstance(event, RequestReceived) and self._told_to_go.is_set():
+                await self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
                 continue
             cancelled = isinstance(event, StreamReset) and event.stream_id in self.streams
             await super()._handle_events([event])
@@ -281,7 +337,7 @@ class _Http2(H2Protocol):
             self.stream_send,
             number,
         )
-        self.stream_buffers[number] = _Buffer(self.context.event_class)
+        self.stream_buffers[number] = buffer = _Buffer(self.context.event_class)
         self.priority.insert_stream(number)
         self.priority.block(number)
         await stream.handle(
@@ -291,7 +347,7 @@ class _Http2(H2Protocol):
                 http_version="2",
                 method=pseudo[b":method"].decode("ascii"),
                 raw_path=pseudo.get(b":path", b"/"),
-                state=self.connection_state,
+                state=ConnectionState({**self.connection_state, UNTAKEN: partial(self._untaken, number, buffer)}),
             )
         )
         await self.context.mark_request()

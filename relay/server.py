@@ -1,6 +1,14 @@
-"""One replica process, from its sockets to the end of its drain; and the parent of several.
+"""One replica process, from its sockets to the end of its drain.
 
-The drain runs before the HTTP server knows that anything is ending: own streams run on, their readers stay.
+A drain goes like this. At the first signal the listener is closed: who comes now is refused by the kernel and takes
+its next address, which is safe, because nothing of its request was sent. (A 503 would have to be read and obeyed; nginx
+must not try again after one, which may be the LLM API's own, and does after a refusal.) A probe is told the same by it
+as by the 503 of `/readyz`. Idle connections are closed, those with requests end after them (`Server.drain`), and what
+was on its way is served. Then the readers of other replicas' streams are sent there, and own streams run on with their
+readers. Who loses the connection to one of these comes back to it on another replica, through the log.
+
+With the embedded store there may be no other replica that has these streams. Then the relay goes on listening, for
+readers that come back, and answers 503 to new streams and on `/readyz`.
 """
 
 from __future__ import annotations
@@ -9,61 +17,88 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import signal
 import socket
-import threading
-from collections.abc import Callable
+from collections.abc import Coroutine
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import uvloop
-from prometheus_client.multiprocess import mark_process_dead
 
-from relay import http_server, logs, metrics
+from relay import http_server, logs, metrics, signals
 from relay.api.app import public
 from relay.api.replica import Replica
 from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
 from relay.config import Settings
 from relay.metrics import Metrics
-from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
 from relay.store.log import Log
+from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
 from relay.upstream import UpstreamClient
+from relay.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_STORE_CHECK = 0.5
 # Counts taken per event reach Prometheus' counters this often.
 _FLUSH_EVERY = 1.0
 # Collections of garbage, by new objects. Python's own 700 has one begin with every third stream.
 _COLLECT_AFTER = (10_000, 5, 5)
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What the processes of a relay share."""
+
+    settings: Settings
+    keyring: Keyring | None
+    listener: socket.socket
+    store_url: str
+    supervisor: StoreSupervisor | None
+    """Of the embedded store, None where the store is somebody else's."""
+
+    def store_lost(self) -> bool:
+        return self.supervisor is not None and self.supervisor.lost
+
+
 def run(settings: Settings, keyring: Keyring | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. The exit status."""
+    """Serve until SIGTERM or SIGINT. The exit status. Raises EmbeddedStoreError, OSError."""
+    signals.hold()
     _warn(settings)
     with ExitStack() as stack:
         listener = _listen(settings)
         stack.callback(listener.close)
-        url = settings.store.url
+        # Before all others, and so closed after them: the end of a drain can still be scraped.
+        counted = Metrics() if settings.workers == 1 else None
+        stack.callback(
+            metrics.serve(settings.metrics_bind, metrics.of_workers() if counted is None else counted.registry)
+        )
+        url, store, supervisor = settings.store.url, None, None
         if url == "embedded":
             store = EmbeddedStore(settings.store.data_dir)
-            store.start()
+            try:
+                store.start(given_up=signals.pending)
+            except StartGivenUp:
+                return 0
             stack.callback(store.stop)
-            url = store.url
-            stopping = threading.Event()
-            stack.callback(stopping.set)
-            threading.Thread(target=_keep_running, args=(store, stopping), daemon=True).start()
-        if settings.workers == 1:
-            counted = Metrics()
-            stack.callback(metrics.serve(settings.metrics_bind, counted.registry))
-            _replica(settings, keyring, url, listener, counted)
+            url, supervisor = store.url, StoreSupervisor(store)
+            supervisor.start()
+            stack.callback(supervisor.stop)
+        setup = _Setup(settings, keyring, listener, url, supervisor)
+        if counted is not None:
+            _replica(setup, counted)
             return 0
-        stack.callback(metrics.serve(settings.metrics_bind, metrics.of_workers()))
-        return _supervise(settings, keyring, url, listener)
+
+        def work() -> None:
+            if store is not None:
+                store.disown()
+            _replica(setup, Metrics())
+
+        Workers(settings.workers, work).run(on_ending=listener.close if store is None else lambda: None)
+    return 0
 
 
 def _warn(settings: Settings) -> None:
@@ -76,15 +111,6 @@ def _warn(settings: Settings) -> None:
             settings.bind,
             ", ".join(lent),
         )
-
-
-def _keep_running(store: EmbeddedStore, stopping: threading.Event) -> None:
-    """Start the embedded store again where it has died: its append-only file has what it held."""
-    while not stopping.wait(_STORE_CHECK):
-        if store.pid is None:
-            logger.error("the embedded store has ended by itself; starting it again")
-            with contextlib.suppress(EmbeddedStoreError):
-                store.start()
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -106,113 +132,84 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _replica(
-    settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket, counted: Metrics
-) -> None:
+def _replica(setup: _Setup, counted: Metrics) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, keyring, store_url, listener, counted))
+        runner.run(_serve(setup, counted))
 
 
-async def _serve(
-    settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket, counted: Metrics
-) -> None:
+async def _serve(setup: _Setup, counted: Metrics) -> None:
+    settings, keyring = setup.settings, setup.keyring
     loop = asyncio.get_running_loop()
     logs.watch_loop(loop)
-    log = Log(connect(store_url), settings.streams, settings.store)
-    registry = Registry(settings, log, counted)
-    upstreams = UpstreamClient(settings.streams.upstream_idle_timeout)
-    await registry.open()
-    watching = [
-        asyncio.create_task(Health(log.topology, counted).watch()),
-        asyncio.create_task(_flush_forever(counted)),
-    ]
-    if keyring is not None:
-        watching.append(asyncio.create_task(keyring.watch()))
     ending = asyncio.Event()
     at_once = asyncio.Event()
 
     def on_signal() -> None:
         (at_once if ending.is_set() else ending).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.ENDING:
         loop.add_signal_handler(number, on_signal)
+    signals.release()
 
-    async def until_drained() -> None:
+    log = Log(connect(setup.store_url), settings.streams, settings.store)
+    registry = Registry(settings, log, counted)
+    upstreams = UpstreamClient(settings.streams.upstream_idle_timeout)
+
+    async def finish(server: http_server.Server) -> None:
+        """Own streams, and answers that are no streams, to their ends or to that of the time that they have."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain.timeout):
+                await asyncio.gather(registry.drain(settings.drain.timeout), server.answered())
+
+    async def until_drained(server: http_server.Server) -> None:
         await ending.wait()
         logger.info("draining: no new streams, %d run on", len(registry.producers))
-        drain = asyncio.ensure_future(registry.drain(settings.drain.timeout))
-        second = asyncio.ensure_future(at_once.wait())
-        await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
-        for task in (drain, second):
-            task.cancel()
+        await _unless(at_once, server.drain(listening=setup.supervisor is not None))
+        await _unless(at_once, finish(server))
         await registry.end_all()
 
-    # What lives as long as the process need not be looked through again and again for what could be freed.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
+    watching: list[asyncio.Task[None]] = []
     try:
+        await _unless(ending, registry.open())
+        if ending.is_set():
+            return
+        watching += [
+            asyncio.create_task(Health(log.topology, counted).watch()),
+            asyncio.create_task(_flush_forever(counted)),
+        ]
+        if keyring is not None:
+            watching.append(asyncio.create_task(keyring.watch()))
+        # What lives as long as the process need not be looked through again and again for what could be freed.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
-        app = public(Replica(settings, registry, upstreams, counted, Gate(settings.limits, keyring)))
-        await http_server.serve(app, listener, until_drained, settings.limits)
+        replica = Replica(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
+        await http_server.serve(public(replica), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:
             task.cancel()
         # Only now: requests that came in up to the listener's end need the store for their answers.
         await registry.close()
         await upstreams.close()
+        # The loop's handlers end with it, and the store has yet to be stopped.
+        signals.hold()
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do it until it is done or the event is set."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((doing, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+    finally:
+        for task in (doing, waiting):
+            task.cancel()
+        await asyncio.gather(doing, waiting, return_exceptions=True)
 
 
 async def _flush_forever(counted: Metrics) -> None:
     while True:
         await asyncio.sleep(_FLUSH_EVERY)
         counted.flush()
-
-
-# -- several workers --------------------------------------------------------------------------------------
-
-
-def _supervise(settings: Settings, keyring: Keyring | None, store_url: str, listener: socket.socket) -> int:
-    """Fork the workers, each a replica of its own on the shared socket; start a dead one anew."""
-    workers: set[int] = set()
-    ending = False
-
-    def spawn() -> None:
-        pid = os.fork()
-        if pid == 0:
-            _in_worker(lambda: _replica(settings, keyring, store_url, listener, Metrics()))
-        workers.add(pid)
-
-    def forward(number: int, _: object) -> None:
-        nonlocal ending
-        ending = True
-        for pid in workers:
-            os.kill(pid, number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    for _ in range(settings.workers):
-        spawn()
-    while workers:
-        pid, status = os.wait()
-        if pid not in workers:  # the embedded store's
-            continue
-        workers.discard(pid)
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges end with it, its counters stay
-        if not ending:
-            logger.error("worker %d ended with %d; starting another", pid, os.waitstatus_to_exitcode(status))
-            spawn()
-    return 0
-
-
-def _in_worker(body: Callable[[], None]) -> None:
-    status = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        body()
-        status = 0
-    except BaseException:
-        logger.exception("worker %d failed", os.getpid())
-    finally:
-        os._exit(status)
