@@ -125,14 +125,14 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.first_token = Histogram(
             "relay_time_to_first_token_seconds",
-            "From the last byte of the request to the first token in the log.",
+            "From the last byte of the request to the first token in the log, or shown ahead of it.",
             _GENERATION,
             buckets=_FIRST_TOKEN,
             registry=registry,
         )
         self.duration = Histogram(
             "relay_stream_duration_seconds",
-            "From the last byte of the request to the end of the stream in the log.",
+            "From the last byte of the request to the end of the stream in the log, or shown ahead of it.",
             (*_GENERATION, "outcome"),
             buckets=_DURATION,
             registry=registry,
@@ -158,13 +158,13 @@ class Metrics:
         )
         self.degraded = Counter(
             "relay_streams_degraded_total",
-            "Streams that cannot be resumed because the store was away, from their start or from then on.",
+            "Streams that cannot be resumed because the store was away at their start.",
             _GENERATION,
             registry=registry,
         )
         self.streams_active = Gauge(
             "relay_streams_active",
-            "Generations in flight.",
+            "Generations in flight, and those whose end is still to be written.",
             _GENERATION,
             registry=registry,
             multiprocess_mode="livesum",
@@ -176,7 +176,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self.events = Counter("relay_events_total", "Events written to the log.", _GENERATION, registry=registry)
+        self.events = Counter(
+            "relay_events_total",
+            "Events of streams as readers can be given them: in the log, or shown ahead of it.",
+            _GENERATION,
+            registry=registry,
+        )
         self.heartbeats = Counter(
             "relay_heartbeats_total", "Signs of life sent on silent streams.", _GENERATION, registry=registry
         )
@@ -189,7 +194,7 @@ class Metrics:
         )
         self.replayed_events = Counter(
             "relay_replayed_events_total",
-            "Events that stood in the log behind the position of a resume.",
+            "Events that were there after the position of a resume.",
             _GENERATION,
             registry=registry,
         )

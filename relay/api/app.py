@@ -16,7 +16,7 @@ from relay.api.replica import Replica
 from relay.protocol.apis import DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import ApiError, NotFound, Unavailable
+from relay.protocol.errors import ApiError, NotFound, StoreUnavailable, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ async def _livez(replica: Replica, exchange: Exchange) -> None:
 async def _readyz(replica: Replica, exchange: Exchange) -> None:
     if replica.registry.draining:
         raise Unavailable("This relay is shutting down. Use another one.", code="draining")
+    if replica.store_lost():
+        raise StoreUnavailable
     await exchange.answer(200, b'{"status":"ok"}')
 
 

@@ -3,12 +3,15 @@
 One timer per reader, armed again only when it fires, serves both the heartbeat and the write limit; an
 event sets none. Nothing stands between the frames and the server's own `send`, or the connection itself where the
 server lets the relay write to it (`exchange.direct`).
+
+Promises: a client that takes something, if only a little, within `limits.write_timeout` is never dropped, whatever the
+size of an event; one that takes nothing holds a slice of what it was given, in its connection, and no copy of the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from relay.api.exchange import ConnectionCut, Exchange
 from relay.config import Settings
@@ -17,6 +20,11 @@ from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import Headers
 from relay.streams.reader import Lost, Reader
 
+# The most that one write hands to a connection.
+_SLICE = 64 * 1024
+# How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
+_LOOKS = 4
+
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -24,11 +32,19 @@ _STREAM_HEADERS: Headers = [
 ]
 
 
-def stream_headers(stream: str, *, resumable: bool, upstream: Headers = ()) -> Headers:  # type: ignore[assignment]
+def stream_headers(
+    stream: str,
+    heartbeat: float,
+    *,
+    resumable: bool,
+    upstream: Headers = (),  # type: ignore[assignment]
+) -> Headers:
+    """`heartbeat` is the longest silence of a connection that lives, in seconds."""
     return [
         *_STREAM_HEADERS,
         (b"relay-stream-id", stream.encode()),
         (b"relay-resumable", b"true" if resumable else b"false"),
+        (b"relay-heartbeat", f"{heartbeat:g}".encode()),
         *upstream,
     ]
 
@@ -44,7 +60,10 @@ class Delivery:
         self._write_timeout = settings.limits.write_timeout
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
-        self._writing_since: float | None = None
+        self._writing_since: float | None = None  # or since the client was last seen to take something
+        self._untaken = exchange.untaken()
+        self._seen_untaken = 0
+        self._held_back: bytes | None = None  # what is too large for one write
         self._beat = False
         self._too_slow = False
         self._task: asyncio.Task[None] | None = None
@@ -56,7 +75,7 @@ class Delivery:
         gone = asyncio.create_task(self._watch())
         try:
             await self._exchange.start(200, headers)
-            self._timer = self._loop.call_later(min(self._every, self._write_timeout), self._tick)
+            self._timer = self._loop.call_later(min(self._every, self._write_timeout / _LOOKS), self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
             raise ConnectionCut from None
@@ -80,6 +99,9 @@ class Delivery:
         if direct is not None:
 
             def express(data: bytes, write: Callable[[bytes], bool] = direct.write) -> bool:
+                if len(data) > _SLICE:
+                    self._held_back = data
+                    return False
                 self._last_write = now()
                 return write(data)
 
@@ -88,14 +110,26 @@ class Delivery:
             data = await reader.read()
             if data is None:
                 return
-            if not data and self._beat:
+            if not data and self._held_back is not None:
+                data, self._held_back = self._held_back, None
+            elif not data and self._beat:
                 data = self._heartbeat
                 self._beat = False
                 reader.meter.heartbeats.inc()
             self._writing_since = now()
-            await send(data)
+            if len(data) <= _SLICE:
+                await send(data)
+            else:
+                await self._send_sliced(data, send)
+            data = None  # a reader that waits holds nothing
             self._writing_since = None
             self._last_write = now()
+
+    async def _send_sliced(self, data: bytes, send: Callable[[bytes | memoryview], Awaitable[None]]) -> None:
+        view = memoryview(data)
+        for at in range(0, len(view), _SLICE):
+            await send(view[at : at + _SLICE])
+            self._writing_since = self._loop.time()
 
     async def _watch(self) -> None:
         await self._exchange.until_gone()
@@ -104,6 +138,10 @@ class Delivery:
     def _tick(self) -> None:
         now = self._loop.time()
         if self._writing_since is not None:
+            untaken = self._untaken()
+            if untaken != self._seen_untaken:
+                self._seen_untaken = untaken
+                self._writing_since = now
             due = self._writing_since + self._write_timeout
             if now >= due and self._task is not None:
                 self._too_slow = True
@@ -116,4 +154,4 @@ class Delivery:
                 self._beat = True
                 self._reader.nudge()
                 due = now + self._every
-        self._timer = self._loop.call_at(max(min(due, now + self._write_timeout), now + 0.01), self._tick)
+        self._timer = self._loop.call_at(max(min(due, now + self._write_timeout / _LOOKS), now + 0.01), self._tick)

@@ -46,6 +46,8 @@ ABORT = "relay.abort"
 # In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `Direct`.
 DIRECT = "relay.direct"
 READ_TIMEOUT = "relay.read_timeout"
+# In the scope's state: tells how many bytes of this answer wait for the client to take them.
+UNTAKEN = "relay.untaken"
 
 # Under a server that is not the relay's own.
 _READ_TIMEOUT = 30.0
@@ -64,8 +66,9 @@ class Direct(Protocol):
     def write(self, data: bytes) -> bool:
         """Write one chunk. False where the client has not taken what came before: use `send` next."""
 
-    async def send(self, data: bytes) -> None:
-        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it."""
+    async def send(self, data: bytes | memoryview) -> None:
+        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
+        copied."""
 
 
 class ClientGone(Exception):
@@ -75,6 +78,10 @@ class ClientGone(Exception):
 class ConnectionCut(Exception):
     """Raised out of the application to abort a response body: the connection dies without the zero chunk, so
     that no client can take what it has for a complete answer."""
+
+
+def _nothing() -> int:
+    return 0
 
 
 class Exchange:
@@ -213,11 +220,11 @@ class Exchange:
             headers = [item for item in headers if item[0] not in names] + self.answer_headers
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    def sender(self) -> Callable[[bytes], Awaitable[None]]:
+    def sender(self) -> Callable[[bytes | memoryview], Awaitable[None]]:
         """The server's own `send` for body parts, with nothing in between."""
         send = self._send
 
-        async def part(data: bytes) -> None:
+        async def part(data: bytes | memoryview) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         return part
@@ -226,6 +233,11 @@ class Exchange:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
         return self.scope.get("state", {}).get(DIRECT) if chunked else None
+
+    def untaken(self) -> Callable[[], int]:
+        """Tells how many bytes of this answer wait for the client; always 0 where the server does not say."""
+        told: Callable[[], int] | None = self.scope.get("state", {}).get(UNTAKEN)
+        return told or _nothing
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over
@@ -261,13 +273,16 @@ class Exchange:
         except (TimeoutError, ClientGone, BodyTooSlow):
             pass
 
+    def id_header(self) -> tuple[bytes, bytes]:
+        """The request's id, under the API's own name for it."""
+        return (b"request-id" if self.dialect.name == "messages" else b"x-request-id"), self.request_id.encode()
+
     async def refuse(self, error: ApiError) -> None:
         """An error in the API's own shape."""
-        name = b"request-id" if self.dialect.name == "messages" else b"x-request-id"
         await self.answer(
             error.status,
             self.dialect.error_body(error, self.request_id),
-            [(name, self.request_id.encode())] + [(k.encode(), v.encode()) for k, v in error.headers.items()],
+            [self.id_header()] + [(k.encode(), v.encode()) for k, v in error.headers.items()],
         )
 
 
@@ -299,12 +314,21 @@ class Endpoint:
             await exchange.refuse(error)
         except ClientGone:
             raise ConnectionCut from None
-        except (ConnectionCut, asyncio.CancelledError):
+        except ConnectionCut:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            await self._fault(exchange)  # nobody has cancelled this request, but something that it waited for
         except Exception:
-            logger.exception("a fault of the relay's own", extra={"fields": {"request_id": exchange.request_id}})
-            if exchange.started:
-                raise ConnectionCut from None
-            fault = ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
-            self._on_refusal(exchange, fault)
-            await exchange.refuse(fault)
+            await self._fault(exchange)
+
+    async def _fault(self, exchange: Exchange) -> None:
+        """Answer a fault of the relay's own; to be called where its exception is handled."""
+        logger.exception("a fault of the relay's own", extra={"fields": {"request_id": exchange.request_id}})
+        if exchange.started:
+            raise ConnectionCut from None
+        fault = ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
+        self._on_refusal(exchange, fault)
+        await exchange.refuse(fault)

@@ -1,9 +1,14 @@
-"""POST on the three APIs: a new stream, a resume, or a request that is passed through."""
+"""POST on the three APIs: a new stream, a resume, or a request that is passed through.
+
+Promises: for every stream that was made, its client is answered; the bytes of a request are held once, and no longer
+than until the upstream has them, however long the stream lives.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import httpx
 import orjson
@@ -16,19 +21,59 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.replica import Replica
 from relay.auth.gate import Slot
 from relay.protocol import headers as rules
-from relay.protocol.dialect import Dialect, JsonObject
+from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
-from relay.protocol.ids import new_stream_id
+from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.lifecycle import Ending
 from relay.streams.account import Request
-from relay.streams.producer import Opened, Producer, Refused
+from relay.streams.producer import Call, Opened, Producer, Refused
 from relay.upstream import NO_EVENT_STREAM, Route, body_of
+
+# A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
+_SMALL_BODY = 16 * 1024
+
+
+class Outgoing:
+    """The bytes of a request on their way upstream: whoever takes them is the only one that holds them."""
+
+    __slots__ = ("_data", "size")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def take(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.take()
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that has been read, and where it goes. `joining` is None where it asks for no stream."""
+
+    route: Route
+    body: Outgoing
+    owner: str = ""
+    stream: str = ""
+    joining: Joining | None = None
+    asks_for_usage: bool = False
 
 
 async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
     if exchange.header(b"last-event-id") is not None:
         await resume.by_post(replica, exchange, dialect)
         return
+    asked = await _read(replica, exchange, dialect)
+    if asked.joining is None:
+        await forward(replica, exchange, asked.route, asked.body.take())
+    else:
+        await _stream(replica, exchange, dialect, asked, asked.joining)
+
+
+async def _read(replica: Replica, exchange: Exchange, dialect: Dialect) -> _Asked:
     raw, body = await exchange.json(replica.settings.limits.body)
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -38,42 +83,30 @@ async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> No
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
     if body.get("stream") is not True:
-        await forward(replica, exchange, route, raw)
-        return
-    await _stream(replica, exchange, dialect, route, raw, body)
-
-
-async def _stream(
-    replica: Replica, exchange: Exchange, dialect: Dialect, route: Route, raw: bytes, body: JsonObject
-) -> None:
-    original = raw
-    usage = route.upstream.usage
-    asking = dialect.ask_for_usage(body) if usage != "passthrough" else None
-    if asking is not None:
-        raw = orjson.dumps(asking)
-    detached = route.upstream.buffer and "respond-async" in _preferences(exchange)
-    headers = rules.to_upstream(
-        # A preference that the relay has met is not for a relay behind it.
-        [item for item in exchange.headers if not (detached and item[0] == b"prefer")],
-        api_key=route.upstream.api_key(),
-        identity=True,
-        length=len(raw),
-        request_id=exchange.request_id,
-        more=route.upstream.headers,
-    )
-    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
-    meter = replica.metrics.meter(dialect.name, route.upstream.name, route.label)
-
-    async def call() -> httpx.Response:
-        return await replica.ask(meter, "POST", url, headers, raw)
-
+        return _Asked(route, Outgoing(raw))
     registry = replica.registry
     owner = await registry.owner_of_new(exchange.caller.identity)
-    if route.upstream.buffer:
+    logged = route.upstream.buffer
+    if logged:
         await registry.check_store()
-    stream = new_stream_id(logged=route.upstream.buffer)
+        if not registry.secret_known:
+            # Under the owner that this replica makes up meanwhile, nobody would find the stream in the log.
+            replica.metrics.meter(dialect.name, route.upstream.name, route.label).degraded()
+            logged = False
+    stream = new_stream_id(logged=logged)
+    joining = Joining(replica, exchange, stream, owner, raw)
+    asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
+    if asking is not None:
+        raw = orjson.dumps(asking)
+    return _Asked(route, Outgoing(raw), owner, stream, joining, asking is not None)
+
+
+async def _stream(replica: Replica, exchange: Exchange, dialect: Dialect, asked: _Asked, joining: Joining) -> None:
+    """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
+    registry = replica.registry
+    route = asked.route
+    detached = is_logged(asked.stream) and "respond-async" in _preferences(exchange)
     scope = tickets.scope_of(replica, exchange)
-    joining = Joining(replica, exchange, stream, owner, original)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
             replica.gate.resume(exchange.caller.identity)
@@ -82,52 +115,74 @@ async def _stream(
             await resume.from_start(replica, exchange, joined, dialect)
         return
     try:  # only now: who joins needs no room
-        registry.check_room(owner)
+        registry.check_room(asked.owner)
         slot = replica.gate.open(exchange.caller)
     except ApiError:
-        await joining.release()
+        joining.release()
         raise
     producer = registry.begin(
-        stream,
+        asked.stream,
         dialect,
         route,
-        owner=owner,
+        owner=asked.owner,
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
-        hide_usage=asking is not None and usage == "observe",
-        call=call,
+        hide_usage=asked.asks_for_usage and route.upstream.usage == "observe",
+        call=_call(replica, exchange, dialect, route, asked.body, preference_met=detached),
     )
     if slot.counted:
         registry.later(_release_at_end(producer, slot))
+    if joining.claimed:
+        registry.later(joining.follow(producer))
     if detached:
         try:
             await producer.become_stream()
         except ApiError:
             producer.stop(Ending.ABANDONED)
-            await joining.release()
             raise
         if producer.logged:
-            registry.detach(producer)
+            registry.run_detached(producer)
             await _accept(replica, exchange, producer.stream, scope)
             return
-    reader = registry.first_reader(producer)
+    reader = registry.lookup.first_reader(producer)
     try:
         upstream_headers = await _opened(replica, exchange, producer, expected=joining.expected)
     except ConnectionCut:
         reader.close()
         if joining.expected:
-            registry.later(_see_through(replica, producer, joining))
+            registry.later(_see_through(replica, producer))
         raise
     except BaseException:
         reader.close()
-        await _release_unless_made(producer, joining)
         raise
-    await _release_unless_made(producer, joining)
     if upstream_headers is None:
         reader.close()
         return
-    headers = stream_headers(producer.stream, resumable=producer.logged, upstream=upstream_headers)
+    headers = stream_headers(
+        producer.stream, replica.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
+    )
     headers += tickets.url_header(replica, producer.stream, scope if producer.logged else "")
     await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)
+
+
+def _call(
+    replica: Replica, exchange: Exchange, dialect: Dialect, route: Route, body: Outgoing, *, preference_met: bool
+) -> Call:
+    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay behind it."""
+    headers = rules.to_upstream(
+        [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
+        api_key=route.upstream.api_key(),
+        identity=True,
+        length=body.size,
+        request_id=exchange.request_id,
+        more=route.upstream.headers,
+    )
+    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
+    meter = replica.metrics.meter(dialect.name, route.upstream.name, route.label)
+
+    async def call() -> httpx.Response:
+        return await replica.ask(meter, "POST", url, headers, body.take() if body.size <= _SMALL_BODY else body)
+
+    return call
 
 
 def _preferences(exchange: Exchange) -> set[str]:
@@ -149,18 +204,14 @@ async def _accept(replica: Replica, exchange: Exchange, stream: str, scope: str)
 
 
 async def _release_at_end(producer: Producer, slot: Slot) -> None:
+    """At the generation's end, whether its log can be told of it yet or not."""
     try:
-        await producer.done()
+        await producer.feed.over()
     finally:
         slot.release()
 
 
-async def _release_unless_made(producer: Producer, joining: Joining) -> None:
-    if not (producer.made.done() and producer.made.result() and producer.logged):
-        await joining.release()
-
-
-async def _see_through(replica: Replica, producer: Producer, joining: Joining) -> None:
+async def _see_through(replica: Replica, producer: Producer) -> None:
     """The client has gone before its answer, but its next attempt finds this generation by its key: it goes on,
     and its abandon clock runs."""
     await asyncio.wait((producer.answer,), timeout=replica.settings.streams.patience)
@@ -171,7 +222,6 @@ async def _see_through(replica: Replica, producer: Producer, joining: Joining) -
             producer.stop(Ending.ABANDONED)
     elif not producer.answer.cancelled() and isinstance(refused := producer.answer.result(), Refused):
         await body_of(refused.response).aclose()
-    await _release_unless_made(producer, joining)
 
 
 async def _opened(replica: Replica, exchange: Exchange, producer: Producer, *, expected: bool) -> rules.Headers | None:
@@ -196,12 +246,17 @@ async def _opened(replica: Replica, exchange: Exchange, producer: Producer, *, e
         except ApiError:
             producer.stop(Ending.ABANDONED)
             raise
-        return []
+        return [exchange.id_header()]  # an upstream that has not answered yet has not named the request either
+    if producer.answer.cancelled():
+        # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
+        if producer.made.done() and producer.made.result():
+            return [exchange.id_header()]
+        raise ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
     answer = producer.answer.result()
     if isinstance(answer, ApiError):
         raise answer
     if isinstance(answer, Opened):
-        return answer.headers
+        return [exchange.id_header()] if answer.headers is None else answer.headers
     await _pass_refusal(exchange, answer, producer.route.upstream.headers)
     return None
 

@@ -1,102 +1,173 @@
 """Retries that do not pay twice: a request that joins the generation of an earlier one.
 
-An `Idempotency-Key` is claimed in the store before anything goes upstream, so of any number of requests with
-it, on any replicas, one generates and the others read its stream from the start. With `attach_retries` an
-SDK's own retry (`x-stainless-retry-count` above 0) does the same for the same credential and body, as long
-as the generation is in flight.
+An `Idempotency-Key` is claimed in the store before anything goes upstream, so of any number of requests with it, on any
+replicas, one generates and the others read its stream from the start. Where that stream cannot be read, yet or at all,
+while its generation may still run, they are told to come back: 409. With `attach_retries` an SDK's own retry
+(`x-stainless-retry-count` above 0) joins for the same credential and body, as long as the generation is in flight.
 """
 
 from __future__ import annotations
 
 import asyncio
+from enum import Enum, auto
 
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
-from relay.protocol.errors import BadRequest, IdempotencyMismatch, StoreUnavailable
+from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyMismatch, StoreUnavailable
+from relay.protocol.lifecycle import Cause, Ending
+from relay.store.directory import Claim
+from relay.streams.producer import Producer
 
-_LONGEST_KEY = 255
+LONGEST_KEY = 255
 _LOOK_EVERY = 0.1
 
 
+class _State(Enum):
+    """Of a generation that has the key."""
+
+    READABLE = auto()  # its stream is in the log, live or complete
+    IN_FLIGHT = auto()  # it may run, and its stream cannot be read, yet or at all
+    OVER = auto()  # it has failed, was stopped, or never came to be
+
+
 class Joining:
-    """One request's claim. After `join` has answered None, the request is to generate under `stream`."""
+    """One request's claim. After `join` has answered None, the request is to generate under `stream`, and `follow` or
+    `release` says what became of that."""
 
     def __init__(self, replica: Replica, exchange: Exchange, stream: str, owner: str, body: bytes) -> None:
-        self._replica = replica
+        """`body` is as the client asked, and is not kept."""
         self._registry = replica.registry
-        self._log = replica.registry.log
+        self._settings = replica.settings.streams
         self._stream = stream
         self._owner = owner
-        self._asked = (exchange.scope["path"].encode(), body)
-        self._name: str | None = None
+        self._claimed: str | None = None
+        self.expected = False
+        """May another request come to this one's generation without knowing its stream's id?"""
         self._key = exchange.header(b"idempotency-key")
         count = exchange.header(b"x-stainless-retry-count") or "0"
         self._retries = int(count[:4]) if count.isascii() and count.isdigit() else 0
+        # Without the secret that the replicas share, no name is the same on another one.
+        joins = self._registry.secret_known and (self._key is not None or self._settings.attach_retries)
+        self._asked = self._registry.digest(exchange.scope["path"].encode(), body) if joins else None
 
     async def join(self) -> str | None:
         """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyMismatch,
-        and StoreUnavailable where the key cannot be honoured."""
+        IdempotencyKeyInFlight, and StoreUnavailable where the key cannot be honoured."""
         if self._key is not None:
-            return await self._by_key(self._key)
-        if self._replica.settings.streams.attach_retries:
+            if not 0 < len(self._key) <= LONGEST_KEY:
+                raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters. Send a shorter one.")
+            if self._asked is None:
+                raise StoreUnavailable
+            return await self._by_key(self._key, self._asked)
+        if self._asked is not None:
             try:
-                return await self._by_retry()
+                return await self._by_retry(self._asked)
             except StoreUnavailable:
                 return None
         return None
 
     @property
-    def expected(self) -> bool:
-        """May another request come to this one's generation without knowing its stream's id?"""
-        return self._name is not None
+    def claimed(self) -> bool:
+        return self._claimed is not None
 
-    async def release(self) -> None:
-        """No stream came to be: the next request with the key may generate."""
-        if self._name is not None:
-            try:
-                await self._log.release(self._name, self._stream)
-            except StoreUnavailable:
-                pass
+    def release(self) -> None:
+        """Nothing went upstream: the next request with the key may generate."""
+        if self._claimed is not None:
+            self._registry.claims.ended(self._claimed, self._stream, None)
 
-    async def _by_key(self, key: str) -> str | None:
-        if not 0 < len(key) <= _LONGEST_KEY:
-            raise BadRequest(f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters. Send a shorter one.")
+    async def follow(self, producer: Producer) -> None:
+        """The claim's life is the generation's."""
+        if self._claimed is None:
+            return
+        outcome = None
+        try:
+            if await asyncio.shield(producer.made) and not producer.logged:
+                self._registry.claims.unlogged(self._claimed, self._stream)
+            await producer.done()
+            outcome = producer.outcome if producer.is_persisted else None
+        finally:
+            self._registry.claims.ended(self._claimed, self._stream, outcome)
+
+    # -- by key ---------------------------------------------------------------------------------------------
+
+    async def _by_key(self, key: str, asked: str) -> str | None:
         name = "key:" + self._registry.digest(self._owner.encode(), key.encode("latin-1"))
-        asked = self._registry.digest(*self._asked)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.patience + self._settings.lease
         while True:
-            stream, digest = await self._log.claim(name, self._stream, asked)
-            if digest != asked:
-                raise IdempotencyMismatch
-            if stream == self._stream:
-                self._name = name
+            claim = await self._registry.claims.claim(name, self._stream, asked)
+            if claim.stream == self._stream:
+                self._claimed = name
+                self.expected = True
                 return None
-            if await self._came_to_be(name, stream):
-                return stream
-            await self._log.release(name, stream)
+            state = await self._state(name, claim)
+            if state is _State.OVER:
+                await self._registry.directory.release(name, claim.stream)
+            elif claim.digest != asked:
+                raise IdempotencyMismatch
+            elif state is _State.READABLE:
+                return claim.stream
+            else:
+                await self._wait(name, claim, until)
 
-    async def _by_retry(self) -> str | None:
-        name = "retry:" + self._registry.digest(self._owner.encode(), *self._asked)
+    async def _state(self, name: str, claim: Claim) -> _State:
+        if not claim.joinable:  # even where a late command has made its stream: nothing is written there
+            return _State.OVER if await self._is_dead(name, claim) else _State.IN_FLIGHT
+        status = await self._registry.log.get_status(claim.stream)
+        if status is not None and status.outcome and status.outcome != Cause.PRODUCER_LOST:
+            return _State.READABLE if status.outcome == Ending.COMPLETED and status.kept else _State.OVER
+        if claim.over:  # it was complete, and the store has lost that: there is nothing left to run, or to read
+            return _State.OVER
+        live = status is not None and not status.outcome
+        if status is not None and live and status.lease_left >= 0:
+            return _State.READABLE
+        # A producer that is given up may only be paused, and its call goes on when it wakes.
+        if await self._is_dead(name, claim):
+            return _State.OVER
+        return _State.READABLE if live else _State.IN_FLIGHT
+
+    async def _is_dead(self, name: str, claim: Claim) -> bool:
+        """Does nothing run any more that could have made this claim? Of an earlier version's claim nobody can say."""
+        if claim.replica == self._registry.replica_id:
+            return self._registry.claims.local(name, claim.stream) is None
+        return bool(claim.replica) and await self._registry.directory.replica_gone(claim.replica)
+
+    async def _wait(self, name: str, claim: Claim, until: float) -> None:
+        """Until the claim, or its stream, may stand otherwise. Raises IdempotencyKeyInFlight."""
+        local = self._registry.claims.local(name, claim.stream) or claim
+        producer = self._registry.local(claim.stream)
+        now = asyncio.get_running_loop().time()
+        if not local.joinable or now >= until or (producer is not None and not producer.logged):
+            raise IdempotencyKeyInFlight
+        if producer is not None and not producer.made.done():
+            await asyncio.wait([producer.made], timeout=until - now)
+        else:
+            await asyncio.sleep(_LOOK_EVERY)
+
+    # -- by retry -------------------------------------------------------------------------------------------
+
+    async def _by_retry(self, asked: str) -> str | None:
+        name = "retry:" + self._registry.digest(self._owner.encode(), asked.encode())
         if self._retries:
-            stream = await self._log.named(name)
+            stream = await self._registry.directory.resolve_alias(name)
             if stream is not None:
                 # One that is still to come is in flight, however soon it ends then.
-                status = await self._log.look(stream)
-                if (status is None or not status.outcome) and await self._came_to_be(name, stream):
+                status = await self._registry.log.get_status(stream)
+                if (status is None or not status.outcome) and await self._comes_to_be(name, stream):
                     return stream
-        await self._log.rename(name, self._stream)
-        self._name = name
+        await self._registry.directory.set_latest(name, self._stream)
+        self.expected = True
         return None
 
-    async def _came_to_be(self, name: str, stream: str) -> bool:
+    async def _comes_to_be(self, name: str, stream: str) -> bool:
         """Wait for the stream that has the name. It comes to be within its replica's patience, or never."""
         producer = self._registry.local(stream)
         if producer is not None:
             return await asyncio.shield(producer.made) and producer.logged
-        settings = self._replica.settings.streams
         try:
-            async with asyncio.timeout(settings.patience + settings.lease):
-                while await self._log.look(stream) is None:
-                    if await self._log.named(name) != stream:
+            async with asyncio.timeout(self._settings.patience + self._settings.lease):
+                while await self._registry.log.get_status(stream) is None:
+                    if await self._registry.directory.resolve_alias(name) != stream:
                         return False
                     await asyncio.sleep(_LOOK_EVERY)
         except TimeoutError:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import orjson
 
 from relay.api.delivery import stream_headers
+from relay.api.joining import LONGEST_KEY
 from relay.api.pages import File
 from relay.config import TicketSettings
 from relay.protocol.apis import DIALECTS
@@ -24,8 +25,7 @@ from relay.protocol.errors import ApiError
 Json = dict[str, Any]
 
 STREAM_ID = "st_[A-Za-z0-9_-]{22}(?:_u)?"
-EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})"
-LONGEST_KEY = 255
+EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
 # Codes that a refusal of the tree can have beside its own.
 FURTHER_CODES = {
@@ -44,12 +44,13 @@ _OF_UPSTREAM = (401, 403, 404, 413, 429, 502, 503, 504)
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
     "content-type": "",  # said by `content`
+    "relay-heartbeat": "The longest silence of a connection that lives, in seconds (`streams.heartbeat`).",
     "relay-resumable": "`false`: this stream has no log and no event ids, and cannot be resumed.",
     "relay-stream-id": "The stream's id, for `/streams/{id}`.",
     "x-accel-buffering": "Keeps nginx from buffering.",
 }
 _STREAM_URL = "The stream's address with a ticket for it alone, for clients without a credential."
-_RETRY = {429, 503}
+_RETRY = {409, 429, 503}
 
 
 def codes() -> dict[int, list[str]]:
@@ -220,7 +221,7 @@ def _generate(api: str) -> Json:
             },
             "204": _empty("The stream has ended, and nothing of it is missing.", of_stream=True),
             "default": {"description": "The upstream's own refusal, as it is.", "content": {"*/*": {}}},
-            **_refused(shape, *_OF_UPSTREAM, 410, 415, 422, passed=True),
+            **_refused(shape, *_OF_UPSTREAM, 409, 410, 415, 422, passed=True),
         },
     }
 
@@ -291,7 +292,7 @@ def _empty(text: str, *, of_stream: bool = False) -> Json:
 
 
 def _stream_headers() -> Json:
-    names = [name.decode() for name, _ in stream_headers("", resumable=True)]
+    names = [name.decode() for name, _ in stream_headers("", 15, resumable=True)]
     return {name: _ref("headers", name) for name in names if _HEADERS[name]}
 
 
@@ -320,7 +321,7 @@ def _schemas() -> Json:
             api={"enum": list(DIALECTS)},
             state={"enum": ["live", "ended"]},
             outcome={"type": ["string", "null"]},
-            last_event_id=_ref("schemas", "EventId"),
+            last_event_id={**_ref("schemas", "EventId"), "description": "Who has this one has all of it by now."},
             events=whole,
             created_at={"type": "number"},
             ended_at={"type": ["number", "null"]},
@@ -353,7 +354,11 @@ def _ref(kind: str, name: str) -> Json:
 def _parameters() -> Json:
     scopes = list(get_args(TicketSettings.model_fields["scope"].annotation))
     headers = {
-        "Last-Event-ID": (_ref("schemas", "EventId"), "The last event that arrived; `<stream id>.0` for the start."),
+        "Last-Event-ID": (
+            _ref("schemas", "EventId"),
+            "The last id that arrived; `<stream id>.0` for the start. One that ends in `e` is that of an end which the "
+            "relay told.",
+        ),
         "Idempotency-Key": (
             {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY},
             "The same credential, key and body join the generation instead of making another.",

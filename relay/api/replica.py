@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 
 import httpx
@@ -16,6 +16,10 @@ from relay.streams.registry import Registry
 from relay.upstream import UpstreamClient
 
 
+def _store_of_others() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
     settings: Settings
@@ -23,6 +27,8 @@ class Replica:
     upstreams: UpstreamClient
     metrics: Metrics
     gate: Gate
+    store_lost: Callable[[], bool] = _store_of_others
+    """The relay's own store has ended and does not come back: nothing that it begins can be resumed."""
 
     async def ask(
         self, meter: Meter, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]

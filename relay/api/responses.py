@@ -17,48 +17,65 @@ from relay.api.passthrough import any_path
 from relay.api.replica import Replica
 from relay.api.resume import counted, proceed
 from relay.protocol import sse
+from relay.protocol.closing import End
 from relay.protocol.dialect import JsonObject, count, parse_object
-from relay.protocol.errors import ApiError, BadRequest, NotFound, PositionUnknown, StoreUnavailable, StreamNotFound
+from relay.protocol.errors import (
+    ApiError,
+    BadRequest,
+    NotFound,
+    PositionUnknown,
+    ResponseIdAmbiguous,
+    StoreBehind,
+    StreamNotFound,
+)
 from relay.protocol.ids import EventId
 from relay.protocol.lifecycle import StreamFailure
 from relay.streams.registry import response_name
 
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
+_DONE = b"data: [DONE]\n"
 
 
 async def retrieve(replica: Replica, exchange: Exchange) -> None:
     query = parse_qs(exchange.query)
-    stream = None
-    streamed = query.get("stream", [""])[-1].lower() == "true"
-    if exchange.method == "GET" and (streamed or exchange.caller.key is not None):
+    if exchange.method == "GET" and query.get("stream", [""])[-1].lower() == "true":
         stream = await _stream_of(replica, exchange)
-    if stream is None or not streamed:
-        await _upstream_s(replica, exchange, stream)
-        return
-    await exchange.discard_body()
-    after = query.get("starting_after", [""])[-1]
-    with counted(replica, "responses"):
-        if after and not re.fullmatch(r"[0-9]{1,18}", after):
-            raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
-        n = await _events_upto(replica, stream, int(after)) if after else 0
-    await proceed(replica, exchange, EventId(stream, n), "responses", exchange.caller.identity)
+        if stream is not None:
+            await _from_log(replica, exchange, stream, query.get("starting_after", [""])[-1])
+            return
+    own = False
+    if exchange.method == "GET" and exchange.caller.key is not None:
+        try:
+            own = await _stream_of(replica, exchange) is not None
+        except ResponseIdAmbiguous:
+            own = True  # whichever answer it is, it is the caller's
+    await _upstream_s(replica, exchange, own=own)
 
 
 async def cancel(replica: Replica, exchange: Exchange) -> None:
     stream = await _stream_of(replica, exchange) if exchange.method == "POST" else None
     if stream is None:
-        await _upstream_s(replica, exchange, None)
+        await _upstream_s(replica, exchange, own=False)
         return
     await exchange.discard_body()
-    await replica.registry.stop(stream, exchange.caller.identity)
+    owner = await replica.registry.owner_of(exchange.caller.identity)
+    await replica.registry.lookup.stop(stream, owner)
     await exchange.answer(200, orjson.dumps(await _last_response(replica, stream)))
 
 
-async def _upstream_s(replica: Replica, exchange: Exchange, stream: str | None) -> None:
+async def _from_log(replica: Replica, exchange: Exchange, stream: str, after: str) -> None:
+    await exchange.discard_body()
+    with counted(replica, "responses"):
+        if after and not re.fullmatch(r"[0-9]{1,18}", after):
+            raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
+        n, end = await _position_after(replica, stream, int(after)) if after else (0, False)
+    await proceed(replica, exchange, EventId(stream, n, end), "responses", exchange.caller.identity)
+
+
+async def _upstream_s(replica: Replica, exchange: Exchange, *, own: bool) -> None:
     """What is not answered from the log. Upstream all keys are one account: with a key only the response of a stream of
     its owner's is to be had there, unless its `paths` allow more. Raises NotFound."""
     key = exchange.caller.key
-    own = key is not None and stream is not None
     if key is not None and not own and not key.may_use(exchange.scope["path"]):
         await exchange.discard_body()
         raise NotFound("No such response for this key. Check the id, and use a key of the owner that asked for it.")
@@ -66,42 +83,79 @@ async def _upstream_s(replica: Replica, exchange: Exchange, stream: str | None) 
 
 
 async def _stream_of(replica: Replica, exchange: Exchange) -> str | None:
-    """The stream of the response in the path, where its owner asks and the log still knows it."""
+    """The stream of the response in the path, where its owner asks and the log still knows it. Raises
+    ResponseIdAmbiguous."""
     registry = replica.registry
     asking = exchange.caller.identity
     replica.gate.resume(asking)
     try:
         owner = await registry.owner_of(asking)
-        stream = await registry.log.named(response_name(owner, exchange.scope["path_params"]["id"]))
+        with counted(replica, "responses", ResponseIdAmbiguous):
+            name = response_name(owner, exchange.scope["path_params"]["id"])
+            stream: str | None = await registry.directory.resolve_alias(name)
         if stream is not None:
-            await registry.status(stream, asking)
+            await registry.lookup.status(stream, owner)
         return stream
     except StreamNotFound:
         return None
-    except StoreUnavailable:
-        if exchange.caller.key is not None:
-            raise
-        return None
 
 
-async def _events_upto(replica: Replica, stream: str, sequence: int) -> int:
-    """How many of the stream's events have a sequence number up to that one. Raises PositionUnknown."""
+class Numbers:
+    """Where an event's own number stands in a stream: for certain only where the numbers rise without exception, and
+    where no event without one follows, which its reader may have seen or not."""
+
+    def __init__(self, sequence: int) -> None:
+        self._sequence = sequence
+        self._events = 0
+        self._position = 0  # the last event whose number is not above the one looked for
+        self._last = -1
+        self._passed = False
+        self._unsure = False
+
+    def take(self, frame: bytes) -> None:
+        """The stream's next event. Raises PositionUnknown."""
+        number = _sequence_of(frame)
+        self._events += 1
+        if number is None:
+            self._unsure = self._unsure or not (self._passed or _DONE in frame)
+            return
+        if number <= self._last:
+            raise PositionUnknown
+        self._last = number
+        if number <= self._sequence:
+            self._position = self._events
+            self._unsure = False
+        else:
+            self._passed = True
+
+    def position(self, end: End | None) -> tuple[int, bool]:
+        """What to go on after, once all that the log holds was taken: an event, and whether its reader was told the
+        end, too, whose frames have numbers of their own. Raises PositionUnknown, and StoreBehind where the number is
+        beyond what the log holds of a stream that has not ended."""
+        told = _numbers_of(end.closing) if end is not None and end.closing else []
+        if self._sequence in told and self._last < self._sequence:
+            return self._events, self._sequence == told[-1]
+        if self._unsure or (self._events and self._last < 0):
+            raise PositionUnknown
+        if self._passed:
+            return self._position, False
+        if self._last < self._sequence:
+            raise StoreBehind if end is None else PositionUnknown
+        return self._events, False
+
+
+async def _position_after(replica: Replica, stream: str, sequence: int) -> tuple[int, bool]:
+    """The position of the event with that sequence number, and whether the end behind it was told. Raises
+    PositionUnknown, StoreBehind."""
+    numbers = Numbers(sequence)
     n = 0
-    known = False
     while True:
         page = await replica.registry.log.read(stream, n)
         for frame in page.frames:
-            number = _sequence_of(frame)
-            if number is not None:
-                known = known or number <= sequence
-                if number > sequence:
-                    return n
-            n += 1
+            numbers.take(frame)
+        n += len(page.frames)
         if not page.full:
-            break
-    if not known:
-        raise PositionUnknown
-    return n
+            return numbers.position(page.end)
 
 
 def _sequence_of(frame: bytes) -> int | None:
@@ -109,12 +163,18 @@ def _sequence_of(frame: bytes) -> int | None:
     found = _SEQUENCE.findall(frame)
     if len(found) < 2:
         return int(found[0]) if found else None
-    for event in sse.Parser(len(frame)).feed(frame):
-        try:
-            return count(parse_object(event.data).get("sequence_number"))
-        except StreamFailure:
-            return None
-    return None
+    return next(iter(_numbers_of(frame)), None)
+
+
+def _numbers_of(frames: bytes) -> list[int | None]:
+    return [_number(event) for event in sse.Parser(len(frames)).feed(frames)]
+
+
+def _number(event: sse.Event) -> int | None:
+    try:
+        return count(parse_object(event.data).get("sequence_number"))
+    except StreamFailure:
+        return None
 
 
 async def _last_response(replica: Replica, stream: str) -> JsonObject:
@@ -123,7 +183,7 @@ async def _last_response(replica: Replica, stream: str) -> JsonObject:
     n = 0
     while True:
         page = await replica.registry.log.read(stream, n)
-        for frame in page.frames:
+        for frame in [*page.frames, *([page.end.closing] if page.end is not None else [])]:
             if b'"response":' in frame:
                 for event in sse.Parser(len(frame)).feed(frame):
                     try:

@@ -9,10 +9,11 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from relay.api import tickets
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.replica import Replica
-from relay.api.tickets import asking
+from relay.protocol.closing import told_by_relay
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
@@ -49,10 +50,10 @@ async def streams(replica: Replica, exchange: Exchange) -> None:
     stream = exchange.scope["path_params"]["id"]
     if not is_stream_id(stream):
         raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
-    who = await asking(replica, exchange, stream, stop=exchange.method == "DELETE")
+    who = await tickets.asking(replica, exchange, stream, stop=exchange.method == "DELETE")
     replica.gate.resume(_payer(who, stream))
     if exchange.method == "DELETE":
-        await replica.registry.stop(stream, who)
+        await replica.registry.lookup.stop(stream, await replica.registry.asking(who))
         await exchange.answer(204, b"")
         return
     if "application/json" in (exchange.header(b"accept") or ""):
@@ -75,11 +76,11 @@ async def from_start(replica: Replica, exchange: Exchange, stream: str, dialect:
 
 
 @contextmanager
-def counted(replica: Replica, api: str | None) -> Iterator[None]:
+def counted(replica: Replica, api: str | None, kind: type[ApiError] = ApiError) -> Iterator[None]:
     """A resume that is refused in here is counted by its code."""
     try:
         yield
-    except ApiError as error:
+    except kind as error:
         replica.metrics.resumes.labels(api or "other", error.code).inc()
         raise
 
@@ -87,20 +88,21 @@ def counted(replica: Replica, api: str | None) -> Iterator[None]:
 async def proceed(
     replica: Replica, exchange: Exchange, after: EventId, api: str | None, who: Asking, *, joins: bool = False
 ) -> None:
-    """Answer with the stream behind a position; `joins` where the client has seen nothing of it yet."""
+    """Answer with the stream after a position; `joins` where the client has seen nothing of it yet."""
     with counted(replica, api):
-        attached = await replica.registry.attach(after, who, api, joins=joins)
+        asking = await replica.registry.asking(who)
+        attached = await replica.registry.lookup.attach(after, asking, api, joins=joins)
         try:
-            replica.gate.replay(_payer(who, after.stream), attached.behind)
+            replica.gate.replay(_payer(who, after.stream), attached.backlog)
         except ApiError:
             if attached.reader is not None:
                 attached.reader.close()
             raise
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     replica.metrics.resumes.labels(attached.dialect.name, result).inc()
-    fields = {"stream": after.stream, "after": after.n, "result": result, "behind": attached.behind}
+    fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
     logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
-    headers = stream_headers(after.stream, resumable=True)
+    headers = stream_headers(after.stream, replica.settings.streams.heartbeat, resumable=True)
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
@@ -113,14 +115,14 @@ def _payer(who: Asking, stream: str) -> bytes:
 
 
 async def _status(replica: Replica, exchange: Exchange, stream: str, who: Asking) -> None:
-    status = await replica.registry.status(stream, who)
+    status = await replica.registry.lookup.status(stream, await replica.registry.asking(who))
     body = {
         "id": stream,
         "object": "relay.stream",
         "api": status.api,
         "state": "ended" if status.outcome else "live",
         "outcome": status.outcome or None,
-        "last_event_id": f"{stream}.{status.top}",
+        "last_event_id": str(EventId(stream, status.top, bool(status.outcome) and told_by_relay(status.outcome))),
         "events": status.top,
         "created_at": status.born,
         "ended_at": status.ended or None,
