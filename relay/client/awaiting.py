@@ -1,22 +1,24 @@
-"""The asynchronous transport and response body, for either library; `blocking` is the same without `await`.
+"""The asynchronous transport and response body, for either library.
 
-Waits are anyio's, as in both libraries, so that asyncio and Trio both work. Cancelling the task that reads ends a wait,
-an attempt or a read at once.
+A subclass names its library in `http` and its errors, and adds the library's own base class. Each stream has a state of
+its own, so threads and tasks may share a transport.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Any, ClassVar
 
-import anyio
+from relay.client.credentials import AsyncHeaders, AwaitingCredentials
+from relay.client.decoding import Garbled, encoding_of
+from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
+from relay.client.leaving import AsyncSleep, AwaitingLeaving, Left, TookTooLong
+from relay.client.planning import KnownRelays, Plan
+from relay.client.policy import Counters, Policy, heartbeat, retry_after
+from relay.client.resumption import Ask, Reason, Resumption, Then, Unresumable, stream_of
 
-from relay.client.events import error_code
-from relay.client.planning import Desk, Plan
-from relay.client.policy import Patience, Policy, retry_after
-from relay.client.resumption import Ask, Resumption, Then, Unresumable, stream_of
-
-Sleep = Callable[[float], Awaitable[None]]
+_MOST_REDIRECTS = 5
 
 
 class AwaitingTransport:
@@ -24,70 +26,163 @@ class AwaitingTransport:
 
     http: ClassVar[Any]
     failure: ClassVar[Any]
+    timed_out: ClassVar[Any]
     body: ClassVar[Any]
+    rest: ClassVar[Any]
 
     def __init__(
-        self, inner: Any = None, *, policy: Policy | None = None, sleep: Sleep | None = None, **options: Any
+        self,
+        inner: Any = None,
+        *,
+        policy: Policy | None = None,
+        headers: AsyncHeaders | None = None,
+        auth: Any = None,
+        base_urls: Iterable[str] = (),
+        sleep: AsyncSleep | None = None,
+        **options: Any,
     ) -> None:
-        """`sleep` takes the place of the wait between attempts, which an `aclose` of the response ends at once."""
+        """Args:
+            policy: how long to try, what to call, and the bounds.
+            headers: called for each request of a stream; what it returns takes the place of the request's own.
+            auth: an `Auth` of the library, run for each request of a stream.
+            base_urls: further addresses of the same relay, tried in turn when one does not answer.
+            sleep: takes the place of the wait between attempts, for tests.
+
+        Raises TypeError and ValueError.
+        """
         if inner is not None and options:
             raise TypeError(f"Give {', '.join(options)} to the inner transport, or leave the inner transport out.")
         self.inner = inner if inner is not None else self.http.AsyncHTTPTransport(**options)
         self.policy = policy or Policy()
+        self.counters = Counters()
         self.sleep = sleep
-        self._desk = Desk(self.http, self.policy)
+        self.auth = auth
+        self.renews = headers is not None or auth is not None
+        self._credentials = AwaitingCredentials(headers)
+        self._known = KnownRelays(self.http, self.policy, base_urls)
 
     async def handle_async_request(self, request: Any) -> Any:
-        plan = self._desk.plan(request)
+        """Raises what the library's own transport raises; of the body, ResumeFailed."""
+        plan = self._known.plan(request)
         if plan is None:
             return await self.inner.handle_async_request(request)
         response = await self._open(plan)
         stream = stream_of(response.status_code, response.headers)
         if stream is None:
             return response
-        self._desk.is_relay(plan)
-        plan.watch_for_silence()
-        state = Resumption(plan.api, stream, self.policy, asked_for=plan.asked_for)
+        self._known.proved(plan)
+        plan.lives(heartbeat(response.headers))
+        state = Resumption(
+            plan.api,
+            stream,
+            self.policy,
+            asked_for=plan.asked_for,
+            anchored=plan.anchored,
+            encoding=encoding_of(response.headers),
+            budget=plan.budget,
+            counters=self.counters,
+            fresh_credentials=self.renews,
+        )
+        kept = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return self.http.Response(
             response.status_code,
-            headers=response.headers,
+            headers=kept,
             stream=self.body(self, plan, state, response.stream),
             extensions=response.extensions,
         )
 
+    async def again(self, plan: Plan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
+        """The answer to a resume, and what there is to know of it where it is a refusal."""
+        request = plan.resume(stream, last_event_id, await self._credentials.fresh())
+        response = await self._send(plan, request, redirects=_MOST_REDIRECTS)
+        if response.status_code in (200, 204):
+            plan.lives(heartbeat(response.headers))
+            return response, b""
+        plan.hurry()
+        body, rest = await self._beginning(response)
+        await _finish(rest)
+        await response.aclose()
+        return response, body
+
     async def _open(self, plan: Plan) -> Any:
         """The head of the answer, whoever gives it."""
-        patience = Patience(self.policy)
+        leaving = AwaitingLeaving(self.sleep)
         while True:
             try:
-                response = await self.inner.handle_async_request(plan.first())
+                response = await self._send(plan, plan.first(await self._credentials.fresh()))
             except self.http.TransportError as error:
-                wait = patience.another(0.0) if plan.repeats_lost(error) else None
+                wait = plan.budget.another(0.0) if plan.repeats_lost(error) else None
                 if wait is None:
+                    plan.died()
                     raise
             else:
-                if plan.may_do_without_key(response.status_code):
-                    return await self._without_key(plan, response)
-                repeats = plan.repeats_refused(response.status_code)
-                wait = patience.another(retry_after(response.headers)) if repeats else None
+                status, code = response.status_code, None
+                if plan.looks_into(status):
+                    plan.hurry()
+                    code, response = await self._code_of(response)
+                if plan.may_do_without_key(status, code):
+                    await response.aclose()
+                    return await self._send(plan, plan.without_key(await self._credentials.fresh()))
+                repeats = plan.repeats_refused(status, code)
+                wait = plan.budget.another(retry_after(response.headers)) if repeats else None
                 if wait is None:
+                    if status != 200:
+                        plan.died()
                     return response
                 await response.aclose()
-            await (self.sleep or anyio.sleep)(wait)
+            await leaving.wait(wait)
 
-    async def _without_key(self, plan: Plan, refused: Any) -> Any:
+    async def _send(self, plan: Plan, request: Any, *, redirects: int = 0) -> Any:
+        """The answer behind so many redirects: those of a first request are the library's client's to follow."""
+        if self.auth is None:
+            return await self._follow(plan, request, redirects)
+        flow = self.auth.async_auth_flow(request)
         try:
-            body = b"".join([part async for part in refused.stream])
+            request = await flow.__anext__()
+            while True:
+                response = await self._follow(plan, request, redirects)
+                response.request = request
+                try:
+                    request = await flow.asend(response)
+                except StopAsyncIteration:
+                    return response
+                await response.aclose()
         finally:
-            await refused.aclose()
-        if error_code(body) == "store_unavailable":
-            return await self.inner.handle_async_request(plan.without_key())
-        return self.http.Response(
+            await flow.aclose()
+
+    async def _follow(self, plan: Plan, request: Any, redirects: int) -> Any:
+        for _ in range(redirects):
+            response = await self.inner.handle_async_request(request)
+            target = plan.redirected(request, response)
+            if target is None:
+                return response
+            await response.aclose()
+            request = target
+        return await self.inner.handle_async_request(request)
+
+    async def _code_of(self, refused: Any) -> tuple[str | None, Any]:
+        """The code of a refusal, and the refusal as if it had not been read."""
+        body, rest = await self._beginning(refused)
+        return error_code(body), self.http.Response(
             refused.status_code,
             headers=refused.headers,
-            stream=self.http.ByteStream(body),
+            stream=self.rest(body, rest, refused.stream),
             extensions=refused.extensions,
         )
+
+    async def _beginning(self, refused: Any) -> tuple[bytes, Any]:
+        """What a refusal's body begins with, and what brings the rest: its sender may never end it."""
+        parts: list[bytes] = []
+        size = 0
+        until = self.policy.clock() + MAX_REFUSAL_TIME
+        rest = refused.stream.__aiter__()
+        try:
+            while size < MAX_REFUSAL_BYTES and self.policy.clock() < until:
+                parts.append(await rest.__anext__())
+                size += len(parts[-1])
+        except (StopAsyncIteration, self.http.TransportError):
+            pass
+        return b"".join(parts), rest
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -100,6 +195,24 @@ class AwaitingTransport:
         await self.inner.__aexit__(*error)
 
 
+class AwaitingRest:
+    """The body of a refusal whose beginning has been read."""
+
+    def __init__(self, beginning: bytes, rest: Any, body: Any) -> None:
+        self._beginning = beginning
+        self._rest = rest
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._beginning
+        async for part in self._rest:
+            if part:
+                yield part
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
 class AwaitingBody:
     """The body that the SDK reads: one stream, out of as many answers as it takes."""
 
@@ -109,61 +222,71 @@ class AwaitingBody:
         self._plan = plan
         self._state = state
         self._body = body
-        self._closed = anyio.Event()
+        self._leaving = AwaitingLeaving(transport.sleep)
         self._cause: Exception | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             while True:
                 self._cause = None
+                reads = self._body.__aiter__()
                 try:
-                    async for data in self._body:
+                    async for data in reads:
                         if whole := self._state.feed(data):
                             yield whole
-                except self._http.TransportError as error:
+                            self._state.check()
+                except (self._http.TransportError, Garbled) as error:
                     self._cause = error
+                finally:
+                    await _finish(reads)
                 await self._body.aclose()
                 then = self._state.cut(None if self._cause is None else type(self._cause).__name__)
                 while isinstance(then, Ask):
                     then = await self._ask(then)
-                if then is Then.AS_IT_IS and self._cause is not None:
-                    raise self._cause
                 if then is not Then.READ:
                     return
         except Unresumable as failure:
-            raise self._transport.failure(failure) from self._cause
+            await self._body.aclose()
+            timed_out = failure.reason is Reason.TIMED_OUT
+            raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
+        except Left:
+            raise self._http.StreamClosed from None
 
     async def _ask(self, ask: Ask) -> Ask | Then:
-        await self._wait(ask.wait)
-        if self._closed.is_set():
-            raise self._http.StreamClosed
+        await self._leaving.wait(ask.wait)
         try:
-            response = await self._transport.inner.handle_async_request(self._plan.resume(ask.last_event_id))
-            try:
-                refusal = b"" if response.status_code == 200 else await response.aread()
-                then = self._state.answered(response.status_code, response.headers, refusal)
-            except BaseException:
-                await response.aclose()
-                raise
-        except self._http.RequestError as error:
+            send = partial(self._transport.again, self._plan, self._state.stream, ask.last_event_id)
+            response, refusal = await self._leaving.attempt(send, _discard, self._plan.silence())
+        except (self._http.RequestError, TookTooLong) as error:
             self._cause = error
+            self._plan.turn()
             return self._state.unanswered(type(error).__name__)
-        if then is Then.READ:
-            self._body = response.stream
-            if self._closed.is_set():
-                await self.aclose()
-                raise self._http.StreamClosed
-        else:
+        self._body = response.stream
+        try:
+            then = self._state.answered(response.status_code, response.headers, refusal)
+        except BaseException:
             await response.aclose()
+            raise
+        if then is not Then.READ:
+            await response.aclose()
+        if isinstance(then, Ask):
+            self._plan.turn()
+        elif self._leaving.left:
+            await self.aclose()
+            raise Left
         return then
 
-    async def _wait(self, seconds: float) -> None:
-        if self._transport.sleep is not None:
-            await self._transport.sleep(seconds)
-            return
-        with anyio.move_on_after(seconds):
-            await self._closed.wait()
-
     async def aclose(self) -> None:
-        self._closed.set()
+        """Ends a read, a wait or an attempt at once, whoever calls it."""
+        self._leaving.leave()
         await self._body.aclose()
+
+
+async def _finish(reads: Any) -> None:
+    """An iterator that is left before its end, at once: some loops do not wait for the garbage collector."""
+    if hasattr(reads, "aclose"):
+        await reads.aclose()
+
+
+async def _discard(answer: tuple[Any, bytes]) -> None:
+    await answer[0].aclose()

@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from relay.protocol.ids import EventId, parse_event_id
 
+ANY = "any"
+"""The API of a stream that is read by its id."""
 PATHS = {"/v1/chat/completions": "chat", "/v1/messages": "messages", "/v1/responses": "responses"}
+MAX_REFUSAL_BYTES = 65_536
+"""What is read of a refusal, to find its code in it."""
+MAX_REFUSAL_TIME = 2.0
+"""Seconds; as above."""
+
+# The code of a 409 whose request may join its generation a moment later.
+KEY_IN_FLIGHT = "idempotency_key_in_flight"
 
 # The events behind which their API has nothing more to say. A finish_reason alone is not one: it may have no [DONE].
 _TERMINAL = {
@@ -32,25 +41,33 @@ class Block(NamedTuple):
     """Milliseconds."""
 
 
-class Splitter:
-    """Cuts the bytes of one connection into blocks; start a new one for each connection."""
+class TooLarge(Exception):
+    """An event outgrew the bound."""
 
-    def __init__(self) -> None:
+
+class Splitter:
+    """Cuts the bytes of one connection into blocks; start a new one for each connection. It holds one unfinished
+    event of at most `max_event_bytes`."""
+
+    def __init__(self, max_event_bytes: int) -> None:
         self._held = bytearray()
         self._searched = 0
+        self._max = max_event_bytes
 
     def feed(self, data: bytes) -> Iterator[Block]:
-        """The blocks that these bytes complete."""
+        """The blocks that these bytes complete. Raises TooLarge, after the blocks before it."""
         held = self._held
         held += data
         while held:
             between = held[0] in b":\n"
             mark = b"\n" if between else b"\n\n"
             at = held.find(mark, max(0, self._searched - 1))
+            end = at + len(mark) if at >= 0 else len(held)
+            if end > self._max:
+                raise TooLarge
             if at < 0:
                 self._searched = len(held)
                 return
-            end = at + len(mark)
             raw = bytes(held[:end])
             del held[:end]
             self._searched = 0
@@ -58,11 +75,18 @@ class Splitter:
 
 
 def is_terminal(api: str, block: Block) -> bool:
-    """Is this the last event of its API? False where in doubt: then the relay is asked, and knows."""
+    """Is this the last event of its API? False where in doubt: then the relay is asked, and knows.
+
+    An error of the chat API without an id is one of the relay's own, whose last frame is yet to come.
+    """
     if block.data is None:
         return False
+    if api == ANY:
+        return any(is_terminal(one, block) for one in PATHS.values())
     if api == "chat":
-        return block.data == b"[DONE]" or block.type == b"error" or _object(block, b'"error"').get("error") is not None
+        if block.id is None or block.data == b"[DONE]":
+            return block.data == b"[DONE]"
+        return block.type == b"error" or _object(block, b'"error"').get("error") is not None
     name = block.type.decode("latin-1") or _object(block, b'"type"').get("type")
     return name in _TERMINAL[api]
 

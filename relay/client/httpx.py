@@ -6,25 +6,60 @@ from typing import Any, ClassVar
 
 import httpx
 
-from relay.client.awaiting import AwaitingBody, AwaitingTransport
-from relay.client.blocking import BlockingBody, BlockingTransport
-from relay.client.policy import Policy
-from relay.client.resumption import Unresumable
+from relay.client.awaiting import AwaitingBody, AwaitingRest, AwaitingTransport
+from relay.client.blocking import BlockingBody, BlockingRest, BlockingTransport
+from relay.client.policy import Counters, Moment, Policy
+from relay.client.resumption import Reason, Unresumable
+from relay.protocol.ids import parse_event_id
 
-__all__ = ["AsyncResumingTransport", "Policy", "ResumeFailed", "ResumingTransport"]
+__all__ = [
+    "AsyncResumingTransport",
+    "Counters",
+    "Moment",
+    "Policy",
+    "Reason",
+    "ResumeFailed",
+    "ResumeTimedOut",
+    "ResumingTransport",
+    "failure_of",
+    "resume",
+]
 
 
 class ResumeFailed(httpx.RemoteProtocolError):
     """A cut stream could not go on. The message says why and what to do; the SDK's text so far is incomplete.
 
-    `last_event_id` is where it stopped, `status` and `code` the relay's last answer, where there was one.
+    `last_event_id` is where it stopped, `reason` the kind of failure, `status` and `code` the relay's last answer,
+    where there was one.
     """
 
     def __init__(self, failure: Unresumable) -> None:
         super().__init__(str(failure))
+        self.reason = failure.reason
         self.last_event_id = failure.last_event_id
         self.status = failure.status
         self.code = failure.code
+
+
+class ResumeTimedOut(ResumeFailed, httpx.ReadTimeout):
+    """It could not go on in time: `max_elapsed` or `deadline` of the policy."""
+
+
+def failure_of(error: BaseException | None) -> ResumeFailed | None:
+    """The ResumeFailed that an SDK's error wraps, None where it was something else."""
+    for _ in range(32):
+        if error is None or isinstance(error, ResumeFailed):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def resume(last_event_id: str) -> dict[str, str]:
+    """The headers with which the same request goes on behind this event, in another process too:
+    `create(..., extra_headers=resume(error.last_event_id))`. Raises ValueError."""
+    if parse_event_id(last_event_id) is None:
+        raise ValueError(f"{last_event_id!r} is no event id of a relay (<stream id>.<n>).")
+    return {"Last-Event-ID": last_event_id}
 
 
 class _Body(BlockingBody, httpx.SyncByteStream):
@@ -35,13 +70,23 @@ class _AsyncBody(AwaitingBody, httpx.AsyncByteStream):
     """What an asynchronous response reads."""
 
 
+class _Rest(BlockingRest, httpx.SyncByteStream):
+    """What is read of a refusal."""
+
+
+class _AsyncRest(AwaitingRest, httpx.AsyncByteStream):
+    """What is read of a refusal."""
+
+
 class ResumingTransport(BlockingTransport, httpx.BaseTransport):
     """`httpx.Client(transport=ResumingTransport())`; what `httpx.HTTPTransport` takes goes here, like `verify`
-    and `proxy`. `policy` says how long to try."""
+    and `proxy`. `policy` says how long to try, `counters` what it has seen."""
 
     http: ClassVar[Any] = httpx
     failure: ClassVar[Any] = ResumeFailed
+    timed_out: ClassVar[Any] = ResumeTimedOut
     body: ClassVar[Any] = _Body
+    rest: ClassVar[Any] = _Rest
 
 
 class AsyncResumingTransport(AwaitingTransport, httpx.AsyncBaseTransport):
@@ -49,4 +94,6 @@ class AsyncResumingTransport(AwaitingTransport, httpx.AsyncBaseTransport):
 
     http: ClassVar[Any] = httpx
     failure: ClassVar[Any] = ResumeFailed
+    timed_out: ClassVar[Any] = ResumeTimedOut
     body: ClassVar[Any] = _AsyncBody
+    rest: ClassVar[Any] = _AsyncRest

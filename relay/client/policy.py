@@ -2,76 +2,205 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Literal
+
+logger = logging.getLogger("relay.client")
+
+STEADY = 5.0
+"""Seconds that a connection must have lived for its heartbeats to be progress."""
+
+Bound = Literal["max_attempts", "max_elapsed", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a callback is told of a stream. It holds no credential and no text of the answer."""
+
+    stream: str
+    """The value of `Relay-Stream-Id`."""
+    last_event_id: str
+    """The last event that was handed out."""
+    attempts: int
+    """Tries since the last new event."""
+    elapsed: float
+    """Seconds since the outage began."""
+    why: str
+    """What cut the stream, or ended the tries; empty where it goes on."""
+
+
+Callback = Callable[[Moment], None]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a transport's user may set. An event or a heartbeat that arrives is progress and begins everything anew."""
+    """What a transport's user may set. All times are seconds. Only a new event is progress and begins the tries anew,
+    or a heartbeat on a connection that has lived for a while."""
 
-    max_attempts: int = 10
-    """Attempts since the last progress."""
+    max_attempts: int = 40
+    """Tries without progress."""
     max_elapsed: float = 120.0
-    """Seconds since the relay was last reached; a wait that would go beyond them is not begun."""
+    """How long one outage may last; a wait that would go beyond it is not begun."""
+    deadline: float | None = None
+    """How long the whole stream may take, from its request on. None: as long as it takes."""
     first_delay: float = 0.5
-    """The wait before attempt n is random, up to this times 2 to the n-1 …"""
+    """The wait before try n is random, up to this times 2 to the n-1 …"""
     longest_delay: float = 15.0
     """… or this; never less than what `retry:` or `Retry-After` say."""
     silence: float | None = 60.0
-    """A connection to a relayed stream that brings nothing for so long is dead; above the relay's
-    `streams.heartbeat`. A shorter read time-out of the request goes first."""
+    """A connection to a relayed stream that brings nothing for so long is dead. A shorter read time-out of the request
+    goes first; neither counts below twice the heartbeat that the relay announces."""
+    max_event_bytes: int = 16 * 2**20
+    """The largest event; above the relay's `streams.max_event_bytes`."""
     assume_relay: bool = False
     """True: every address is a relay's before it has proved it, so the first POST has an Idempotency-Key too."""
+    on_cut: Callback | None = None
+    """Called when a connection ended before the stream did."""
+    on_resume: Callback | None = None
+    """Called when the stream goes on over another connection."""
+    on_gave_up: Callback | None = None
+    """Called before ResumeFailed is raised. What a callback raises is logged and goes no further."""
     clock: Callable[[], float] = time.monotonic
     random: Callable[[], float] = random.random
 
 
-class Patience:
-    """The attempts of one outage."""
+class Counters:
+    """What a transport has seen since it was made. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        """Resumable streams begun."""
+        self.cuts = 0
+        """Connections that ended before their stream."""
+        self.attempts = 0
+        """Resumes sent."""
+        self.resumes = 0
+        """Resumes answered with the rest of the stream."""
+        self.gave_up = 0
+        """Streams that ended with ResumeFailed."""
+        self._lock = threading.Lock()
+
+    def count(self, name: str) -> None:
+        with self._lock:
+            setattr(self, name, getattr(self, name) + 1)
+
+
+def tell(callback: Callback | None, moment: Moment) -> None:
+    if callback is None:
+        return
+    try:
+        callback(moment)
+    except Exception:
+        logger.exception("a callback failed for stream %s", moment.stream)
+
+
+class RetryBudget:
+    """The tries and the time that are left, for one request and its stream."""
 
     def __init__(self, policy: Policy) -> None:
         self.attempts = 0
+        """Tries since the last progress."""
+        self.exhausted: Bound | None = None
+        """The bound that allowed no further try."""
         self._policy = policy
         self._since: float | None = None
+        self._ends = None if policy.deadline is None else policy.clock() + policy.deadline
+        self._at_once = True
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the outage began, 0 where there is none."""
         return 0.0 if self._since is None else self._policy.clock() - self._since
 
-    def reached(self) -> None:
-        """The relay has answered: the outage is over, but nothing is gained yet."""
-        self._since = None
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the deadline of the whole stream, None where there is none."""
+        return None if self._ends is None else self._ends - self._policy.clock()
 
-    def progress(self) -> None:
-        self._since = None
+    @property
+    def is_over(self) -> bool:
+        """Has the deadline of the whole stream passed?"""
+        remaining = self.remaining
+        if remaining is None or remaining > 0:
+            return False
+        self.exhausted = "deadline"
+        return True
+
+    def gained(self) -> None:
+        """A new event has come."""
+        self.lives()
+        self._at_once = True
+
+    def lives(self) -> None:
+        """The server has shown for a while that the stream lives."""
         self.attempts = 0
+        self.outlived()
 
-    def another(self, at_least: float, *, at_once: bool = False) -> float | None:
-        """How long to wait before one more attempt, None where it is time to give up; `at_once` goes for the first."""
+    def outlived(self) -> None:
+        """A connection has lived for a while: what follows is another outage, but nothing was gained."""
+        self._since = None
+
+    def another(self, retry_after: float, *, hint: float = 0.0, at_once: bool = False) -> float | None:
+        """Seconds to wait before one more try; None, and `exhausted` says why, where it is time to give up.
+
+        `retry_after` is what an answer asks for, `hint` the stream's `retry:`; `at_once` needs no wait of its own,
+        once for each new event. A hint that is longer than the time left shortens to it for a first try, because
+        giving up without one would lose a stream that is there.
+        """
         policy = self._policy
         if self._since is None:
             self._since = policy.clock()
+        if self.is_over:
+            return None
         if self.attempts >= policy.max_attempts:
+            self.exhausted = "max_attempts"
             return None
         most = min(policy.longest_delay, policy.first_delay * 2.0 ** min(self.attempts, 60))
-        wait = 0.0 if at_once and not self.attempts else max(at_least, policy.random() * most)
-        if self.elapsed + wait > policy.max_elapsed:
+        own = 0.0 if at_once and self._at_once else policy.random() * most
+        left, bound = self._left()
+        wait = max(own, retry_after, hint)
+        if wait > left and not self.attempts and max(own, retry_after) <= left:
+            wait = left
+        if wait > left:
+            self.exhausted = bound
             return None
+        self._at_once = self._at_once and not at_once
         self.attempts += 1
         return wait
 
+    def _left(self) -> tuple[float, Bound]:
+        left = self._policy.max_elapsed - self.elapsed
+        remaining = self.remaining
+        if remaining is not None and remaining < left:
+            return remaining, "deadline"
+        return left, "max_elapsed"
+
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that an answer asks for (RFC 9110, 10.2.3); a date counts from the answer's own `Date`."""
+    """The seconds that an answer asks for (RFC 9110, 10.2.3); a date counts from the answer's own `Date`, if any."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        until = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
-    except (ValueError, TypeError):
+        until = parsedate_to_datetime(value).timestamp()
+        date = headers.get("date")
+        now = parsedate_to_datetime(date).timestamp() if date else time.time()
+    except (ValueError, TypeError, OverflowError):
         return 0.0
-    return max(0.0, until.total_seconds())
+    return max(0.0, until - now)
+
+
+def heartbeat(headers: Mapping[str, str]) -> float | None:
+    """The seconds between signs of life that the relay announces, None where it does not."""
+    value = headers.get("relay-heartbeat", "")
+    try:
+        seconds = float(value) if len(value) < 16 else 0.0
+    except ValueError:
+        return None
+    return seconds if 0 < seconds <= 3600 else None

@@ -1,12 +1,16 @@
 """One relayed stream as its client sees it: fed bytes, ends of connections and answers, it says what to do. No I/O.
 
     bytes       → whole events to hand out
-    cut         → `Ask` again after a wait, END, or AS_IT_IS (the stream cannot be resumed)
+    cut         → `Ask` again after a wait, or END
     no answer   → `Ask`
     an answer   → READ its body, END (nothing was missing), or `Ask`
 
 Everything else is `Unresumable`. Each event's id is checked: an event that was already handed out is dropped, and a
 stream that is another one, or goes on behind a hole, is an error.
+
+An end that the relay tells (an error of its own, a stop) takes no number: its frames have no id but the last, which is
+`<stream>.<n>e`. Cut between them, the client comes back at n, is told the end again, and drops the frames that it has
+handed out already.
 """
 
 from __future__ import annotations
@@ -14,37 +18,45 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 
-from relay.client.events import Block, Splitter, error_code, is_terminal
-from relay.client.policy import Patience, Policy, retry_after
-from relay.protocol.ids import is_stream_id, parse_event_id
+from relay.client.decoding import Decoder, Garbled, can_decode, encoding_of
+from relay.client.events import KEY_IN_FLIGHT, Block, Splitter, TooLarge, error_code, is_terminal
+from relay.client.policy import STEADY, Counters, Moment, Policy, RetryBudget, retry_after, tell
+from relay.client.words import BOUNDS, MAX_EVENT, NO_CODE, NOT_THIS_STREAM, TOLD_OTHERWISE, WHAT_TO_DO, WITHOUT_IDS
+from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 
 logger = logging.getLogger("relay.client")
 
-_WHAT_TO_DO = {
-    "stream_not_found": "The relay does not have this stream for this credential. Check that all replicas behind the "
-    "address share one store; for a new answer, send the request again.",
-    "stream_expired": "The relay no longer keeps this stream. Send the request again for a new answer.",
-    "position_unknown": "The relay's log has lost what followed. Send the request again for a new answer.",
-    "resume_not_supported": "This stream was relayed without a log. Send the request again for a new answer.",
-}
-_BY_STATUS = {
-    401: "The credential is no longer accepted. Renew it and send the request again.",
-    403: "The credential is no longer accepted. Renew it and send the request again.",
-}
-_ANY_OTHER = "Check what stands between this client and the relay, and send the request again for a new answer."
-_NOT_THIS_STREAM = (
-    "Something that is not this stream has answered a resume. Let POST requests with their Last-Event-ID header, and "
-    "answers with their Relay-Stream-Id header, pass between this client and the relay unchanged."
-)
+# Frames without an id that a client may have to know again: an end has a few, a stream that goes on without ids many.
+_MAX_WITHOUT_ID = 16
+
+
+class Reason(StrEnum):
+    """Why a stream could not go on."""
+
+    GAVE_UP = "gave_up"
+    """Tries were used up."""
+    TIMED_OUT = "timed_out"
+    """Time was used up."""
+    REFUSED = "refused"
+    """The relay says that the stream cannot be had."""
+    WRONG_STREAM = "wrong_stream"
+    """Something that is not this stream, or has a hole, has come."""
+    WITHOUT_IDS = "without_ids"
+    """The stream went on without ids, so nobody can come back to it."""
+    EVENT_TOO_LARGE = "event_too_large"
+    """An event outgrew `max_event_bytes`."""
 
 
 class Unresumable(Exception):
     """The stream cannot go on; the message says why and what to do. It holds nothing that a server wrote but a code."""
 
-    def __init__(self, message: str, last_event_id: str, status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, reason: Reason, last_event_id: str, status: int | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message)
+        self.reason = reason
         self.last_event_id = last_event_id
         self.status = status
         self.code = code
@@ -52,16 +64,15 @@ class Unresumable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Wait so many seconds, then send the request again with this `Last-Event-ID`."""
+    """Wait so many seconds, then send the request again with this `Last-Event-ID`, or as it was where that is None."""
 
-    last_event_id: str
+    last_event_id: str | None
     wait: float
 
 
 class Then(Enum):
     READ = "the body of this answer"
     END = "hand out the end"
-    AS_IT_IS = "hand out the end or the error of the connection as it is"
 
 
 def stream_of(status: int, headers: Mapping[str, str]) -> str | None:
@@ -72,106 +83,218 @@ def stream_of(status: int, headers: Mapping[str, str]) -> str | None:
         and is_stream_id(stream)
         and headers.get("relay-resumable") == "true"
         and headers.get("content-type", "").startswith("text/event-stream")
-        and headers.get("content-encoding", "identity") == "identity"
     )
+    if resumable and not can_decode(encoding_of(headers)):
+        logger.warning("stream %s comes in an encoding that cannot be read here: it will not be resumed", stream)
+        return None
     return stream if resumable else None
 
 
 class Resumption:
     """`stream` is the stream's id, `last` the number of the last event handed out."""
 
-    def __init__(self, api: str, stream: str, policy: Policy, *, asked_for: str | None = None) -> None:
-        """`asked_for` is the `Last-Event-ID` with which the SDK's own request came, if it did."""
+    def __init__(
+        self,
+        api: str,
+        stream: str,
+        policy: Policy,
+        *,
+        asked_for: str | None = None,
+        anchored: bool = True,
+        encoding: str = "identity",
+        budget: RetryBudget | None = None,
+        counters: Counters | None = None,
+        fresh_credentials: bool = False,
+    ) -> None:
+        """`asked_for` is the `Last-Event-ID` with which the SDK's own request came, if it did; not `anchored` is a
+        stream whose first event may have any number. `encoding` is that of the first answer's body. With
+        `fresh_credentials` a refused credential is no final answer."""
         start = parse_event_id(asked_for or "")
         self.stream = stream
         self.last = start.n if start is not None and start.stream == stream else 0
         self._api = api
-        self._patience = Patience(policy)
-        self._retry = 0.0
+        self._policy = policy
+        self._budget = budget or RetryBudget(policy)
+        self._counters = counters or Counters()
+        self._anchored = anchored
+        self._fresh_credentials = fresh_credentials
+        self._hint = 0.0
         self._finished = False
-        self._without_ids = False
-        self._splitter = Splitter()
+        self._end_told = False
+        self._without_id: list[bytes] = []
+        """The frames without an id that were handed out behind event `last`."""
+        self._told_again: list[bytes] = []
+        """Those of them that this connection has still to bring again."""
+        self._failure: Unresumable | None = None
+        self._obstacle: tuple[str, int | None, str | None] = ("", None, None)
+        self._counters.count("streams")
+        self._connected(encoding)
 
     @property
     def last_event_id(self) -> str:
-        return f"{self.stream}.{self.last}"
+        return str(EventId(self.stream, self.last, self._end_told))
 
     def feed(self, data: bytes) -> bytes:
-        """The whole events that these bytes of the body complete. Raises Unresumable."""
-        return b"".join(block.raw for block in self._splitter.feed(data) if self._take(block))
+        """The whole events that these bytes of the body complete; call `check` when they are handed out.
+
+        Raises Unresumable, and Garbled.
+        """
+        whole: list[bytes] = []
+        try:
+            for piece in self._decoder.feed(data):
+                whole.extend(block.raw for block in self._splitter.feed(piece) if self._take(block))
+            if self._budget.is_over and not self._finished:
+                raise self._gave_up()
+        except TooLarge:
+            words = MAX_EVENT.format(self._policy.max_event_bytes)
+            self._failure = self._unresumable(words, Reason.EVENT_TOO_LARGE)
+        except Unresumable as failure:
+            self._failure = failure
+        except Garbled:
+            if not whole:
+                raise  # else what follows is garbled, too
+        if not whole:
+            self.check()
+        return b"".join(whole)
+
+    def check(self) -> None:
+        """Raises Unresumable where the last bytes ended with something that must not be handed out."""
+        if self._failure is not None:
+            raise self._failure
 
     def _take(self, block: Block) -> bool:
         if block.id is not None:
-            stream, n = block.id
-            if stream != self.stream:
-                raise self._unresumable(f"An event of another stream ({stream}) came. {_NOT_THIS_STREAM}")
-            if n <= self.last:
+            if not self._is_next(block.id):
                 return False
-            if n > self.last + 1:
-                raise self._unresumable(f"Event {n} came instead of event {self.last + 1}. {_NOT_THIS_STREAM}")
-            self.last = n
+            self._budget.gained()
         elif block.data is not None and block.type != b"ping":
-            # The relay's store was away for too long: the stream goes on, but nobody can come back to it.
-            self._without_ids = True
+            if not self._is_new(block):
+                return False
+        elif self._policy.clock() - self._since >= STEADY:
+            self._budget.lives()
         if block.retry is not None:
-            self._retry = block.retry / 1000
-        self._finished = self._finished or is_terminal(self._api, block)
-        self._patience.progress()
+            self._hint = block.retry / 1000
+        self._finished = self._finished or self._end_told or is_terminal(self._api, block)
         return True
+
+    def _is_next(self, found: EventId) -> bool:
+        stream, n, end = found
+        if stream != self.stream:
+            raise self._wrong_stream(f"An event of another stream ({stream}) came.")
+        if not self._anchored:
+            self._anchored, self.last = True, n - (not end)
+        if self._end_told or (n <= self.last and not end):
+            return False
+        if n != self.last + (not end):
+            what = "The end behind event" if end else "Event"
+            raise self._wrong_stream(f"{what} {n} came instead of event {self.last + 1}.")
+        if self._told_again:
+            raise self._unresumable(TOLD_OTHERWISE, Reason.WITHOUT_IDS)
+        self._end_told = end
+        self._without_id.clear()
+        self.last = n
+        return True
+
+    def _is_new(self, block: Block) -> bool:
+        """A frame without an id is one of the relay's own end, or its server has no log for it."""
+        if not self._told_again:
+            if len(self._without_id) <= _MAX_WITHOUT_ID:
+                self._without_id.append(block.raw)
+            return True
+        if block.raw != self._told_again.pop(0):
+            raise self._unresumable(TOLD_OTHERWISE, Reason.WITHOUT_IDS)
+        return False
 
     def cut(self, why: str | None) -> Ask | Then:
         """The connection has ended: cleanly, or by the error named. Raises Unresumable.
 
         A clean end without a terminal event is asked about at once: a proxy may have made it out of a cut.
         """
-        self._splitter = Splitter()
         if self._finished:
             return Then.END
-        if self._without_ids:
-            return Then.AS_IT_IS
-        return self._again(self._retry, why or "an end without the last event of its API", at_once=why is None)
+        if self._policy.clock() - self._since >= STEADY:
+            self._budget.outlived()
+        self._splitter = Splitter(self._policy.max_event_bytes)
+        self._told_again = list(self._without_id)
+        words = why or "an end without the last event of its API"
+        self._counters.count("cuts")
+        tell(self._policy.on_cut, self._moment(words))
+        if len(self._without_id) > _MAX_WITHOUT_ID:
+            raise self._unresumable(WITHOUT_IDS, Reason.WITHOUT_IDS)
+        return self._again(0.0, words, at_once=why is None)
 
     def unanswered(self, why: str) -> Ask:
         """The relay could not be reached. Raises Unresumable."""
-        return self._again(self._retry, why)
+        return self._again(0.0, why)
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes) -> Ask | Then:
-        """The answer to a resume; `body` is that of a refusal. Raises Unresumable."""
+        """The answer to a resume; `body` is what was read of a refusal. Raises Unresumable."""
+        if status == 200 and headers.get("content-type", "").startswith("text/html"):
+            return self._again(retry_after(headers), "a page instead of the stream", status)
         if status == 200 or status == 204:
             found = stream_of(200, headers) if status == 200 else headers.get("relay-stream-id")
             if found != self.stream:
-                raise self._unresumable(f"Answered {status}. {_NOT_THIS_STREAM}", status)
-            self._patience.reached()
+                raise self._wrong_stream(f"Answered {status}.", status)
+            if status == 204 and self._told_again:
+                raise self._unresumable(TOLD_OTHERWISE, Reason.WITHOUT_IDS, status)
+            self._counters.count("resumes")
+            tell(self._policy.on_resume, self._moment(""))
+            self._connected(encoding_of(headers))
             return Then.READ if status == 200 else Then.END
         code = error_code(body)
-        if status >= 500 or status in (408, 425, 429):
-            return self._again(max(self._retry, retry_after(headers)), f"{status} {code or ''}".strip(), status, code)
-        what_to_do = _WHAT_TO_DO.get(code or "") or _BY_STATUS.get(status, _ANY_OTHER)
-        raise self._unresumable(f"Answered {status} {code or '(no code of the relay)'}. {what_to_do}", status, code)
+        passes = status >= 500 or status in (408, 425, 429) or code in (None, KEY_IN_FLIGHT)
+        if passes or (status in (401, 403) and self._fresh_credentials):
+            # Without a code it is not the relay's word: ingresses answer such while replicas roll.
+            return self._again(retry_after(headers), f"{status} {code or ''}".strip(), status, code)
+        words = f"Answered {status} {code}. {WHAT_TO_DO.get(code or '', NO_CODE)}"
+        raise self._unresumable(words, Reason.REFUSED, status, code)
+
+    def _connected(self, encoding: str) -> None:
+        self._since = self._policy.clock()
+        self._splitter = Splitter(self._policy.max_event_bytes)
+        self._decoder = Decoder(encoding)
 
     def _again(
         self, at_least: float, why: str, status: int | None = None, code: str | None = None, *, at_once: bool = False
     ) -> Ask:
-        patience = self._patience
-        wait = patience.another(at_least, at_once=at_once)
+        self._obstacle = (why, status, code)
+        budget = self._budget
+        wait = budget.another(at_least, hint=self._hint, at_once=at_once)
         if wait is None:
-            raise self._unresumable(
-                f"Gave up after {patience.attempts} attempts in {patience.elapsed:.0f} s; the last obstacle: {why}. "
-                f"The generation may go on: send the request with Last-Event-ID {self.last_event_id} to read on, "
-                "or raise max_attempts and max_elapsed of the transport's policy.",
-                status,
-                code,
-            )
+            raise self._gave_up()
+        self._counters.count("attempts")
         logger.debug(
             "stream %s is to be resumed after event %d in %.2f s (attempt %d): %s",
             self.stream,
             self.last,
             wait,
-            patience.attempts,
+            budget.attempts,
             why,
         )
-        return Ask(self.last_event_id, wait)
+        return Ask(self.last_event_id if self._anchored else None, wait)
 
-    def _unresumable(self, message: str, status: int | None = None, code: str | None = None) -> Unresumable:
+    def _gave_up(self) -> Unresumable:
+        bound = self._budget.exhausted or "deadline"
+        why, status, code = self._obstacle
+        words = BOUNDS[bound].format(
+            attempts=self._budget.attempts,
+            elapsed=self._budget.elapsed,
+            bound=getattr(self._policy, bound),
+            why=f"; the last obstacle: {why}" if why else "",
+            last_event_id=self.last_event_id,
+        )
+        return self._unresumable(words, Reason.GAVE_UP if bound == "max_attempts" else Reason.TIMED_OUT, status, code)
+
+    def _wrong_stream(self, what: str, status: int | None = None) -> Unresumable:
+        return self._unresumable(f"{what} {NOT_THIS_STREAM}", Reason.WRONG_STREAM, status)
+
+    def _unresumable(
+        self, message: str, reason: Reason, status: int | None = None, code: str | None = None
+    ) -> Unresumable:
+        self._counters.count("gave_up")
+        tell(self._policy.on_gave_up, self._moment(self._obstacle[0] or reason.value))
         head = f"The stream {self.stream} could not be resumed after event {self.last}: "
-        return Unresumable(head + message, self.last_event_id, status, code)
+        return Unresumable(head + message, reason, self.last_event_id, status, code)
+
+    def _moment(self, why: str) -> Moment:
+        return Moment(self.stream, self.last_event_id, self._budget.attempts, self._budget.elapsed, why)

@@ -6,12 +6,13 @@ bring bytes, break, or end. Real connections are in `test_survival.py`.
 
 from __future__ import annotations
 
-import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import httpx
 import httpx2
 
@@ -33,12 +34,20 @@ def frame(n: int, data: str = "{}") -> bytes:
 
 @dataclass
 class Answer:
-    """`parts` are the body's reads; the name of an exception class of the library is the body's break."""
+    """`parts` are the body's reads; the name of an exception class of the library is the body's break, and `+6` lets
+    six seconds pass."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: dict(HEAD))
     parts: list[bytes | str] = field(default_factory=list)
     closed: bool = False
+    read: int = 0
+    """Parts that were read."""
+    was_closed: threading.Event = field(default_factory=threading.Event)
+
+    def close(self) -> None:
+        self.closed = True
+        self.was_closed.set()
 
 
 Script = list[Answer | str]
@@ -71,16 +80,22 @@ class Kind:
         self.awaiting = awaiting
         self.requests: list[Any] = []
         self.timeouts: list[dict[str, Any]] = []
+        """As they were at the end, for the body."""
+        self.heads: list[float | None] = []
+        """The read time-outs as the requests left with them."""
         self.waits: list[float] = []
+        self.now = 0.0
+        """The time of a policy that asks for it: waits and parts like `+6` let it pass."""
+        self.run: Callable[..., Any] = anyio.run
         self.script: Script = []
 
     def headers(self, name: str) -> list[str | None]:
         return [request.headers.get(name) for request in self.requests]
 
-    def transport(self, policy: Policy | None = None, **more: Any) -> Any:
+    def transport(self, policy: Policy | None = None, *, inner: Any = None, **more: Any) -> Any:
         made = self.client.AsyncResumingTransport if self.awaiting else self.client.ResumingTransport
         policy = policy or Policy(random=lambda: 1.0)
-        return made(self._inner(), policy=policy, **{"sleep": self._sleep(), **more})
+        return made(inner or self._inner(), policy=policy, **{"sleep": self._sleep(), **more})
 
     def post(self, script: Script, transport: Any = None, url: str = URL, body: Any = BODY, **more: Any) -> Seen:
         """One POST, read to its end."""
@@ -92,7 +107,7 @@ class Kind:
         seen = Seen()
         try:
             if self.awaiting:
-                asyncio.run(self._await(seen, transport, method, url, more))
+                self.run(self._await, seen, transport, method, url, more)
             else:
                 client = self.http.Client(transport=transport)
                 with client, client.stream(method, url, **more) as response:
@@ -110,10 +125,14 @@ class Kind:
                 seen.parts.append(part)
 
     def _sleep(self) -> Callable[[float], Any]:
-        async def awaited(seconds: float) -> None:
+        def sleep(seconds: float) -> None:
             self.waits.append(seconds)
+            self.now += seconds
 
-        return awaited if self.awaiting else self.waits.append
+        async def awaited(seconds: float) -> None:
+            sleep(seconds)
+
+        return awaited if self.awaiting else sleep
 
     def _inner(self) -> Any:
         kind, http = self, self.http
@@ -121,12 +140,16 @@ class Kind:
         def answer(request: Any, make: Callable[[Answer], Any]) -> Any:
             kind.requests.append(request)
             kind.timeouts.append(request.extensions.get("timeout", {}))
+            kind.heads.append(kind.timeouts[-1].get("read"))
             step = kind.script.pop(0)
             if isinstance(step, str):
                 raise getattr(http, step)("it broke")
             return http.Response(step.status, headers=step.headers, stream=make(step))
 
         def read(part: bytes | str) -> bytes:
+            if isinstance(part, str) and part.startswith("+"):
+                kind.now += float(part[1:])
+                return b""
             if isinstance(part, str):
                 raise getattr(http, part)("it broke")
             return part
@@ -136,10 +159,13 @@ class Kind:
                 self.step = step
 
             def __iter__(self) -> Iterator[bytes]:
-                yield from map(read, self.step.parts)
+                for part in self.step.parts:
+                    self.step.read += 1
+                    if data := read(part):
+                        yield data
 
             def close(self) -> None:
-                self.step.closed = True
+                self.step.close()
 
         class AsyncBody(http.AsyncByteStream):  # type: ignore[misc,name-defined]
             def __init__(self, step: Answer) -> None:
@@ -147,10 +173,12 @@ class Kind:
 
             async def __aiter__(self) -> AsyncIterator[bytes]:
                 for part in self.step.parts:
-                    yield read(part)
+                    self.step.read += 1
+                    if data := read(part):
+                        yield data
 
             async def aclose(self) -> None:
-                self.step.closed = True
+                self.step.close()
 
         class Inner(http.BaseTransport):  # type: ignore[misc,name-defined]
             def handle_request(self, request: Any) -> Any:
@@ -169,3 +197,20 @@ KINDS = {
     "httpx2": lambda: Kind(httpx2, relay.client.httpx2, awaiting=False),
     "httpx2-async": lambda: Kind(httpx2, relay.client.httpx2, awaiting=True),
 }
+
+
+def whole_from(n: int) -> Answer:
+    return Answer(parts=[frame(n, DONE)])
+
+
+def whole() -> Answer:
+    return Answer(parts=[frame(1, DONE)])
+
+
+def known(kind: Kind, policy: Policy | None = None, **more: Any) -> Any:
+    """A transport that has met this relay before; what it did then is forgotten."""
+    transport = kind.transport(policy, **more)
+    assert kind.post([whole()], transport).error is None
+    kind.requests.clear()
+    kind.timeouts.clear()
+    return transport

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,11 +28,6 @@ pytestmark = pytest.mark.slow
 
 PATH = "/v1/chat/completions"
 HEADERS = {"authorization": "Bearer sk-secret", "x-stainless-retry-count": "0"}
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]()
 
 
 @dataclass
@@ -202,6 +199,37 @@ def test_a_relay_without_its_store_streams_as_it_does_without_the_transport(tmp_
     assert seen.body.count(b"data: ") == len(FRAMES["chat"])
     (call,) = upstream.calls_of("m")
     assert call.header("idempotency-key") is None
+
+
+@pytest.mark.parametrize("what", ["streams", "retrieve"])
+def test_a_stream_that_is_read_again_is_resumed(scene: Scene, kind: Kind, what: str) -> None:
+    """By its id from the start, and by its response's from the third event on, which is one of an owner's alone."""
+    headers = {**HEADERS, "authorization": f"Bearer {secrets.token_hex(8)}"}
+    scene.upstream.on("again", *script("responses"))
+    body = {"model": "again", "input": "Say hello.", "stream": True}
+    whole = kind.ask("POST", [], _plain(kind), f"{_url(scene)}/v1/responses", json=body, headers=headers, timeout=20)
+    stream = re.search(rb"id: (st_[\w-]+)\.1\n", whole.body)
+    response = re.search(rb'"id":\s*"(resp_\w+)"', whole.body)
+    assert stream is not None
+    assert response is not None
+    path = f"/v1/responses/{response[1].decode()}?stream=true&starting_after=2"
+    path = path if what == "retrieve" else f"/streams/{stream[1].decode()}"
+    cuts = iter([Cut(3000, "rst"), Cut(2000, "fin"), Cut(4000, "rst")])
+    with Cutter(*scene.ports, plan=lambda: next(cuts, Cut(1 << 40, "fin"))) as cutter:
+        transport = kind.transport(inner=_plain(kind))
+        seen = kind.ask("GET", [], transport, cutter.url + path, headers=headers, timeout=20)
+    assert seen.error is None
+    first = 4 if what == "retrieve" else 1  # sequence numbers begin at 0
+    assert ids(seen) == list(range(first, len(FRAMES["responses"]) + 1))
+    assert len(kind.waits) == 3
+
+
+def _plain(kind: Kind) -> Any:
+    return kind.http.AsyncHTTPTransport() if kind.awaiting else kind.http.HTTPTransport()
+
+
+def _url(scene: Scene) -> str:
+    return scene.relays[0].url
 
 
 # -- at a server that is no relay -------------------------------------------------------------------------------------

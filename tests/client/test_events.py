@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.client.events import Block, Splitter, asks_for_stream, error_code, is_terminal
+from relay.client.events import ANY, Block, Splitter, TooLarge, asks_for_stream, error_code, is_terminal
 from relay.protocol.ids import EventId, new_stream_id
 
 STREAM = new_stream_id()
@@ -20,7 +21,7 @@ PIECES = [FIRST, COMMENT, NAMED, PING, COMMENT, COMMENT, RAW]
 
 
 def split(*chunks: bytes) -> list[Block]:
-    splitter = Splitter()
+    splitter = Splitter(1 << 20)
     return [block for chunk in chunks for block in splitter.feed(chunk)]
 
 
@@ -48,9 +49,19 @@ def test_what_a_cut_leaves_unfinished_is_never_handed_out(end: int) -> None:
 
 
 def test_a_heartbeat_is_handed_out_before_the_next_event_begins() -> None:
-    splitter = Splitter()
+    splitter = Splitter(1 << 20)
     assert [block.raw for block in splitter.feed(b": h")] == []
     assert [block.raw for block in splitter.feed(b"b\n")] == [COMMENT]
+
+
+def test_one_unfinished_event_is_bounded_wherever_it_is_cut() -> None:
+    for piece in (FIRST, b": " + b"x" * len(FIRST) + b"\n"):
+        for chunks in ((COMMENT + piece,), (COMMENT, *(bytes([byte]) for byte in piece))):
+            splitter = Splitter(len(FIRST) - 1)
+            assert [block.raw for block in splitter.feed(chunks[0][: len(COMMENT)])] == [COMMENT]
+            with pytest.raises(TooLarge):
+                _ = [block for chunk in (chunks[0][len(COMMENT) :], *chunks[1:]) for block in splitter.feed(chunk)]
+    assert [block.raw for block in Splitter(len(FIRST)).feed(FIRST)] == [FIRST]
 
 
 def test_the_last_event_of_each_api() -> None:
@@ -59,8 +70,10 @@ def test_the_last_event_of_each_api() -> None:
         return is_terminal(api, block)
 
     assert terminal("chat", b"data: [DONE]\n\n")
-    assert terminal("chat", b'data: {"error":{"code":"producer_lost"}}\n\n')
-    assert terminal("chat", b'event: error\ndata: {"message":"x"}\n\n')
+    at = f"id: {STREAM}.1\n".encode()
+    assert terminal("chat", at + b'data: {"error":{"code":"upstream_error"}}\n\n')
+    assert terminal("chat", at + b'event: error\ndata: {"message":"x"}\n\n')
+    assert not terminal("chat", b'data: {"error":{"code":"producer_lost"}}\n\n')  # a [DONE] with the end's id follows
     assert not terminal("chat", b'data: {"choices":[{"finish_reason":"stop"}],"error":null}\n\n')
     assert not terminal("chat", b'data: {"choices":[{"delta":{"content":"\\"error\\": [DONE]"}}]}\n\n')
     assert terminal("messages", b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
@@ -73,6 +86,9 @@ def test_the_last_event_of_each_api() -> None:
     assert not terminal("responses", b"data: [DONE]\n\n")
     assert not terminal("chat", b'data: no JSON, but an "error"\n\n')
     assert not terminal("chat", COMMENT)
+    for last in (b"data: [DONE]\n\n", b"event: message_stop\ndata: {}\n\n", b'data: {"type":"response.completed"}\n\n'):
+        assert terminal(ANY, last)
+    assert not terminal(ANY, b'data: {"type":"response.output_text.delta"}\n\n')
 
 
 def test_only_what_looks_like_a_code_is_taken_from_a_refusal() -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
-from relay.client.policy import Policy, retry_after
-from relay.client.resumption import Ask, Resumption, Then, Unresumable, stream_of
+from relay.client.decoding import Decoder, Garbled
+from relay.client.policy import STEADY, Counters, Moment, Policy, heartbeat, retry_after
+from relay.client.resumption import Ask, Reason, Resumption, Then, Unresumable, stream_of
 
 STREAM = "st_" + "s" * 22
 OTHER = "st_" + "o" * 22
@@ -103,24 +108,99 @@ def test_after_the_last_event_every_end_is_the_end(state: Resumption, why: str |
 
 def test_a_clean_end_without_the_last_event_is_asked_about_at_once(state: Resumption) -> None:
     state.feed(frame(1, retry=2000))
-    assert state.cut(None) == Ask(f"{STREAM}.1", 0.0)
+    assert state.cut(None) == Ask(f"{STREAM}.1", 2.0)  # a proxy that ends streams cleanly must not make a herd
     assert state.answered(204, HEAD, b"") is Then.END
 
 
-def test_clean_ends_that_bring_nothing_are_not_asked_about_for_ever(state: Resumption, clock: Clock) -> None:
+def test_a_clean_end_is_asked_about_at_once_only_once_for_each_new_event(state: Resumption) -> None:
     state.feed(frame(1))
-    for _ in range(10):
+    assert state.cut(None) == Ask(f"{STREAM}.1", 0.0)
+    state.answered(200, HEAD, b"")
+    assert state.cut(None) == Ask(f"{STREAM}.1", 1.0)
+    state.answered(200, HEAD, b"")
+    state.feed(frame(2))
+    assert state.cut(None) == Ask(f"{STREAM}.2", 0.0)
+
+
+@pytest.mark.parametrize("sign", [b"", b": hb\n"])
+def test_ends_that_bring_no_event_are_not_asked_about_for_ever(state: Resumption, sign: bytes) -> None:
+    state.feed(frame(1))
+    for _ in range(40):
         assert isinstance(state.cut(None), Ask)
         assert state.answered(200, HEAD, b"") is Then.READ
-    with pytest.raises(Unresumable, match="Gave up after 10 attempts"):
+        state.feed(sign)
+    with pytest.raises(Unresumable, match=r"Gave up after 40 attempts in 0\.0 s"):
         state.cut(None)
 
 
+def test_answers_that_bring_no_event_do_not_begin_the_time_anew(clock: Clock) -> None:
+    state = Resumption("chat", STREAM, Policy(max_elapsed=10, clock=clock, random=lambda: 1.0))
+    state.feed(frame(1))
+    for wait in (0.5, 1, 2, 4):
+        assert state.cut("ReadError") == Ask(f"{STREAM}.1", wait)
+        clock.now += wait
+        state.answered(200, HEAD, b"")
+        state.feed(b": hb\n")
+    with pytest.raises(Unresumable, match=r"max_elapsed \(10 s\)") as raised:
+        state.cut("ReadError")
+    assert raised.value.reason is Reason.TIMED_OUT
+
+
 def test_a_stream_that_goes_on_without_ids_cannot_be_resumed(state: Resumption) -> None:
-    plain = b"data: {}\n\n"
+    plain = b"data: {}\n\n" * 20
     assert state.feed(frame(1) + plain) == frame(1) + plain
-    assert state.cut("ReadError") is Then.AS_IT_IS
-    assert state.cut(None) is Then.AS_IT_IS
+    for why in ("ReadError", None):
+        with pytest.raises(Unresumable, match="went on without ids") as raised:
+            state.cut(why)
+        assert raised.value.reason is Reason.WITHOUT_IDS
+
+
+def test_a_stream_whose_ids_return_can_be_resumed_again(state: Resumption) -> None:
+    state.feed(frame(1) + b"data: {}\n\n" * 20 + frame(2))
+    then = state.cut("ReadError")
+    assert isinstance(then, Ask)
+    assert then.last_event_id == f"{STREAM}.2"
+    assert state.feed(frame(3)) == frame(3)
+
+
+ERROR = b'data: {"error":{"code":"max_duration"}}\n\n'
+END = f"id: {STREAM}.1e\ndata: [DONE]\n\n".encode()
+
+
+def test_an_end_that_the_relay_tells_takes_no_number(state: Resumption) -> None:
+    assert state.feed(frame(1) + ERROR + END) == frame(1) + ERROR + END
+    assert state.last_event_id == f"{STREAM}.1e"
+    assert state.cut("ReadError") is Then.END
+
+
+def test_an_end_that_was_cut_is_told_again_and_handed_out_once(state: Resumption) -> None:
+    assert state.feed(frame(1) + ERROR + END[:-1]) == frame(1) + ERROR
+    then = state.cut("ReadError")
+    assert isinstance(then, Ask)
+    assert then.last_event_id == f"{STREAM}.1"
+    assert state.feed(ERROR + END) == END
+    assert state.cut(None) is Then.END
+
+
+@pytest.mark.parametrize("then", [b"data: 2\n\n", frame(2), END, None])
+def test_frames_without_an_id_that_are_told_otherwise_are_an_error(state: Resumption, then: bytes | None) -> None:
+    state.feed(frame(1) + b"data: {}\n\n")
+    state.cut("ReadError")
+    with pytest.raises(Unresumable, match="told otherwise"):
+        state.answered(204, HEAD, b"") if then is None else state.feed(then)
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_an_end_behind_another_event_is_an_error(state: Resumption, last: int) -> None:
+    state.feed(b"".join(frame(n + 1) for n in range(last)))
+    with pytest.raises(Unresumable, match="The end behind event 1 came"):
+        state.feed(END)
+
+
+def test_a_key_in_flight_and_a_log_that_is_behind_are_waited_for(state: Resumption) -> None:
+    state.cut("ReadError")
+    for status, code in ((409, "idempotency_key_in_flight"), (503, "store_behind")):
+        assert state.answered(status, {"retry-after": "7"}, refusal(code)) == Ask(f"{STREAM}.0", 7)
 
 
 def test_a_ping_without_an_id_is_only_a_sign_of_life() -> None:
@@ -139,6 +219,31 @@ def test_jitter_is_full(clock: Clock) -> None:
     assert waits(Resumption("chat", STREAM, policy), clock) == [0, 0, 0]
 
 
+def test_a_stream_may_have_a_deadline_as_a_whole(clock: Clock) -> None:
+    state = Resumption("chat", STREAM, Policy(deadline=100, clock=clock, random=lambda: 1.0))
+    clock.now = 99
+    state.feed(frame(1))
+    assert isinstance(state.cut("ReadError"), Ask)
+    clock.now = 100
+    state.feed(b": hb\n")
+    with pytest.raises(Unresumable, match=r"deadline of the whole stream \(100 s\)") as raised:
+        state.check()
+    assert raised.value.reason is Reason.TIMED_OUT
+
+
+def test_a_hint_that_is_longer_than_the_bound_costs_no_stream_without_a_try(state: Resumption, clock: Clock) -> None:
+    state.feed(frame(1, retry=600_000))
+    assert waits(state, clock) == [120]
+
+
+def test_a_failure_tells_the_true_tries_and_time(state: Resumption, clock: Clock) -> None:
+    state.feed(frame(1))
+    state.cut("ReadError")
+    clock.now += 0.5
+    with pytest.raises(Unresumable, match=r"Gave up after 1 attempts in 0.5 s, .* obstacle: 503 draining"):
+        state.answered(503, {"retry-after": "600"}, refusal("draining"))
+
+
 def test_no_wait_goes_beyond_max_elapsed(clock: Clock) -> None:
     policy = Policy(max_attempts=1000, max_elapsed=20, clock=clock, random=lambda: 1.0)
     assert waits(Resumption("chat", STREAM, policy), clock) == [0.5, 1, 2, 4, 8]
@@ -155,29 +260,32 @@ def test_retry_after_is_the_least_wait_for_one_attempt(state: Resumption) -> Non
     assert state.answered(503, {}, b"") == Ask(f"{STREAM}.0", 2)
 
 
-@pytest.mark.parametrize("sign", [frame(1), b": hb\n"])
-def test_progress_begins_everything_anew(state: Resumption, clock: Clock, sign: bytes) -> None:
+@pytest.mark.parametrize(("sign", "lived"), [(frame(1), 0), (b": hb\n", STEADY)])
+def test_progress_begins_everything_anew(state: Resumption, clock: Clock, sign: bytes, lived: float) -> None:
     state.cut("ReadError")
     for _ in range(5):
         state.unanswered("ConnectError")
     clock.now += 100
+    state.answered(200, HEAD, b"")
+    clock.now += lived
     state.feed(sign)
     assert state.cut("ReadError") == Ask(state.last_event_id, 0.5)
-    assert len(waits(state, clock)) == 9
+    assert len(waits(state, clock)) == 11
 
 
 def test_an_answer_ends_the_outage_but_not_the_count(state: Resumption, clock: Clock) -> None:
     """A relay whose stream is silent for longer than `silence` is there, however long that takes."""
-    for n in range(10):
+    for n in range(40):
         assert isinstance(state.cut("ReadTimeout"), Ask), n
         state.answered(200, HEAD, b"")
         clock.now += 60
-    with pytest.raises(Unresumable, match="Gave up after 10 attempts"):
+    with pytest.raises(Unresumable, match="Gave up after 40 attempts"):
         state.cut("ReadTimeout")
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 524])
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 524])
 def test_what_may_pass_is_tried_again(state: Resumption, status: int) -> None:
+    """Without a code it is not the relay's word: ingresses answer such while replicas roll."""
     state.cut("ReadError")
     assert isinstance(state.answered(status, {}, b"<html>"), Ask)
 
@@ -186,24 +294,24 @@ def test_what_may_pass_is_tried_again(state: Resumption, status: int) -> None:
     ("status", "code", "what_to_do"),
     [
         (400, "resume_not_supported", "without a log"),
-        (401, None, "credential"),
-        (403, None, "credential"),
+        (401, "invalid_api_key", "made anew for each request"),
+        (403, "invalid_ticket", "stands between"),
         (404, "stream_not_found", "share one store"),
         (410, "stream_expired", "no longer keeps"),
         (410, "position_unknown", "has lost"),
-        (302, None, "stands between"),
+        (410, "response_id_ambiguous", "Relay-Stream-Id of its request"),
     ],
 )
 def test_what_cannot_pass_is_an_error_that_says_what_to_do(
-    state: Resumption, status: int, code: str | None, what_to_do: str
+    state: Resumption, status: int, code: str, what_to_do: str
 ) -> None:
     state.feed(frame(1))
     state.cut("ReadError")
     with pytest.raises(Unresumable, match=what_to_do) as raised:
-        state.answered(status, {}, refusal(code) if code else b"sk-secret")
+        state.answered(status, {}, refusal(code))
     error = raised.value
     assert (error.status, error.code, error.last_event_id) == (status, code, f"{STREAM}.1")
-    assert (code or str(status)) in str(error)
+    assert code in str(error)
     assert "sk-secret" not in str(error)
 
 
@@ -223,7 +331,7 @@ def test_which_answers_begin_a_resumable_stream() -> None:
         "relay-stream-id": "st_short",
         "relay-resumable": "false",
         "content-type": "application/json",
-        "content-encoding": "gzip",
+        "content-encoding": "br",
     }.items():
         assert stream_of(200, {**HEAD, name: value}) is None
         if name != "content-encoding":
@@ -235,7 +343,9 @@ def test_retry_after_in_both_forms() -> None:
     date = "Fri, 01 Jan 2100 00:00:0"
     assert retry_after({"date": f"{date}0 GMT", "retry-after": f"{date}4 GMT"}) == 4
     assert retry_after({"date": f"{date}4 GMT", "retry-after": f"{date}0 GMT"}) == 0
-    for nothing in ("", "soon", "-1", "1.5", f"{date}4 GMT"):
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 50 < retry_after({"retry-after": soon}) <= 60  # without a Date it counts from now
+    for nothing in ("", "soon", "-1", "1.5", "Fri, 01 Jan 1999 00:00:00 GMT"):
         assert retry_after({"retry-after": nothing}) == 0
 
 
@@ -247,3 +357,97 @@ def test_each_attempt_is_one_debug_line(state: Resumption, caplog: pytest.LogCap
     assert [record.name for record in caplog.records] == ["relay.client"] * 2
     assert f"{STREAM} is to be resumed after event 1 in 0.50 s (attempt 1): ReadError" in caplog.messages[0]
     assert caplog.messages[1].endswith("in 1.00 s (attempt 2): 503 draining")
+
+
+def test_a_refused_credential_is_not_final_where_it_is_made_anew(clock: Clock) -> None:
+    state = Resumption("chat", STREAM, Policy(clock=clock), fresh_credentials=True)
+    state.cut("ReadError")
+    for status in (401, 403):
+        assert isinstance(state.answered(status, {}, refusal("invalid_api_key")), Ask)
+
+
+def test_a_page_in_the_place_of_the_stream_is_tried_again(state: Resumption) -> None:
+    state.cut("ReadError")
+    assert isinstance(state.answered(200, {"content-type": "text/html; charset=utf-8"}, b""), Ask)
+
+
+def test_what_was_good_is_handed_out_before_the_error(state: Resumption) -> None:
+    assert state.feed(frame(1) + frame(3)) == frame(1)
+    with pytest.raises(Unresumable, match="Event 3 came") as raised:
+        state.check()
+    assert raised.value.last_event_id == f"{STREAM}.1"
+
+
+@pytest.mark.parametrize(("encoding", "window"), [("gzip", 31), ("deflate", 15)])
+def test_a_body_that_was_compressed_on_the_way_is_read(clock: Clock, encoding: str, window: int) -> None:
+    pack = zlib.compressobj(wbits=window)
+    parts = [pack.compress(frame(n)) + pack.flush(zlib.Z_SYNC_FLUSH) for n in (1, 2)]
+    state = Resumption("chat", STREAM, Policy(clock=clock), encoding=encoding)
+    assert [state.feed(part) for part in parts] == [frame(1), frame(2)]
+    with pytest.raises(Garbled):
+        state.feed(b"\xff" * 9)
+    state.cut("Garbled")
+    assert state.answered(200, HEAD, b"") is Then.READ
+    assert state.feed(frame(3)) == frame(3)
+
+
+def test_what_inflates_without_end_is_bounded(clock: Clock) -> None:
+    bomb = zlib.compress(b": " + b"x" * 50_000_000, wbits=31)
+    assert max(map(len, Decoder("gzip").feed(bomb))) <= 65_536
+    state = Resumption("chat", STREAM, Policy(clock=clock, max_event_bytes=100_000), encoding="gzip")
+    with pytest.raises(Unresumable, match="larger than 100000 bytes") as raised:
+        state.feed(bomb)
+    assert raised.value.reason is Reason.EVENT_TOO_LARGE
+
+
+def test_a_stream_that_begins_at_an_unknown_number_goes_on_from_it(clock: Clock) -> None:
+    state = Resumption("responses", STREAM, Policy(clock=clock), anchored=False)
+    then = state.cut("ReadError")
+    assert isinstance(then, Ask)
+    assert then.last_event_id is None
+    assert state.feed(frame(7) + frame(8)) == frame(7) + frame(8)
+    assert state.last_event_id == f"{STREAM}.8"
+
+
+def test_callbacks_and_counters_tell_what_happened(clock: Clock) -> None:
+    told: list[tuple[str, Moment]] = []
+
+    def on(name: str) -> Callable[[Moment], None]:
+        def tell(moment: Moment) -> None:
+            told.append((name, moment))
+            raise ValueError("it is the user's own")
+
+        return tell
+
+    counters = Counters()
+    policy = Policy(
+        max_attempts=1,
+        clock=clock,
+        random=lambda: 1.0,
+        on_cut=on("cut"),
+        on_resume=on("resume"),
+        on_gave_up=on("gave up"),
+    )
+    state = Resumption("chat", STREAM, policy, counters=counters)
+    state.feed(frame(1))
+    state.cut("ReadError")
+    clock.now += 0.5
+    state.answered(200, HEAD, b"")
+    with pytest.raises(Unresumable):
+        state.cut("ReadError")
+    at = f"{STREAM}.1"
+    assert told == [
+        ("cut", Moment(STREAM, at, 0, 0.0, "ReadError")),
+        ("resume", Moment(STREAM, at, 1, 0.5, "")),
+        ("cut", Moment(STREAM, at, 1, 0.5, "ReadError")),
+        ("gave up", Moment(STREAM, at, 1, 0.5, "ReadError")),
+    ]
+    found = (counters.streams, counters.cuts, counters.attempts, counters.resumes, counters.gave_up)
+    assert found == (1, 2, 1, 1, 1)
+
+
+def test_the_heartbeat_that_a_relay_announces() -> None:
+    assert heartbeat({"relay-heartbeat": "15"}) == 15
+    assert heartbeat({"relay-heartbeat": "0.2"}) == 0.2
+    for nothing in ("", "soon", "0", "-1", "nan", "inf", "1e9", "9" * 30):
+        assert heartbeat({"relay-heartbeat": nothing}) is None

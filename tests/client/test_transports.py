@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from typing import Any
 
 import httpx
 import pytest
-import trio
 
-from relay.client.httpx import AsyncResumingTransport, ResumingTransport
+from relay.client.httpx import ResumingTransport
 from relay.client.policy import Policy
-from tests.client.played import BODY, DONE, HEAD, KINDS, STREAM, URL, Answer, Kind, Script, frame, refused
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]()
-
-
-def whole() -> Answer:
-    return Answer(parts=[frame(1, DONE)])
-
-
-def known(kind: Kind, policy: Policy | None = None, **more: Any) -> Any:
-    """A transport that has met this relay before; what it did then is forgotten."""
-    transport = kind.transport(policy, **more)
-    assert kind.post([whole()], transport).error is None
-    kind.requests.clear()
-    kind.timeouts.clear()
-    return transport
-
+from tests.client.played import (
+    BODY,
+    DONE,
+    HEAD,
+    KINDS,
+    STREAM,
+    URL,
+    Answer,
+    Kind,
+    Script,
+    frame,
+    known,
+    refused,
+    whole,
+    whole_from,
+)
 
 # -- coming back ------------------------------------------------------------------------------------------------------
 
@@ -53,8 +46,10 @@ def test_the_resume_is_the_same_request(kind: Kind) -> None:
     assert b"".join(second.stream) == b"".join(first.stream) != b""
     assert (second.method, second.url, second.extensions) == (first.method, first.url, first.extensions)
     assert second.extensions["mine"] == 1
-    kept = [(name, value) for name, value in second.headers.raw if name.lower() != b"last-event-id"]
-    assert kept == first.headers.raw
+    own = (b"last-event-id", b"accept-encoding", b"idempotency-key")
+    assert second.headers["accept-encoding"] == "identity"
+    kept = [(name, value) for name, value in second.headers.raw if name.lower() not in own]
+    assert kept == [(name, value) for name, value in first.headers.raw if name.lower() not in own]
 
 
 @pytest.mark.parametrize("cut", ["ReadError", "ReadTimeout", "RemoteProtocolError", None])
@@ -89,10 +84,6 @@ def test_refusals_that_pass_are_waited_out(kind: Kind) -> None:
     assert seen.body == frame(1) + frame(2, DONE)
     assert kind.waits == [0.5, 1, 9, 4]
     assert away.closed
-
-
-def whole_from(n: int) -> Answer:
-    return Answer(parts=[frame(n, DONE)])
 
 
 def test_giving_up_is_an_error_of_the_library(kind: Kind) -> None:
@@ -145,6 +136,25 @@ def test_the_request_s_time_outs_hold_for_every_attempt(kind: Kind) -> None:
     assert kind.timeouts == [{"connect": 1, "read": 2, "write": 3, "pool": 4}] * 2
 
 
+@pytest.mark.parametrize(("read", "lives"), [(1, 31), (40, 40), (600, 60), (None, 60)])
+def test_a_living_stream_is_never_left_before_its_heartbeat(kind: Kind, read: float | None, lives: float) -> None:
+    head = {**HEAD, "relay-heartbeat": "15"}
+    timeout = kind.http.Timeout(5, read=read)
+    kind.post([Answer(headers=dict(head), parts=["ReadTimeout"]), whole()], timeout=timeout)
+    # Both are the bodies': before the head of the first, it is the caller's own.
+    assert kind.heads == [read, lives]
+    assert [timeout["read"] for timeout in kind.timeouts] == [lives, lives]
+
+
+def test_no_read_goes_beyond_the_deadline_of_the_whole_stream(kind: Kind) -> None:
+    policy = Policy(deadline=10, clock=lambda: kind.now, random=lambda: 1.0)
+    script: Script = [Answer(parts=[frame(1), "+4", "ReadTimeout"]), Answer(parts=["+6", "ReadTimeout"])]
+    seen = kind.post(script, kind.transport(policy), timeout=60)
+    assert isinstance(seen.error, kind.client.ResumeTimedOut)
+    assert "deadline of the whole stream (10 s)" in str(seen.error)
+    assert [timeout["read"] for timeout in kind.timeouts] == [10, 5.5]
+
+
 @pytest.mark.parametrize("read", [600, None])
 def test_a_relayed_stream_is_not_silent_for_longer_than_silence(kind: Kind, read: float | None) -> None:
     kind.post([Answer(parts=["ReadTimeout"]), whole()], timeout=kind.http.Timeout(5, read=read))
@@ -158,10 +168,10 @@ def test_a_server_that_is_no_relay_may_be_as_silent_as_the_sdk_allows(kind: Kind
 
 # -- before the head --------------------------------------------------------------------------------------------------
 
-LOST = ["ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"]
+LOST = ["ReadError", "RemoteProtocolError", "WriteError"]
 
 
-@pytest.mark.parametrize("error", [*LOST, "ConnectError"])
+@pytest.mark.parametrize("error", [*LOST, "ReadTimeout", "ConnectError"])
 def test_nothing_is_repeated_at_a_server_that_has_not_proved_to_be_a_relay(kind: Kind, error: str) -> None:
     seen = kind.post([error])
     assert type(seen.error) is getattr(kind.http, error)
@@ -178,6 +188,46 @@ def test_a_relay_is_asked_again_with_the_same_key(kind: Kind, error: str) -> Non
     assert keys[0] is not None
     assert len(set(keys)) == 1
     assert kind.waits == [0.5, 1, 2]
+
+
+def test_a_time_out_before_the_head_is_the_caller_s(kind: Kind) -> None:
+    transport = known(kind)
+    seen = kind.post(["ReadTimeout"], transport)
+    assert type(seen.error) is kind.http.ReadTimeout
+    assert kind.waits == []
+
+
+def test_the_sdk_s_own_retry_joins_what_it_lost_with_the_rest_of_the_tries(kind: Kind) -> None:
+    transport = known(kind, Policy(max_attempts=2, random=lambda: 1.0))
+    for _ in range(3):
+        assert kind.post(["ReadTimeout", *["ReadError"] * 3], transport).error is not None
+    assert kind.post([*["ReadError"] * 3], transport).error is not None
+    seen = kind.post([whole()], transport)
+    assert seen.error is None
+    keys = kind.headers("idempotency-key")
+    assert len(set(keys)) == 1
+    assert len(keys) == 3 + 3 + 1
+    kind.post([whole()], transport)
+    assert kind.headers("idempotency-key")[-1] not in keys  # the next answer is a new one
+
+
+@pytest.mark.parametrize("more", [{"headers": {"authorization": "Bearer other"}}, {"body": {**BODY, "model": "n"}}])
+def test_another_request_joins_nothing(kind: Kind, more: dict[str, Any]) -> None:
+    transport = known(kind)
+    kind.post(["ReadTimeout"], transport)
+    kind.post([whole()], transport, **more)
+    first, second = kind.headers("idempotency-key")
+    assert first != second
+
+
+def test_what_was_lost_is_forgotten_in_time(kind: Kind) -> None:
+    now = [0.0]
+    transport = known(kind, Policy(max_elapsed=10, clock=lambda: now[0]))
+    kind.post(["ReadTimeout"], transport)
+    now[0] = 11
+    kind.post([whole()], transport)
+    first, second = kind.headers("idempotency-key")
+    assert first != second
 
 
 def test_each_request_has_a_key_of_its_own(kind: Kind) -> None:
@@ -249,6 +299,15 @@ def test_a_key_that_a_relay_without_its_store_cannot_honour_is_taken_back(kind: 
     assert None not in kind.headers("idempotency-key")[2:]
 
 
+def test_a_key_in_flight_is_waited_for(kind: Kind) -> None:
+    transport = known(kind)
+    seen = kind.post([refused(409, "idempotency_key_in_flight", retry_after="3"), whole()], transport)
+    assert (seen.error, seen.body, kind.waits) == (None, frame(1, DONE), [3])
+    assert len(set(kind.headers("idempotency-key"))) == 1
+    seen = kind.post([refused(409, "conflict")], transport)
+    assert (seen.status, b"conflict" in seen.body) == (409, True)
+
+
 # -- what is none of its business -------------------------------------------------------------------------------------
 
 
@@ -296,7 +355,7 @@ def test_a_resume_of_the_user_s_own_goes_on_from_there(kind: Kind) -> None:
     seen = kind.post(script, known(kind), headers={"Last-Event-ID": f"{STREAM}.7"})
     assert seen.body == frame(8) + frame(9, DONE)
     assert kind.headers("last-event-id") == [f"{STREAM}.7"] * 2
-    assert kind.headers("idempotency-key") == [None, None]
+    assert kind.headers("idempotency-key")[0] is None  # it generates nothing
 
 
 def test_options_go_to_the_library_s_transport() -> None:
@@ -304,99 +363,3 @@ def test_options_go_to_the_library_s_transport() -> None:
         ResumingTransport(httpx.HTTPTransport(), verify=False)
     with ResumingTransport(local_address="127.0.0.1") as transport:
         assert transport.inner._pool._local_address == "127.0.0.1"
-
-
-# -- leaving ----------------------------------------------------------------------------------------------------------
-
-
-def test_closing_from_another_thread_ends_a_wait_at_once() -> None:
-    kind = KINDS["httpx"]()
-    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
-    transport = kind.transport(
-        Policy(first_delay=3600, longest_delay=3600, max_elapsed=7200, random=lambda: 1.0), sleep=None
-    )
-    request = httpx.Request("POST", URL, json=BODY)
-    response = transport.handle_request(request)
-    reads = iter(response.stream)
-    assert next(reads) == frame(1)
-    closing = threading.Timer(0.05, response.stream.close)
-    closing.start()
-    with pytest.raises(httpx.StreamClosed):
-        next(reads)
-    closing.join()
-    assert len(kind.requests) == 1
-
-
-def test_cancelling_the_task_ends_a_wait_at_once() -> None:
-    kind = KINDS["httpx-async"]()
-    waiting = asyncio.Event()
-
-    async def wait(seconds: float) -> None:
-        waiting.set()
-        await asyncio.sleep(3600)
-
-    async def read() -> list[bytes]:
-        client = httpx.AsyncClient(transport=kind.transport(sleep=wait))
-        async with client, client.stream("POST", URL, json=BODY) as response:
-            return [part async for part in response.aiter_raw()]
-
-    async def scene() -> None:
-        task = asyncio.create_task(read())
-        await asyncio.wait_for(waiting.wait(), 10)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 10)
-
-    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
-    asyncio.run(scene())
-    assert len(kind.requests) == 1
-
-
-def test_closing_from_another_task_ends_a_wait_at_once() -> None:
-    kind = KINDS["httpx-async"]()
-    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
-    policy = Policy(first_delay=3600, longest_delay=3600, max_elapsed=7200, random=lambda: 1.0)
-
-    async def scene() -> None:
-        transport = kind.transport(policy, sleep=None)
-        response = await transport.handle_async_request(httpx.Request("POST", URL, json=BODY))
-        reads = aiter(response.stream)
-        assert await anext(reads) == frame(1)
-        next_read = asyncio.ensure_future(anext(reads))
-        await asyncio.sleep(0)
-        await response.stream.aclose()
-        with pytest.raises(httpx.StreamClosed):
-            await asyncio.wait_for(next_read, 10)
-
-    asyncio.run(scene())
-    assert len(kind.requests) == 1
-
-
-def test_leaving_early_closes_the_connection(kind: Kind) -> None:
-    first = Answer(parts=[frame(1), frame(2)])
-    kind.script = [first]
-    if kind.awaiting:
-
-        async def leave() -> None:
-            async with kind.http.AsyncClient(transport=kind.transport()).stream("POST", URL, json=BODY) as response:
-                async for _ in response.aiter_raw():
-                    break
-
-        asyncio.run(leave())
-    else:
-        with kind.http.Client(transport=kind.transport()).stream("POST", URL, json=BODY) as response:
-            next(response.iter_raw())
-    assert first.closed
-    assert len(kind.requests) == 1
-
-
-def test_the_asynchronous_transport_runs_on_trio_s_loop_too() -> None:
-    kind = KINDS["httpx-async"]()
-    kind.script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
-
-    async def read() -> bytes:
-        transport: AsyncResumingTransport = kind.transport(Policy(first_delay=0.01), sleep=None)
-        response = await transport.handle_async_request(httpx.Request("POST", URL, json=BODY))
-        return b"".join([part async for part in response.stream])
-
-    assert trio.run(read) == frame(1) + frame(2, DONE)

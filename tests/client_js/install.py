@@ -1,4 +1,4 @@
-"""Installs the SDKs, the type checker and the browser driver that these tests run, at exact versions.
+"""Installs the SDKs, the type checker, the browser driver and the runtimes that these tests run, at exact versions.
 
 They go to `node/node_modules`. A stamp makes the second run free; a change of the lock file installs again.
 

@@ -112,6 +112,21 @@ def test_a_page_without_it_breaks(bench: Bench, pages: CuttingProxy, browser: st
     assert [one["error"]["name"] for one in seen] == ["TypeError"] * 3
 
 
+def test_a_page_whose_network_is_back_comes_back_at_once(
+    bench: Bench, pages: CuttingProxy, browser: str, tmp_path: Path
+) -> None:
+    """The connection that it had is silent, and would be for a minute."""
+    bench.upstream.on("page-wakes", *script("chat"))
+    body = {"model": "page-wakes", "messages": [], "stream": True}
+    fates = iter([Fate(700, "hang")])
+    with CuttingProxy(*bench.urls, fate=served(lambda asked: next(fates, Fate()))) as proxy:
+        job = {"url": proxy.url + PATHS["chat"], "body": body, "wakeAfter": 500}
+        (seen,) = visit(browser, tmp_path, pages.url, [job], resume=True)
+        assert proxy.asked("page-wakes")[0].gone.wait(10)
+    assert seen["error"] is None
+    assert [int(i.rpartition(".")[2]) for i in ids(seen["text"])] == list(range(1, len(FRAMES["chat"]) + 1))
+
+
 def test_a_page_that_aborts_hangs_up(bench: Bench, pages: CuttingProxy, browser: str, tmp_path: Path) -> None:
     bench.upstream.on("page-abort", *script("chat", "page-abort"))
     body = {"model": "page-abort", "messages": [], "stream": True}

@@ -184,7 +184,8 @@ def test_it_gives_up(bench: Bench) -> None:
     assert error["lastEventId"] == ids(seen["text"])[-1]
     assert error["lastEventId"] in error["message"]
     assert error["cause"] == "fetch failed"
-    assert "Send the request with this Last-Event-ID to read on" in error["message"]
+    assert "send the request with this Last-Event-ID to read on" in error["message"]
+    assert "4 tries in " in error["message"]
 
 
 def test_a_wait_beyond_the_time_limit_is_not_begun(bench: Bench) -> None:
@@ -192,7 +193,7 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(bench: Bench) -> None:
         (seen,) = read(proxy, job(bench, "too-long"))
         assert len(proxy.asked()) == 2
     assert len(seen["waits"]) == 1
-    assert (seen["error"]["code"], seen["error"]["status"]) == ("gave_up", 503)
+    assert (seen["error"]["code"], seen["error"]["status"]) == ("timed_out", 503)
 
 
 def test_progress_begins_the_bounds_anew(bench: Bench) -> None:
@@ -204,11 +205,11 @@ def test_progress_begins_the_bounds_anew(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("how", ["clean", "close"])
-def test_a_clean_end_is_asked_about_at_once(bench: Bench, how: Way) -> None:
+def test_a_clean_end_is_asked_about_no_later_than_the_stream_asks_for(bench: Bench, how: Way) -> None:
     with CuttingProxy(*bench.urls, fate=at_first(Fate(700, how), Fate())) as proxy:
-        (seen,) = read(proxy, job(bench, f"asked-{how}"))
+        (seen,) = read(proxy, job(bench, f"asked-{how}"), firstDelayMs=60_000, longestDelayMs=60_000)
     assert is_whole(seen)
-    assert seen["waits"] == []
+    assert seen["waits"] == [hint(seen["text"])]
 
 
 def test_an_end_without_the_last_event_is_the_end_when_the_relay_says_so(bench: Bench) -> None:
@@ -256,8 +257,7 @@ def test_410_what_the_log_no_longer_has(bench: Bench) -> None:
     [
         (400, '{"error": {"code": "resume_not_supported"}}', "resume_not_supported", "Send the request again"),
         (401, '{"error": {"code": "invalid_api_key"}}', "invalid_api_key", "Renew the credential"),
-        (403, "<html>sk-secret</html>", "refused", "Use the credential that started the stream."),
-        (409, '{"error": {"code": "sk-secret \\u001b[2J"}}', "refused", "Send the request again"),
+        (403, '{"error": {"code": "invalid_ticket"}}', "invalid_ticket", "Use the credential that started the stream."),
     ],
 )
 def test_other_refusals_are_thrown(bench: Bench, status: int, body: str, code: str, advice: str) -> None:
@@ -265,6 +265,37 @@ def test_other_refusals_are_thrown(bench: Bench, status: int, body: str, code: s
         (seen,) = read(proxy, job(bench, f"refused-{status}"))
         assert len(proxy.asked()) == 2
     refused(seen, status, code, advice)
+
+
+@pytest.mark.parametrize("body", ["<html>sk-secret</html>", '{"error": {"code": "sk-secret \\u001b[2J"}}'])
+def test_a_refusal_without_a_code_is_not_the_relays_word(bench: Bench, body: str) -> None:
+    with CuttingProxy(*bench.urls, fate=at_first(Fate(700), gateway(404, body), gateway(403, body), Fate())) as proxy:
+        (seen,) = read(proxy, job(bench, f"word-{len(body)}"))
+    assert is_whole(seen)
+    with CuttingProxy(*bench.urls, fate=at_first(Fate(700), gateway(404, body))) as proxy:
+        (seen,) = read(proxy, job(bench, f"word-{len(body)}-always"), maxAttempts=2)
+        assert len(proxy.asked()) == 3
+    assert (seen["error"]["code"], seen["error"]["status"]) == ("gave_up", 404)
+    assert "secret" not in seen["error"]["message"]
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_within_the_origin_is_followed(bench: Bench, status: int) -> None:
+    moved = gateway(status, location=f"{CHAT}?moved=1")
+    with CuttingProxy(*bench.urls, fate=at_first(Fate(700), moved, Fate())) as proxy:
+        (seen,) = read(proxy, job(bench, f"moved-{status}"))
+        asked = proxy.asked()
+    assert is_whole(seen)
+    assert [one.path for one in asked] == [CHAT, CHAT, f"{CHAT}?moved=1"]
+    assert asked[2].headers["last-event-id"] == asked[1].headers["last-event-id"]
+
+
+def test_a_known_relay_is_asked_for_an_answer_without_compression(bench: Bench) -> None:
+    with CuttingProxy(*bench.urls, fate=at_first(Fate(700), Fate())) as proxy:
+        read(proxy, job(bench, "plain-encoding"), job(bench, "warm"))
+        asked = [one.headers["accept-encoding"] for one in (*proxy.asked("plain-encoding"), *proxy.asked("warm"))]
+    assert asked[0] != "identity"
+    assert asked[1:] == ["identity"] * 2
 
 
 def refused(seen: dict[str, Any], status: int, code: str, advice: str) -> None:

@@ -77,7 +77,10 @@ def test_the_lock_file_names_no_registry() -> None:
 
 def test_it_imports_in_a_fresh_folder(project: Path) -> None:
     code = 'import * as it from "relay-streams"; console.log(Object.keys(it).join())'
-    assert run("node", "--input-type=module", "-e", code, cwd=project) == "ResumeError,resumingFetch\n"
+    assert (
+        run("node", "--input-type=module", "-e", code, cwd=project)
+        == "ResumeError,resume,resumeErrorOf,resumingFetch\n"
+    )
 
 
 @pytest.mark.parametrize("resumes", [True, False], ids=["after", "before"])
@@ -106,14 +109,20 @@ def test_the_readme_names_every_setting() -> None:
     types = (CLIENT / "resuming-fetch.d.ts").read_text()
     declared = set(re.findall(r"^  (\w+)\?:", types, re.MULTILINE))
     code = "".join(
-        re.findall(r"^const (?:BOUNDS|DEFAULTS) .*$", (CLIENT / "resuming-fetch.js").read_text(), re.MULTILINE)
+        re.findall(r"^const (?:TIMES|BOUNDS|DEFAULTS) .*$", (CLIENT / "resuming-fetch.js").read_text(), re.MULTILINE)
     )
-    defaults = {name: value.replace("_", "") for name, value in re.findall(r"(\w+): ([\d_]+|false)[,\s]", code)}
+    defaults = {
+        name: value.replace("_", "") for name, value in re.findall(r"(\w+): ([\d_]+|Infinity|false)[,\s]", code)
+    }
     table = (CLIENT / "README.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| `(\w+)`", table, re.MULTILINE))
     assert documented == defaults
-    assert declared == {*documented, "random", "sleep"}
+    others = {"headers", "baseUrls", "onCut", "onResume", "onGaveUp", "random", "sleep", "now"}
+    assert declared == {*documented, *others}
+    assert all(f"`{name}`" in table for name in others)
 
 
-def test_the_types_fit_every_client() -> None:
-    run("node", "node_modules/typescript/bin/tsc", "--project", "tsconfig.json", cwd=NODE)
+@pytest.mark.parametrize("project", ["tsconfig.json", "tsconfig.bare.json"])
+def test_the_types_fit_every_client(project: str) -> None:
+    """The second has the types of neither a browser nor Node.js."""
+    run("node", "node_modules/typescript/bin/tsc", "--project", project, cwd=NODE)

@@ -1,13 +1,15 @@
 /**
  * A `fetch` for LLM clients that goes on where a cut stream stopped: `new OpenAI({ fetch: resumingFetch() })`.
  *
- * A streaming POST to a relay (chat completions, messages, responses) then reads as one unbroken stream. Its body
- * hands out whole events only, byte for byte; after a cut the same request goes out again with `Last-Event-ID`, until
- * the API's last event.
+ * A streaming POST to a relay (chat completions, messages, responses), a stream read by its id and a retrieved response
+ * then read as one unbroken stream. The body hands out whole events only, byte for byte; after a cut the same request
+ * goes out again with `Last-Event-ID`, until the API's last event.
  *
  * It promises: no event is handed out twice, out of order or in part; an end without the API's last event is asked
- * about, never taken for one; no cut leads to a second generation; whatever is no resumable stream of a relay passes
- * through as it is. It is one file without dependencies, for Node.js and browsers.
+ * about, never taken for one; no cut leads to a second generation; tries, time and what is held of a server are
+ * bounded; whatever is no resumable stream of a relay passes through as it is. It is one file without dependencies, for
+ * Node.js and browsers, and the same state machine as the Python client's (relay/client/resumption.py), on the same
+ * table of scripts (tests/client/cases.json).
  */
 
 /** What an API's last event is called, by the end of the API's path. */
@@ -15,100 +17,445 @@ const LAST_EVENT = {
   "/v1/chat/completions": /^(\[DONE\]|error)$/,
   "/v1/messages": /^(message_stop|error)$/,
   "/v1/responses": /^(\[DONE\]|response\.(completed|failed|incomplete)|error)$/,
+  any: /^(\[DONE\]|message_stop|response\.(completed|failed|incomplete)|error)$/,
 };
 const STREAM_ID = /^st_[\w-]+$/;
-const EVENT_ID = /^(st_[\w-]+)\.(\d{1,15})$/;
+const EVENT_ID = /^(st_[\w-]+)\.(\d{1,15})(e?)$/;
 const [LF, CR, COLON] = [10, 13, 58];
 const GATEWAY = [502, 503, 504];
+const IN_FLIGHT = "idempotency_key_in_flight";
+/** Frames without an id that may have to be known again: an end has a few, a stream that goes on without ids many. */
+const MAX_WITHOUT_ID = 16;
+/** How long a connection must have lived for its heartbeats to be progress. */
+const STEADY_MS = 5000;
+/** What is read of a refusal, to find its code in it. */
+const REFUSAL = { bytes: 65_536, ms: 2000 };
+/** A longer timer is one of no time at all. */
+const LONGEST_MS = 2 ** 31 - 1;
+const MAX_LOST = 100;
+/** A body that a request has whole is there at once; one that is made while it is sent may never be. */
+const WHOLE_MS = 100;
+/** A page that slept, or whose network has changed, has connections that are dead without knowing it. */
+const WAKES = ["online", "pageshow"];
 
-const BOUNDS = { maxAttempts: 10, maxElapsedMs: 120_000, firstDelayMs: 500, longestDelayMs: 15_000 };
-const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, assumeRelay: false, random: Math.random, sleep };
+const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
+const BOUNDS = { maxAttempts: 40, ...TIMES };
+const TESTED = { random: Math.random, sleep: rest, now: () => performance.now() };
+const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, ...TESTED };
 
 const NEW_ANSWER = "Send the request again for a new answer.";
+const READ_ON = "The generation may go on: send the request with this Last-Event-ID to read on, or raise";
 const WHAT_TO_DO = {
-  401: "Renew the credential and send the request again.",
+  401: "Renew the credential, or give `headers` that are made anew for each request.",
   403: "Use the credential that started the stream.",
   stream_not_found: `Let all replicas behind the address share one store, and use one credential. ${NEW_ANSWER}`,
+  response_id_ambiguous: `Read GET /streams/{id} with the Relay-Stream-Id of its request. ${NEW_ANSWER}`,
+  without_ids: `What came without an id cannot be asked for again, or is told otherwise than before. ${NEW_ANSWER}`,
+  event_too_large: "Raise maxEventBytes where such events are meant.",
   wrong_stream: "Let POST requests with their Last-Event-ID, and answers with their Relay-Stream-Id, pass unchanged.",
-  gave_up: "Send the request with this Last-Event-ID to read on, or raise maxAttempts and maxElapsedMs.",
+  gave_up: `${READ_ON} maxAttempts.`,
+  timed_out: `${READ_ON} maxElapsedMs or deadlineMs.`,
 };
 
 /** The stream cannot go on. Thrown into the body's reader; the message says why and what to do. */
 export class ResumeError extends Error {
-  constructor(message, { code, status = null, lastEventId, cause }) {
+  constructor(message, { reason, code, status = null, lastEventId, cause }) {
     super(message, { cause });
-    Object.assign(this, { name: "ResumeError", code, status, lastEventId });
+    Object.assign(this, { name: "ResumeError", reason, code, status, lastEventId });
   }
+}
+
+/** The ResumeError that an SDK's error wraps, null where it was something else. */
+export function resumeErrorOf(error) {
+  for (let depth = 0; error && depth < 32; depth += 1, error = error.cause) {
+    if (error instanceof ResumeError) return error;
+  }
+  return null;
+}
+
+/** The request options with which the same call goes on behind this event, in another process too. */
+export function resume(lastEventId) {
+  if (!EVENT_ID.test(lastEventId)) throw new TypeError("this is no event id of a relay (<stream id>.<n>)");
+  return { headers: { "last-event-id": lastEventId } };
 }
 
 /**
- * @param {typeof globalThis.fetch} [fetch] what makes the requests
+ * @param {typeof globalThis.fetch} [fetch] what makes the requests; by default the global one of the moment
  * @param {import("./resuming-fetch.js").ResumingOptions} [options]
- * @returns {typeof globalThis.fetch}
+ * @returns {import("./resuming-fetch.js").ResumingFetch}
  */
-export function resumingFetch(fetch = globalThis.fetch, options = {}) {
+export function resumingFetch(fetch, options = {}) {
   const settings = { ...DEFAULTS, ...options };
-  const relays = new Set(); // addresses that have proved to be a relay's: only there a second POST joins the first
-  return async (input, init) => {
-    const post = await streamingPost(input, init ?? {});
-    if (post === null) return fetch(input, init);
-    const { address, body, headers, signal } = post;
-    const send = (signal) => fetch(input, { ...init, body, headers: new Headers(headers), signal });
-    const known = settings.assumeRelay || relays.has(address);
-    const first = await (known ? joining(() => send(signal), post, new Tries(settings)) : fetch(input, init));
+  const native = fetch ?? ((...request) => globalThis.fetch(...request));
+  const counters = { streams: 0, cuts: 0, attempts: 0, resumes: 0, gaveUp: 0 };
+  const known = new Known(settings);
+  const resuming = async (input, init) => {
+    const asked = await covered(input, init ?? {});
+    if (asked === null) return native(input, init);
+    const request = new Requests(native, input, init, asked, known);
+    const first = await (request.isRelay || settings.headers ? answered(request, settings) : native(input, init));
     const stream = streamOf(first);
     if (stream === null) return first;
-    relays.add(address);
-    const response = new Response(new Reading(settings, { ...post, send, stream }, first.body).body(), first);
-    for (const name of ["url", "redirected", "type"]) Object.defineProperty(response, name, { value: first[name] });
-    return response;
+    known.proved(asked.address);
+    const state = new Resumption(settings, counters, { ...asked, stream, tries: request.tries });
+    state.connected(first);
+    const response = new Response(new Reading(settings, request, state, first.body, asked.signal).body(), first);
+    return like(response, first);
   };
+  return Object.assign(resuming, { counters });
 }
 
-/** The answer of a relay. A request that dies before it goes out again: its key joins what the first one began. */
-async function joining(send, { headers, signal }, tries) {
-  const ownKey = !headers.has("last-event-id") && !headers.has("idempotency-key");
-  if (ownKey) headers.set("idempotency-key", newKey());
+/** The answer to the first request. What dies before it goes out again: its key joins what the first one began. */
+async function answered(request, settings) {
+  const { signal, tries } = request;
   for (;;) {
     let answer;
     try {
-      answer = await send();
+      answer = await request.first();
     } catch (error) {
-      if (signal?.aborted || !(await tries.another(signal))) throw error;
+      request.lost = true;
+      if (request.hasOthers) request.turn();
+      const wait = request.repeatable && !signal?.aborted && !isTimeOut(error) ? tries.another() : null;
+      if (wait === null) {
+        request.died();
+        throw error;
+      }
+      await settings.sleep(wait, signal);
       continue;
     }
-    if (tries.count > 0 && GATEWAY.includes(answer.status)) {
-      // What stands before a relay that is gone says so. The SDK's own retry would have another key, and pay again.
-      if (!(await tries.another(signal, retryAfter(answer)))) return answer;
-      answer.body?.cancel().catch(() => {});
-    } else if (ownKey && answer.status === 503 && errorCode(await answer.clone().text()) === "store_unavailable") {
+    const keyless = request.ownKey && answer.status === 503 && !request.lost;
+    const later = request.repeatable && answer.status === 409;
+    const code = keyless || later ? await codeOf(answer.clone()) : null;
+    if (keyless && code === "store_unavailable") {
       // A relay without its store may stream without a log, but honours no key: so this request is not repeated.
-      answer.body.cancel().catch(() => {});
-      headers.delete("idempotency-key");
-      return send();
-    } else {
+      drop(answer);
+      return request.withoutKey();
+    }
+    const gateway = request.lost && request.repeatable && GATEWAY.includes(answer.status);
+    // What stands before a relay that is gone says so. The SDK's own retry would have another key, and pay again.
+    const repeats = gateway || (later && code === IN_FLIGHT);
+    if (gateway) request.turn();
+    const wait = repeats ? tries.another(retryAfter(answer)) : null;
+    if (wait === null) {
+      if (answer.status !== 200) request.died();
       return answer;
+    }
+    drop(answer);
+    await settings.sleep(wait, signal);
+  }
+}
+
+/** What is known of the servers that were asked: which are relays, and what was lost a moment ago. */
+class Known {
+  #relays = new Set();
+  #lost = [];
+
+  constructor(settings) {
+    this.settings = settings;
+    this.bases = (settings.baseUrls ?? []).map((base) => String(base).replace(/\/+$/, "").replace(/\/v1$/, ""));
+    for (const base of this.bases) this.#relays.add(parsed(base) ? base : bad(base));
+  }
+
+  isRelay(address) {
+    return this.settings.assumeRelay || this.#relays.has(address);
+  }
+
+  proved(address) {
+    this.#relays.add(address);
+  }
+
+  /** The same request again, while the tries' time lasts, is the SDK's retry of the one that was lost. */
+  lost(what, key, tries) {
+    const until = this.settings.now() + this.settings.maxElapsedMs;
+    this.#lost = [...this.#current(), { what, key, tries, until }].slice(-MAX_LOST);
+  }
+
+  takeLost(what) {
+    this.#lost = this.#current();
+    const at = this.#lost.findIndex((lost) => lost.what === what);
+    return at < 0 ? null : this.#lost.splice(at, 1)[0];
+  }
+
+  #current() {
+    return this.#lost.filter(({ until }) => until > this.settings.now());
+  }
+}
+
+/** The requests that are sent for one stream. */
+class Requests {
+  lost = false;
+  #native;
+  #input;
+  #init;
+  #asked;
+  #known;
+  #targets;
+  #key = null;
+
+  constructor(native, input, init, asked, known) {
+    [this.#native, this.#input, this.#init, this.#asked, this.#known] = [native, input, init, asked, known];
+    this.#targets = [asked.address, ...known.bases.filter((base) => base !== asked.address)];
+    this.signal = asked.signal;
+    this.isRelay = known.isRelay(asked.address);
+    this.repeatable = this.isRelay;
+    this.tries = new Tries(known.settings);
+    this.resumes = asked.headers.has("last-event-id");
+    this.ownKey = this.isRelay && this.#needsKey && !this.resumes;
+    if (!this.ownKey) return;
+    const lost = known.takeLost(this.#what);
+    if (lost) [this.lost, this.tries] = [true, lost.tries];
+    this.#key = lost?.key ?? newKey();
+  }
+
+  get hasOthers() {
+    return this.#targets.length > 1;
+  }
+
+  first() {
+    return this.#send(this.signal, this.#asked.rest, this.isRelay ? { "accept-encoding": "identity" } : {});
+  }
+
+  withoutKey() {
+    [this.#key, this.ownKey, this.repeatable] = [null, false, false];
+    return this.#send(this.signal, this.#asked.rest, {});
+  }
+
+  /** The request that goes on behind this event; as it was at first where none has come. */
+  again(signal, stream, lastEventId) {
+    // Where something on the way drops Last-Event-ID, the key joins what it began, once for all resumes.
+    if (this.#needsKey) this.#key ??= newKey();
+    const added = { "accept-encoding": "identity", ...(lastEventId && { "last-event-id": lastEventId }) };
+    const byId = lastEventId && this.#asked.method === "GET";
+    return this.#send(signal, byId ? `/streams/${stream}` : this.#asked.rest, added);
+  }
+
+  /** What comes next goes to the next base URL, where there are several. */
+  turn() {
+    this.#targets.push(this.#targets.shift());
+  }
+
+  died() {
+    if (this.ownKey && this.lost) this.#known.lost(this.#what, this.#key, this.tries);
+  }
+
+  get #needsKey() {
+    return this.#asked.method === "POST" && !this.#asked.headers.has("idempotency-key");
+  }
+
+  get #what() {
+    const { address, rest, headers, text } = this.#asked;
+    return [address, rest, headers.get("authorization"), headers.get("x-api-key"), text].join("\n");
+  }
+
+  async #send(signal, rest, added) {
+    const native = this.#native; // a browser's own wants no `this`
+    const { address, body, method } = this.#asked;
+    const headers = new Headers(this.#asked.headers);
+    const fresh = new Headers(await this.#known.settings.headers?.());
+    for (const [name, value] of [...Object.entries(added), ...fresh]) headers.set(name, value);
+    if (this.#key !== null) headers.set("idempotency-key", this.#key);
+    const url = this.#targets[0] + rest;
+    if (url === address + this.#asked.rest) return native(this.#input, { ...this.#init, body, headers, signal });
+    const { credentials, mode, cache, redirect } = this.#input instanceof Request ? this.#input : {};
+    const like = { ...(mode && { credentials, mode, cache, redirect }) };
+    return native(url, { ...like, ...this.#init, method, body, headers, signal });
+  }
+}
+
+/** One stream as its client sees it: fed bytes, ends of connections and answers, it says what to do. No I/O. */
+class Resumption {
+  finished = false;
+  #silenceMs;
+  #splitter;
+  #withoutId = []; // the frames without an id that were handed out behind the last event
+  #toldAgain = []; // those of them that this connection has still to bring again
+  #ended = false; // the relay's own end has been told
+  #hint = 0; // the stream's `retry:`
+  #since = 0;
+  #obstacle = [undefined, null, null]; // what the last try ended with: cause, status, code
+  #settings;
+  #counters;
+  #asked;
+  #tries;
+  #last;
+
+  constructor(settings, counters, asked) {
+    [this.#settings, this.#counters, this.#asked, this.#tries] = [settings, counters, asked, asked.tries];
+    this.#last = asked.start === null ? null : asked.start.stream === asked.stream ? asked.start.n : 0;
+    this.#silenceMs = settings.silenceMs;
+    counters.streams += 1;
+  }
+
+  /** Where to go on; null where no event has come that could tell. */
+  get stream() {
+    return this.#asked.stream;
+  }
+
+  /** How long a connection may bring nothing. */
+  get patienceMs() {
+    return Math.min(this.#silenceMs, this.#tries.remaining);
+  }
+
+  get position() {
+    return this.#last === null ? null : `${this.#asked.stream}.${this.#last}${this.#ended ? "e" : ""}`;
+  }
+
+  connected({ headers }) {
+    this.#since = this.#settings.now();
+    this.#splitter = new Splitter(this.#settings.maxEventBytes);
+    const heartbeat = Number(headers.get("relay-heartbeat")) * 1000;
+    // A stream that is known to live is never left before two of its heartbeats.
+    if (heartbeat > 0 && heartbeat <= 3_600_000) this.#silenceMs = Math.max(this.#silenceMs, 2 * heartbeat + 1000);
+  }
+
+  /** The whole events that these bytes complete, one by one. Throws ResumeError. */
+  *feed(bytes) {
+    try {
+      for (const block of this.#splitter.feed(bytes)) if (this.#takes(parse(block), block)) yield block;
+    } catch (error) {
+      throw error === TOO_LARGE ? this.error("event_too_large") : error;
+    }
+    if (this.#tries.isOver && !this.finished) throw this.#gaveUp();
+  }
+
+  #takes({ kind, data, stream, n, end, retry }, block) {
+    if (stream !== null) {
+      if (!this.#isNext(stream, n, end)) return false;
+      this.#tries.gained();
+    } else if (data && kind !== "ping") {
+      if (!this.#isNew(block)) return false;
+    } else if (this.#settings.now() - this.#since >= STEADY_MS) {
+      this.#tries.lives();
+    }
+    this.#hint = retry ?? this.#hint;
+    this.finished ||= this.#ended || (LAST_EVENT[this.#asked.api].test(kind) && !this.#isPart(kind, stream));
+    return true;
+  }
+
+  /** An end that the relay tells takes no number: its frames have no id but the last, which is `<stream>.<n>e`. */
+  #isNext(stream, n, end) {
+    if (stream !== this.#asked.stream) throw this.error("wrong_stream");
+    this.#last ??= end ? n : n - 1;
+    if (this.#ended || (n <= this.#last && !end)) return false;
+    if (n !== this.#last + (end ? 0 : 1)) throw this.error("wrong_stream");
+    if (this.#toldAgain.length > 0) throw this.error("without_ids");
+    [this.#last, this.#ended, this.#withoutId] = [n, end, []];
+    return true;
+  }
+
+  /** A frame without an id is one of the relay's own end, or its server has no log for it. */
+  #isNew(block) {
+    if (this.#toldAgain.length === 0) {
+      if (this.#withoutId.length <= MAX_WITHOUT_ID) this.#withoutId.push(block);
+      return true;
+    }
+    const before = this.#toldAgain.shift();
+    const same = before.length === block.length && before.every((byte, at) => byte === block[at]);
+    if (!same) throw this.error("without_ids");
+    return false;
+  }
+
+  /** An error of the chat API without an id is the relay's own, whose last frame is yet to come. */
+  #isPart(kind, stream) {
+    return kind === "error" && stream === null && /completions|any/.test(this.#asked.api);
+  }
+
+  /** The connection has ended, cleanly or by this error: how long to wait before the next try. Throws ResumeError. */
+  cut(cause) {
+    if (this.#settings.now() - this.#since >= STEADY_MS) this.#tries.outlived();
+    this.#toldAgain = [...this.#withoutId];
+    this.#counters.cuts += 1;
+    this.#tell("onCut", cause?.message ?? "an end without the last event of its API");
+    this.#obstacle = [cause, null, null];
+    if (this.#withoutId.length > MAX_WITHOUT_ID) throw this.error("without_ids", null, cause);
+    return this.#again(0, cause === null);
+  }
+
+  unanswered(cause) {
+    this.#obstacle = [cause, null, null];
+    return this.#again(0);
+  }
+
+  /** The answer to a resume: true to read it, false where nothing was missing, else how long to wait. */
+  async answered(response) {
+    const { status, headers } = response;
+    if (status === 200 && headers.get("content-type")?.startsWith("text/html")) {
+      drop(response);
+      this.#obstacle = [new Error("a page instead of the stream"), status, null];
+      return this.#again(retryAfter(response));
+    }
+    if (status === 200 || status === 204) {
+      const found = status === 200 ? streamOf(response) : headers.get("relay-stream-id");
+      if (found !== this.#asked.stream) throw this.error("wrong_stream", status);
+      if (status === 204 && this.#toldAgain.length > 0) throw this.error("without_ids", status);
+      this.#counters.resumes += 1;
+      this.#tell("onResume", "");
+      this.connected(response);
+      return status === 200;
+    }
+    const code = await codeOf(response);
+    const passes = status >= 500 || [408, 425, 429].includes(status) || code === IN_FLIGHT;
+    const renewed = this.#settings.headers && [401, 403].includes(status);
+    // Without a code it is not the relay's word: ingresses answer such while replicas roll.
+    if (!passes && !renewed && code !== null) throw this.error("refused", status, undefined, code);
+    this.#obstacle = [Object.assign(new Error(`${status} ${code ?? ""}`.trim()), { status, code }), status, code];
+    return this.#again(retryAfter(response));
+  }
+
+  #again(least, atOnce = false) {
+    const wait = this.#tries.another(least, this.#hint, atOnce);
+    if (wait === null) throw this.#gaveUp();
+    this.#counters.attempts += 1;
+    return wait;
+  }
+
+  #gaveUp() {
+    const [cause, status, code] = this.#obstacle;
+    return this.error(this.#tries.exhausted, status, cause, code);
+  }
+
+  error(reason, status = null, cause = undefined, code = null) {
+    this.#counters.gaveUp += 1;
+    this.#tell("onGaveUp", cause?.message ?? reason);
+    return this.#words(reason, status, code, cause ?? undefined);
+  }
+
+  #words(reason, status, code, cause) {
+    const lastEventId = this.position ?? `${this.#asked.stream}.0`;
+    const { count, elapsed } = this.#tries;
+    const spent = WHAT_TO_DO[reason]?.startsWith(READ_ON) && `${count} tries in ${(elapsed / 1000).toFixed(1)} s`;
+    const why = [status, code ?? reason, spent, cause?.message].filter(Boolean).join(" ");
+    const advice = WHAT_TO_DO[reason] ?? WHAT_TO_DO[code] ?? WHAT_TO_DO[status] ?? NEW_ANSWER;
+    const message = `The stream could not be resumed after event ${lastEventId} (${why}). ${advice}`;
+    const told = reason === "refused" ? (code ?? reason) : reason;
+    return new ResumeError(message, { reason, code: told, status, lastEventId, cause });
+  }
+
+  #tell(callback, why) {
+    const lastEventId = this.position ?? `${this.#asked.stream}.0`;
+    const { count: attempts, elapsed: elapsedMs } = this.#tries;
+    try {
+      this.#settings[callback]?.({ stream: this.#asked.stream, lastEventId, attempts, elapsedMs, why });
+    } catch (error) {
+      console.error(error); // the user's own, and none of the stream's
     }
   }
 }
 
-/** One stream, read over as many connections as it takes. */
+/** Reads one stream over as many connections as it takes. */
 class Reading {
-  #hint = 0; // the stream's `retry:`
-  #logged = true;
-  #finished = false;
   #stopped = false;
+  #wakeUp;
   #attempt = new AbortController(); // of the request or the wait that is under way
   #settings;
-  #post;
-  #tries;
+  #request;
+  #state;
   #reader;
-  #last;
+  #signal;
 
-  constructor(settings, post, body) {
-    [this.#settings, this.#post, this.#tries, this.#reader] = [settings, post, new Tries(settings), body.getReader()];
-    const asked = EVENT_ID.exec(post.headers.get("last-event-id"));
-    this.#last = asked?.[1] === post.stream ? Number(asked[2]) : 0;
+  constructor(settings, request, state, body, signal) {
+    [this.#settings, this.#request, this.#state, this.#reader] = [settings, request, state, body.getReader()];
+    this.#signal = signal;
   }
 
   /** Nothing is read before it is asked for, so a slow client slows the sender down and fills no memory here. */
@@ -127,17 +474,19 @@ class Reading {
   }
 
   async *#events() {
-    const { signal } = this.#post;
+    const signal = this.#signal;
     const onAbort = () => this.#stop(signal.reason);
+    const onWake = ({ persisted }) => persisted !== false && this.#wake();
     signal?.addEventListener("abort", onAbort);
+    for (const name of WAKES) globalThis.addEventListener?.(name, onWake);
     try {
       while (this.#reader) {
         const cut = yield* this.#connection();
         signal?.throwIfAborted();
-        if (!this.#logged && !this.#finished && cut) throw cut;
-        this.#reader = this.#finished || !this.#logged || this.#stopped ? null : await this.#again(cut);
+        this.#reader = this.#state.finished || this.#stopped ? null : await this.#again(cut);
       }
     } finally {
+      for (const name of WAKES) globalThis.removeEventListener?.(name, onWake);
       signal?.removeEventListener("abort", onAbort);
       this.#stop();
     }
@@ -145,77 +494,65 @@ class Reading {
 
   /** The whole events of one connection. Returns what cut it, null where it ended cleanly. */
   async *#connection() {
-    const splitter = new Splitter();
     for (;;) {
       let read;
       try {
-        read = await within(this.#settings.silenceMs, this.#reader.read());
+        read = await within(this.#state.patienceMs, this.#reader.read());
       } catch (error) {
         this.#reader.cancel(error).catch(() => {});
         return error;
       }
       if (read.done) return null;
-      for (const block of splitter.feed(read.value)) if (this.#takes(parse(block))) yield block;
+      yield* this.#state.feed(read.value);
     }
-  }
-
-  #takes({ kind, data, stream, n, retry }) {
-    if (stream !== null) {
-      if (stream !== this.#post.stream || n > this.#last + 1) throw this.#error("wrong_stream");
-      if (n <= this.#last) return false;
-      this.#last = n;
-    } else if (data && kind !== "ping") {
-      this.#logged = false; // the relay has lost its store: the stream goes on, but nobody can come back to it
-    }
-    this.#hint = retry ?? this.#hint;
-    this.#finished ||= LAST_EVENT[this.#post.api].test(kind);
-    this.#tries.count = 0; // a heartbeat is progress too
-    return true;
   }
 
   /** A reader of what comes after the last event; null where that was all. Rejects with ResumeError. */
   async #again(cut) {
-    const { stream, send, headers, signal: ours } = this.#post;
-    let [least, status] = [0, null];
-    // A clean end is most often the true one; but Node's fetch makes one of a loss after `Connection: close`.
-    let soon = cut === null && this.#tries.count === 0;
+    let wait = this.#state.cut(cut);
     for (;;) {
-      ours?.throwIfAborted();
+      this.#signal?.throwIfAborted();
       if (this.#stopped) return null;
       const { signal } = (this.#attempt = new AbortController());
-      if (!(await this.#tries.another(signal, Math.max(least, this.#hint), soon)))
-        throw this.#error("gave_up", status, cut);
+      await this.#rest(wait, signal);
       signal.throwIfAborted();
-      headers.set("last-event-id", `${stream}.${this.#last}`);
-      [least, status, soon] = [0, null, false];
+      let response;
       try {
-        const response = await within(this.#settings.silenceMs, send(signal));
-        ({ status } = response);
-        if (status === 200 || status === 204) {
-          const found = status === 200 ? streamOf(response) : response.headers.get("relay-stream-id");
-          if (found !== stream) throw this.#error("wrong_stream", status);
-          this.#tries.reached();
-          return response.body?.getReader() ?? null;
-        }
-        const code = errorCode(await within(this.#settings.silenceMs, response.text()));
-        cut = this.#error(code, status);
-        if (status < 500 && ![408, 425, 429].includes(status)) throw cut;
-        least = retryAfter(response);
+        const { stream, position } = this.#state;
+        response = await within(this.#state.patienceMs, this.#request.again(signal, stream, position));
       } catch (error) {
         signal.throwIfAborted();
         this.#attempt.abort(error);
-        if (error instanceof ResumeError) throw error;
-        cut = error;
+        this.#request.turn();
+        wait = this.#state.unanswered(error);
+        continue;
       }
+      try {
+        const then = await this.#state.answered(response);
+        signal.throwIfAborted();
+        if (then === true) return response.body.getReader();
+        if (then === false) return null;
+        wait = then;
+      } catch (error) {
+        this.#attempt.abort(error);
+        throw error;
+      }
+      this.#request.turn();
     }
   }
 
-  #error(code, status = null, cause = undefined) {
-    const lastEventId = `${this.#post.stream}.${this.#last}`;
-    const advice = WHAT_TO_DO[code] ?? WHAT_TO_DO[status] ?? NEW_ANSWER;
-    const why = [status, code, cause?.message].filter(Boolean).join(" ");
-    const message = `The stream could not be resumed after event ${lastEventId} (${why}). ${advice}`;
-    return new ResumeError(message, { code, status, lastEventId, cause });
+  /** A wait ends early when the network is back, but never before the server asks for it. */
+  async #rest(wait, signal) {
+    const { sleep, now } = this.#settings;
+    const [from, { least }] = [now(), this.#request.tries];
+    const woken = new Promise((resolve) => (this.#wakeUp = resolve));
+    const early = () => sleep(Math.max(0, from + least - now()), signal);
+    await Promise.race([sleep(wait, signal), woken.then(early)]);
+  }
+
+  #wake() {
+    this.#wakeUp?.();
+    this.#reader?.cancel(new Error("another network")).catch(() => {});
   }
 
   #stop(reason) {
@@ -225,33 +562,80 @@ class Reading {
   }
 }
 
-/** The tries since the last progress, and the waits before them: full jitter, never less than the server asks for. */
+/** The tries and the time that are left, and the waits: full jitter, never less than the server asks for. */
 class Tries {
-  count = 0;
+  count = 0; // since the last progress
+  least = 0; // what the server asks for of the last wait
+  exhausted = null; // the bound that allowed no further try
   #since = null;
+  #free = true; // a clean end may be asked about at once
+  #ends;
   #settings;
 
   constructor(settings) {
     this.#settings = settings;
+    this.#ends = settings.now() + settings.deadlineMs;
   }
 
-  /** The relay has answered: the outage is over, but nothing is gained yet. */
-  reached() {
+  get elapsed() {
+    return this.#since === null ? 0 : this.#settings.now() - this.#since;
+  }
+
+  get remaining() {
+    return this.#ends - this.#settings.now();
+  }
+
+  get isOver() {
+    if (this.remaining > 0) return false;
+    this.exhausted = "timed_out";
+    return true;
+  }
+
+  /** A new event has come. */
+  gained() {
+    this.lives();
+    this.#free = true;
+  }
+
+  /** The server has shown for a while that the stream lives. */
+  lives() {
+    this.count = 0;
+    this.outlived();
+  }
+
+  /** A connection has lived for a while: what follows is another outage, but nothing was gained. */
+  outlived() {
     this.#since = null;
   }
 
-  /** Resolves when the next try is due, to false where there may be none. Rejects when the signal is aborted. */
-  async another(signal, least = 0, soon = false) {
-    const { maxAttempts, maxElapsedMs, firstDelayMs, longestDelayMs, random, sleep } = this.#settings;
-    this.#since ??= performance.now();
-    const wait = soon ? 0 : Math.max(least, random() * Math.min(longestDelayMs, firstDelayMs * 2 ** this.count));
-    if (this.count >= maxAttempts || performance.now() - this.#since + wait > maxElapsedMs) return false;
+  /**
+   * How long to wait before one more try, null where there may be none. A hint of the stream that is longer than the
+   * time left shortens to it for a first try: giving up without one would lose a stream that is there.
+   */
+  another(least = 0, hint = 0, atOnce = false) {
+    const { maxAttempts, maxElapsedMs, firstDelayMs, longestDelayMs, random, now } = this.#settings;
+    this.#since ??= now();
+    if (this.isOver) return null;
+    if (this.count >= maxAttempts) {
+      this.exhausted = "gave_up";
+      return null;
+    }
+    const own = atOnce && this.#free ? 0 : random() * Math.min(longestDelayMs, firstDelayMs * 2 ** this.count);
+    const left = Math.min(maxElapsedMs - this.elapsed, this.remaining);
+    this.least = Math.max(least, hint);
+    let wait = Math.max(own, this.least);
+    if (wait > left && this.count === 0 && Math.max(own, least) <= left) wait = left;
+    if (wait > left) {
+      this.exhausted = "timed_out";
+      return null;
+    }
+    this.#free &&= !atOnce;
     this.count += 1;
-    signal?.throwIfAborted();
-    if (!soon) await sleep(wait, signal);
-    return true;
+    return wait;
   }
 }
+
+const TOO_LARGE = new Error("an event outgrew maxEventBytes");
 
 /**
  * Cuts the bytes of one connection into events, and comments between events. What it holds is one unfinished event.
@@ -259,9 +643,15 @@ class Tries {
  */
 class Splitter {
   #held = [];
+  #size = 0; // bytes held
   #line = 0; // bytes of the line so far
   #comments = true; // nothing but comment lines so far
   #before = 0;
+  #max;
+
+  constructor(max) {
+    this.#max = max;
+  }
 
   *feed(chunk) {
     let from = 0;
@@ -276,25 +666,29 @@ class Splitter {
         this.#line = 0;
       } else {
         if (byte === CR && chunk[at + 1] === LF) this.#before = chunk[(at += 1)];
+        if (this.#size + at + 1 - from > this.#max) throw TOO_LARGE;
         yield joined([...this.#held, chunk.subarray(from, at + 1)]);
-        [this.#held, this.#line, this.#comments, from] = [[], 0, true, at + 1];
+        [this.#held, this.#size, this.#line, this.#comments, from] = [[], 0, 0, true, at + 1];
       }
     }
-    if (from < chunk.length) this.#held.push(chunk.subarray(from));
+    if (from === chunk.length) return;
+    this.#held.push(chunk.subarray(from));
+    this.#size += chunk.length - from;
+    if (this.#size > this.#max) throw TOO_LARGE;
   }
 }
 
-/** `kind` is what LAST_EVENT judges; `stream` and `n` are the event's id, `stream` null where it has none. */
+/** `kind` is what LAST_EVENT judges; `stream`, `n`, `end` are the event's id, `stream` null where it has none. */
 function parse(block) {
-  const found = { kind: "", data: "", stream: null, n: 0, retry: null };
+  const found = { kind: "", data: "", stream: null, n: 0, end: "", retry: null };
   for (const line of new TextDecoder().decode(block).split(/\r\n?|\n/)) {
     const [, name, value] = /^([^:]*):? ?([^]*)$/.exec(line);
     if (name === "data") found.data += `${found.data && "\n"}${value}`;
     else if (name === "event") found.kind = value;
     else if (name === "retry" && /^\d{1,9}$/.test(value)) found.retry = Number(value);
-    else if (name === "id" && EVENT_ID.test(value)) [, found.stream, found.n] = EVENT_ID.exec(value);
+    else if (name === "id" && EVENT_ID.test(value)) [, found.stream, found.n, found.end] = EVENT_ID.exec(value);
   }
-  found.n = Number(found.n);
+  [found.n, found.end] = [Number(found.n), found.end === "e"];
   if (found.data === "[DONE]") found.kind = "[DONE]";
   else if (/"(error|message_stop|response\.(completed|failed|incomplete))"/.test(found.data)) {
     const body = json(found.data);
@@ -303,21 +697,47 @@ function parse(block) {
   return found;
 }
 
-/** What has to be sent again after a cut; null for all but a streaming POST whose body can be sent again. */
-async function streamingPost(input, init) {
+/** What has to be sent again after a cut; null for all that is none of this module's business. */
+async function covered(input, init) {
   const request = input instanceof Request ? input : null;
-  if ((init.method ?? request?.method ?? "").toUpperCase() !== "POST") return null;
-  const target = [String(request?.url ?? input), globalThis.location?.href];
-  if (!URL.canParse(...target)) return null;
-  const { origin, pathname } = new URL(...target);
-  const api = Object.keys(LAST_EVENT).find((suffix) => pathname.endsWith(suffix));
-  if (!api) return null;
-  const body = init.body ?? (request && new Uint8Array(await request.clone().arrayBuffer()));
-  const bytes = body instanceof ArrayBuffer || ArrayBuffer.isView(body);
-  if (json(bytes ? new TextDecoder().decode(body) : body)?.stream !== true) return null;
+  const method = (init.method ?? request?.method ?? "GET").toUpperCase();
+  const url = parsed(request?.url ?? input, globalThis.location?.href);
+  if (url === null) return null;
   const signal = init.signal === undefined ? request?.signal : init.signal;
-  const address = origin + pathname.slice(0, -api.length);
-  return { api, address, body, signal, headers: new Headers(init.headers ?? request?.headers) };
+  const headers = new Headers(init.headers ?? request?.headers);
+  const asked = { method, signal, headers, body: undefined, text: "", start: position(headers.get("last-event-id")) };
+  const at = (prefix, api) => {
+    const rest = url.pathname.slice(prefix.length) + url.search;
+    return { ...asked, api, address: url.origin + prefix, rest };
+  };
+  if (method === "GET") {
+    const byId = /^(.*)\/streams\/st_[\w-]+$/.exec(url.pathname);
+    const from = position(headers.get("last-event-id") ?? url.searchParams.get("last_event_id"));
+    if (byId) return { ...at(byId[1], "any"), start: from };
+    const retrieved = /^(.*)\/v1\/responses\/[^/]+$/.exec(url.pathname);
+    if (!retrieved || url.searchParams.get("stream")?.toLowerCase() !== "true") return null;
+    const anywhere = url.searchParams.has("starting_after") ? null : position(null);
+    return { ...at(retrieved[1], "/v1/responses"), start: anywhere };
+  }
+  const api = Object.keys(LAST_EVENT).find((suffix) => url.pathname.endsWith(suffix));
+  if (method !== "POST" || !api) return null;
+  const body = init.body ?? (request && (await bodyOf(request)));
+  const bytes = body instanceof ArrayBuffer || ArrayBuffer.isView(body);
+  const text = bytes ? new TextDecoder().decode(body) : body;
+  return json(text)?.stream === true ? { ...at(url.pathname.slice(0, -api.length), api), body, text } : null;
+}
+
+/** The body of a request that has it whole; null for one that is made while it is sent, which nobody may wait for. */
+async function bodyOf(request) {
+  if (request.bodyUsed || !request.body) return null;
+  const { bytes, whole } = await beginning(request.clone().body, Infinity, WHOLE_MS);
+  return whole ? bytes : null;
+}
+
+/** The position that an id names: the start where it names none. */
+function position(id) {
+  const [, stream = "", n = 0] = EVENT_ID.exec(id ?? "") ?? [];
+  return { stream, n: Number(n) };
 }
 
 /** The id of the resumable stream that an answer begins, null for any other answer. */
@@ -327,28 +747,60 @@ function streamOf({ status, headers, body }) {
   return isStream && headers.get("relay-resumable") === "true" && STREAM_ID.test(stream) ? stream : null;
 }
 
-/** The code of a refusal. Nothing else of it may get into an error: anything on the way may have written it. */
-function errorCode(text) {
-  const code = json(text)?.error?.code;
-  return typeof code === "string" && /^\w{1,64}$/.test(code) ? code : "refused";
+/** A response with the address of the first answer, and so are its clones. */
+function like(response, first) {
+  for (const name of ["url", "redirected", "type"]) Object.defineProperty(response, name, { value: first[name] });
+  const clone = response.clone.bind(response);
+  return Object.defineProperty(response, "clone", { value: () => like(clone(), first) });
 }
 
-/** A date counts from the answer's own `Date`. */
+/** The code of a refusal, null where there is none of the relay's form. Nothing else of it may get into an error. */
+async function codeOf(response) {
+  const { bytes } = await beginning(response.body, REFUSAL.bytes, REFUSAL.ms);
+  const code = json(new TextDecoder().decode(bytes))?.error?.code;
+  return typeof code === "string" && /^\w{1,64}$/.test(code) ? code : null;
+}
+
+/** What a body brings within these bounds, and whether that is all of it; the rest is left. */
+async function beginning(body, most, ms) {
+  const reader = body?.getReader();
+  const [parts, cut] = [[], { done: true, cut: true }];
+  let [size, timer, last] = [0, null, { done: !reader }];
+  const over = new Promise((resolve) => (timer = setTimeout(resolve, ms, cut)));
+  while (!last.done && size < most) {
+    last = await Promise.race([reader.read(), over]).catch(() => cut);
+    if (last.value) parts.push(last.value);
+    size += last.value?.length ?? 0;
+  }
+  clearTimeout(timer);
+  reader?.cancel().catch(() => {});
+  return { bytes: joined(parts), whole: Boolean(last.done) && !last.cut };
+}
+
+const drop = (response) => void response.body?.cancel().catch(() => {});
+
+/** A date counts from the answer's own `Date`, else from now. */
 function retryAfter({ headers }) {
   const value = headers.get("retry-after") ?? "";
-  const ms = /^\d+$/.test(value) ? value * 1000 : Date.parse(value) - Date.parse(headers.get("date") ?? "");
+  const from = Date.parse(headers.get("date") ?? "") || Date.now();
+  const ms = /^\d+$/.test(value) ? value * 1000 : Date.parse(value) - from;
   return Math.max(0, ms || 0);
 }
+
+/** The caller's own time-out, or that of the `fetch` of Node.js: not a loss, and theirs to judge. */
+const isTimeOut = (error) => error?.name === "TimeoutError" || error?.cause?.name === "HeadersTimeoutError";
 
 /** A half-open connection is silent for ever, a live one carries the relay's heartbeats. */
 function within(ms, promise) {
   if (!Number.isFinite(ms)) return promise;
   let timer;
-  const silence = new Promise((_, reject) => (timer = setTimeout(reject, ms, new Error(`silence for ${ms} ms`))));
+  const silence = new Promise((_, reject) => {
+    timer = setTimeout(reject, Math.min(ms, LONGEST_MS), new Error(`silence for ${ms} ms`));
+  });
   return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
 }
 
-function sleep(ms, signal) {
+function rest(ms, signal) {
   return new Promise((resolve, reject) => {
     const over = (settle) => () => {
       clearTimeout(timer);
@@ -356,7 +808,8 @@ function sleep(ms, signal) {
       settle(signal?.reason);
     };
     const stop = over(reject);
-    const timer = setTimeout(over(resolve), ms);
+    const timer = setTimeout(over(resolve), Math.min(ms, LONGEST_MS));
+    if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
   });
 }
@@ -368,6 +821,19 @@ function joined(parts) {
   const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
   parts.reduce((at, part) => (whole.set(part, at), at + part.length), 0);
   return whole;
+}
+
+/** Safari has no `URL.canParse` before its 17. */
+function parsed(url, base) {
+  try {
+    return new URL(url, base);
+  } catch {
+    return null;
+  }
+}
+
+function bad(base) {
+  throw new TypeError(`${base} is no base URL of a relay, such as https://relay.example`);
 }
 
 function json(text) {

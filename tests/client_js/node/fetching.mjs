@@ -59,7 +59,7 @@ async function run({ path, body, headers, form = "string", method = "POST", afte
     seen.headers = Object.fromEntries(response.headers);
     const decoder = new TextDecoder();
     const reader = response.body.getReader();
-    for (let size = 0; ; ) {
+    for (let size = 0; ;) {
       const { value, done } = await reader.read();
       if (done) break;
       size += value.length;

@@ -1,7 +1,7 @@
 // One case of what needs no server: node unit.mjs '"name"'. Prints true, or fails with what was wrong.
 
 import assert from "node:assert/strict";
-import { resumingFetch } from "../../../relay/client/js/resuming-fetch.js";
+import { ResumeError, resume, resumeErrorOf, resumingFetch } from "../../../relay/client/js/resuming-fetch.js";
 
 const STREAM = "st_0123456789abcdefghijkl";
 const bytes = (text) => new TextEncoder().encode(text);
@@ -17,7 +17,7 @@ function connections(...bodies) {
   const read = { chunks: 0 };
   const fetch = async (...request) => {
     requests.push(request);
-    asked.push(Object.fromEntries(new Headers(request[1].headers)));
+    asked.push(Object.fromEntries(new Headers(request[1]?.headers)));
     const body = bodies.shift();
     if (body instanceof Error) throw body;
     if (!Array.isArray(body)) return body;
@@ -34,7 +34,13 @@ function connections(...bodies) {
   const sleep = async (ms) => void waits.push(ms);
   const settings = { sleep, maxAttempts: 3, random: () => 0 };
   const post = (options) => resumingFetch(fetch, { ...settings, ...options })(URL, POST);
-  return { asked, waits, requests, read, wrapped: resumingFetch(fetch, settings), post };
+  const wrapping = (options) => resumingFetch(fetch, { ...settings, ...options });
+  const bare = (options, init = POST) => resumingFetch(fetch, { random: () => 0, ...options })(URL, init);
+  return { asked, waits, requests, read, wrapped: wrapping(), with: wrapping, bare, post };
+}
+
+async function until(happened) {
+  while (!happened()) await new Promise((resolve) => setTimeout(resolve, 5));
 }
 
 async function all(body) {
@@ -105,7 +111,10 @@ const CASES = {
     await wrapped("http://other.test/v1/chat/completions", POST);
     await wrapped("http://relay.test/other/v1/chat/completions", POST);
     await wrapped("http://relay.test/v1/messages", POST);
-    assert.deepEqual(asked.map((headers) => "idempotency-key" in headers), [false, false, false, false, true]);
+    assert.deepEqual(
+      asked.map((headers) => "idempotency-key" in headers),
+      [false, false, false, false, true],
+    );
   },
 
   async a_request_that_lost_its_key_is_not_repeated() {
@@ -114,7 +123,10 @@ const CASES = {
       const { asked, post } = connections(refusal(), last, [frame(1, "[DONE]")]);
       if (last instanceof Error) await assert.rejects(post({ assumeRelay: true }), last);
       else assert.equal(await post({ assumeRelay: true }), last);
-      assert.deepEqual(asked.map((headers) => "idempotency-key" in headers), [true, false]);
+      assert.deepEqual(
+        asked.map((headers) => "idempotency-key" in headers),
+        [true, false],
+      );
     }
   },
 
@@ -132,17 +144,185 @@ const CASES = {
     assert.equal(new Set(asked.map((headers) => headers["idempotency-key"])).size, 1);
   },
 
-  async the_time_begins_anew_when_the_relay_is_reached() {
-    let now = 0;
-    Object.defineProperty(globalThis, "performance", { value: { now: () => now } });
-    const options = { random: () => 1, maxElapsedMs: 2500, sleep: async (ms) => void (now += ms) };
+  async a_refusal_that_never_ends_is_left_after_a_moment() {
+    const begun = performance.now();
+    const drip = () => {
+      const pull = (controller) =>
+        new Promise((resolve) => setTimeout(resolve, 50)).then(() => controller.enqueue(bytes("x")));
+      return new Response(new ReadableStream({ pull }), { status: 503 });
+    };
+    const flood = () =>
+      new Response(new ReadableStream({ pull: (one) => one.enqueue(new Uint8Array(16_384)) }), { status: 503 });
+    const { post, waits } = connections([frame(1, "{}"), new TypeError("lost")], flood(), drip(), [frame(2, "[DONE]")]);
+    assert.equal(await (await post()).text(), frame(1, "{}") + frame(2, "[DONE]"));
+    assert.equal(waits.length, 3);
+    assert.ok(performance.now() - begun < 5000);
+    const { post: head } = connections(flood());
+    const answer = await head({ assumeRelay: true });
+    assert.equal(answer.status, 503);
+    await answer.body.cancel();
+  },
+
+  async a_wait_longer_than_a_timer_is_not_one_of_no_time() {
+    const pull = async (controller) => {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      controller.enqueue(bytes(frame(1, "{}")));
+      controller.error(new TypeError("lost"));
+    };
+    const slow = new Response(new ReadableStream({ pull }, { highWaterMark: 0 }), { headers: HEAD });
+    const later = new Response("", { status: 503, headers: { "retry-after": "9999999" } });
+    const { asked, bare } = connections(slow, later, [frame(2, "[DONE]")]);
+    const controller = new AbortController();
+    const options = { maxElapsedMs: 2 ** 50, silenceMs: 2 ** 42 };
+    const reader = (await bare(options, { ...POST, signal: controller.signal })).body.getReader();
+    assert.equal(text([(await reader.read()).value]), frame(1, "{}"));
+    const next = reader.read();
+    await until(() => asked.length === 2);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    assert.equal(asked.length, 2);
+    controller.abort(new Error("enough"));
+    await assert.rejects(next, { message: "enough" });
+  },
+
+  async a_living_stream_is_not_left_before_its_heartbeat() {
+    const slow = async (ms) => {
+      const { asked, post } = connections(slowly(ms), [frame(1, "[DONE]")]);
+      await (await post({ silenceMs: 20 })).text();
+      return asked.length;
+    };
+    const slowly = (ms, heartbeat) => {
+      const pull = async (controller) => {
+        await new Promise((resolve) => setTimeout(resolve, ms));
+        controller.enqueue(bytes(frame(1, "[DONE]")));
+        controller.close();
+      };
+      return new Response(new ReadableStream({ pull }, { highWaterMark: 0 }), { headers: { ...HEAD, ...heartbeat } });
+    };
+    const heard = connections(slowly(300, { "relay-heartbeat": "0.1" }));
+    assert.equal(await (await heard.post({ silenceMs: 20 })).text(), frame(1, "[DONE]"));
+    assert.equal(heard.asked.length, 1);
+    assert.equal(await slow(300), 2);
+  },
+
+  async a_request_whose_body_is_made_while_it_is_sent_passes_through() {
+    const never = new ReadableStream({ pull: () => new Promise(() => {}) });
+    const request = new Request(URL, { method: "POST", body: never, duplex: "half" });
+    const answer = Response.json({});
+    const { requests, wrapped } = connections(answer);
+    assert.equal(await wrapped(request), answer);
+    assert.deepEqual(requests, [[request, undefined]]);
+    const whole = new Request(URL, { method: "POST", body: '{"stream": true}' });
+    const { asked, wrapped: again } = connections([frame(1, "{}"), new TypeError("lost")], [frame(2, "[DONE]")]);
+    const response = await again(whole);
+    assert.equal(await response.text(), frame(1, "{}") + frame(2, "[DONE]"));
+    assert.equal(asked[1]["last-event-id"], `${STREAM}.1`);
+  },
+
+  async a_clone_has_the_address_too() {
+    const first = new Response(frame(1, "[DONE]"), { headers: HEAD });
+    Object.defineProperty(first, "url", { value: URL });
+    const response = await connections(first).post();
+    const clone = response.clone().clone();
+    assert.deepEqual([response.url, clone.url], [URL, URL]);
+    assert.equal(await clone.text(), frame(1, "[DONE]"));
+  },
+
+  async the_global_fetch_is_that_of_the_moment() {
+    const fetch = resumingFetch();
+    const before = globalThis.fetch;
+    globalThis.fetch = async () => new Response("mine");
+    try {
+      assert.equal(await (await fetch("http://relay.test/")).text(), "mine");
+    } finally {
+      globalThis.fetch = before;
+    }
+  },
+
+  async a_failure_is_found_in_what_an_sdk_makes_of_it_and_read_on_from() {
+    const cut = connections(
+      [frame(1, "{}"), new TypeError("lost")],
+      Response.json({ error: { code: "stream_expired" } }, { status: 410 }),
+    );
+    const failure = await (await cut.post()).text().catch((error) => error);
+    assert.ok(failure instanceof ResumeError);
+    assert.equal(resumeErrorOf(new Error("Connection error.", { cause: new Error("x", { cause: failure }) })), failure);
+    assert.equal(resumeErrorOf(new Error("x")), null);
+    assert.deepEqual(resume(failure.lastEventId), { headers: { "last-event-id": `${STREAM}.1` } });
+    assert.throws(() => resume("17"), TypeError);
+    const rest = connections([frame(2, "[DONE]")]);
+    const response = await rest.wrapped(URL, { ...POST, ...resume(failure.lastEventId) });
+    assert.equal(await response.text(), frame(2, "[DONE]"));
+  },
+
+  async what_a_callback_throws_goes_no_further() {
+    const error = console.error;
+    const logged = [];
+    console.error = (one) => logged.push(one.message);
+    const onCut = () => {
+      throw new Error("mine");
+    };
+    try {
+      const { post } = connections([frame(1, "{}"), new TypeError("lost")], [frame(2, "[DONE]")]);
+      assert.equal(await (await post({ onCut })).text(), frame(1, "{}") + frame(2, "[DONE]"));
+    } finally {
+      console.error = error;
+    }
+    assert.deepEqual(logged, ["mine"]);
+  },
+
+  async a_page_that_wakes_waits_no_longer_than_the_server_asks_for() {
+    const heard = {};
+    globalThis.addEventListener = (name, listener) => (heard[name] = listener);
+    globalThis.removeEventListener = (name) => delete heard[name];
+    const connection = (body) => new Response(body, { headers: HEAD });
+    const hint = bytes(`id: ${STREAM}.1\nretry: 50\ndata: {}\n\n`);
+    const fetches = [
+      connection(new ReadableStream({ start: (one) => one.enqueue(hint) })),
+      new TypeError("away"),
+      connection(frame(2, "[DONE]")),
+    ];
+    const fetch = async () => {
+      const next = fetches.shift();
+      if (next instanceof Error) throw next;
+      return next;
+    };
+    const options = { firstDelayMs: 60_000, longestDelayMs: 60_000, random: () => 1 };
+    const response = await resumingFetch(fetch, options)(URL, POST);
+    const reader = response.body.getReader();
+    await reader.read();
+    const next = reader.read();
+    heard.pageshow({ persisted: false }); // a page that is only loaded
+    assert.equal(fetches.length, 2);
+    heard.pageshow({ persisted: true }); // the connection is left, and asked again after its `retry:`
+    await until(() => fetches.length === 1);
+    const since = performance.now();
+    await new Promise(setImmediate);
+    heard.online({}); // the wait of a minute ends
+    assert.equal(text([(await next).value]), frame(2, "[DONE]"));
+    assert.ok(performance.now() - since < 5000);
+    assert.equal((await reader.read()).done, true);
+    assert.deepEqual(heard, {});
+  },
+
+  async several_base_urls_keep_what_the_request_says() {
     const lost = new TypeError("lost");
-    const reached = connections([frame(1, "{}"), lost], [lost], [lost], [frame(2, "[DONE]")]);
-    assert.equal(await (await reached.post(options)).text(), frame(1, "{}") + frame(2, "[DONE]"));
-    assert.equal(now, 500 + 1000 + 2000);
-    const unreached = connections([frame(1, "{}"), lost], lost, lost, [frame(2, "[DONE]")]);
-    await assert.rejects((await unreached.post(options)).text(), { code: "gave_up" });
-    assert.equal(unreached.asked.length, 3);
+    const found = connections([frame(1, "{}"), lost], lost, [frame(2, "[DONE]")]);
+    const { requests, with: wrapping } = found;
+    const wrapped = wrapping({ baseUrls: ["http://b.test/x/v1/"] });
+    const request = new Request(URL, {
+      method: "POST",
+      body: '{"stream": true}',
+      headers: { a: "b" },
+      redirect: "error",
+    });
+    assert.equal(await (await wrapped(request)).text(), frame(1, "{}") + frame(2, "[DONE]"));
+    const [url, init] = requests[2];
+    assert.equal(url, "http://b.test/x/v1/chat/completions");
+    assert.deepEqual(
+      [init.method, init.redirect, init.headers.get("a"), text([init.body])],
+      ["POST", "error", "b", POST.body],
+    );
+    assert.throws(() => resumingFetch(globalThis.fetch, { baseUrls: ["relay"] }), TypeError);
   },
 
   async nothing_is_read_before_it_is_asked_for() {
@@ -181,9 +361,45 @@ const CASES = {
   },
 
   async what_went_on_without_ids_cannot_be_resumed_and_says_so() {
-    const { asked, post } = connections([frame(1, "{}"), "data: {}\n\n", new TypeError("lost")]);
-    await assert.rejects((await post()).text(), { message: "lost" });
+    const { asked, post } = connections([frame(1, "{}"), "data: {}\n\n".repeat(20), new TypeError("lost")]);
+    await assert.rejects((await post()).text(), { code: "without_ids", cause: new TypeError("lost") });
     assert.equal(asked.length, 1);
+  },
+
+  async an_end_that_the_relay_tells_takes_no_number() {
+    const [error, done] = ['data: {"error":{"code":"max_duration"}}\n\n', `id: ${STREAM}.1e\ndata: [DONE]\n\n`];
+    const whole = connections([frame(1, "{}"), error + done, new TypeError("lost")]);
+    assert.equal(await (await whole.post()).text(), frame(1, "{}") + error + done);
+    assert.equal(whole.asked.length, 1);
+    const cut = connections([frame(1, "{}"), error, new TypeError("lost")], [frame(1, "{}") + error, done]);
+    assert.equal(await (await cut.post()).text(), frame(1, "{}") + error + done);
+    assert.equal(cut.asked[1]["last-event-id"], `${STREAM}.1`);
+    const early = connections([done]);
+    await assert.rejects((await early.post()).text(), { code: "wrong_stream" });
+  },
+
+  async frames_without_an_id_that_are_told_otherwise_are_an_error() {
+    const cut = [frame(1, "{}"), "data: {}\n\n", new TypeError("lost")];
+    for (const then of ["data: 2\n\n", frame(2, "[DONE]"), `id: ${STREAM}.1e\ndata: [DONE]\n\n`]) {
+      await assert.rejects((await connections(cut, [then]).post()).text(), { code: "without_ids" });
+    }
+    const nothing = new Response(null, { status: 204, headers: HEAD });
+    await assert.rejects((await connections(cut, nothing).post()).text(), { code: "without_ids" });
+  },
+
+  async a_key_in_flight_and_a_log_that_is_behind_are_waited_for() {
+    const refusal = (status, code) => Response.json({ error: { code } }, { status, headers: { "retry-after": "3" } });
+    const inFlight = () => refusal(409, "idempotency_key_in_flight");
+    const first = connections(inFlight(), [frame(1, "[DONE]")]);
+    assert.equal(await (await first.post({ assumeRelay: true })).text(), frame(1, "[DONE]"));
+    assert.deepEqual(first.waits, [3000]);
+    assert.equal(new Set(first.asked.map((headers) => headers["idempotency-key"])).size, 1);
+    const lost = new TypeError("lost");
+    const behind = connections([lost], refusal(503, "store_behind"), inFlight(), [frame(1, "[DONE]")]);
+    assert.equal(await (await behind.post()).text(), frame(1, "[DONE]"));
+    assert.deepEqual(behind.waits, [0, 3000, 3000]);
+    const other = connections(refusal(409, "conflict"));
+    assert.equal((await other.post({ assumeRelay: true })).status, 409);
   },
 
   async a_ping_without_an_id_is_none_of_the_streams() {
