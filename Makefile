@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick demo bench generate lint types audit sbom fuzz locks clean
+.PHONY: test quick torture demo bench generate lint types audit sbom fuzz locks clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -12,13 +12,18 @@ test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 quick: .venv/.dev  ## the tests that need no large servers
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
+torture: .venv/.dev  ## real replicas and stores under every fault; SECONDS=120 SEED=1 TOPOLOGY=all WORKERS=1
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1) \
+		--topology $(or $(TOPOLOGY),all) --workers $(or $(WORKERS),1) $(ARGS)
+
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)
 
 bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
 
-generate: .venv/.dev  ## what is made from code: dashboards, and the chart's schema, reference and copies
+generate: .venv/.dev  ## what is made from code: twins of the client, dashboards, and the chart's schema, reference and copies
+	$(BIN)/python .ci/twins.py
 	$(BIN)/python grafana/build.py
 	$(BIN)/python helm/sync.py
 	$(BIN)/python helm/schema.py
