@@ -51,6 +51,7 @@ class Client:
         hops: Iterable[int] = (),
         leave_after: int | None = None,
         most: int = 400,
+        pause: float = _PAUSE,
     ) -> None:
         self.urls = urls
         self.model = model
@@ -67,17 +68,26 @@ class Client:
         self.unanswered = 0
         """Posts of a new stream that died before the answer's head: each may have begun a generation."""
         self.heartbeats = 0
+        self.longest_silence = 0.0
+        """The longest time without an event while it was connected."""
         self.error: BaseException | None = None
         self._at = first
         self._last = f"{stream}.{after}" if stream is not None else None
         self._hops = sorted(hops)
         self._leave_after = leave_after
         self._most = most
+        self._pause = pause
         self._seen = threading.Condition()
 
     @property
     def raw(self) -> bytes:
         return b"".join(event.raw for event in self.events)
+
+    @property
+    def numbered(self) -> bytes:
+        """Without the end that the relay tells, which takes no number."""
+        events = self.events
+        return b"".join(e.raw for e in events if e.id is not None and not e.id.endswith("e"))
 
     @property
     def end(self) -> str | None:
@@ -95,7 +105,7 @@ class Client:
                     pass
                 self._at += 1
                 if self.ended_at is None:
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(self._pause)
             if self.ended_at is None:
                 raise Broken(f"{self.model}: no end after {self.connections} connections")
         except BaseException as error:
@@ -160,7 +170,10 @@ class Client:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         block = b""
+        self._forget_a_part_of_an_end()
+        heard = time.monotonic()
         while True:
+            count = len(self.events)
             try:
                 data = await asyncio.wait_for(_chunk(reader), _SILENCE)
             except TimeoutError:
@@ -178,12 +191,22 @@ class Client:
                 self._over()
                 return
             block = self._take(block + data)
+            if len(self.events) > count:
+                now = time.monotonic()
+                self.longest_silence = max(self.longest_silence, now - heard)
+                heard = now
             if self._leave_after is not None and len(self.events) >= self._leave_after:
                 self._over()
                 return
             if self._hops and len(self.events) >= self._hops[0]:
                 self._hops = [hop for hop in self._hops if hop > len(self.events)]
                 return
+
+    def _forget_a_part_of_an_end(self) -> None:
+        """Of an end that the relay tells only the last event has an id: who is cut before it is told all again."""
+        with self._seen:
+            while self.events and self.events[-1].id is None:
+                self.events.pop()
 
     def _take(self, block: bytes) -> bytes:
         """Keep the whole events of a block and return the rest."""

@@ -38,22 +38,32 @@ def error_code(event: RawEvent) -> str | None:
 def check(events: list[RawEvent], *, first: int = 1) -> tuple[int, str | None]:
     """Assert that a client's events are a contiguous, unrepeated, right prefix that begins at event `first`.
 
+    The events of a logged stream have ids, every one of them; an end that the relay tells takes no number: only its
+    last event has an id, the last number and an `e`. A stream without a log has no ids at all.
+
     Returns how many payload events it has seen and how its stream ended: "done", an error's code, or None where
     no end was seen.
     """
-    n = first
+    logged = any(event.id for event in events)
+    n = first - 1
+    payload = 0
     end: str | None = None
+    told = False
     for event in events:
         assert end is None or (event.data == "[DONE]" and end != "done"), f"an event after the end: {event}"
-        if event.id:
-            assert event.id.rpartition(".")[2] == str(n), f"expected event {n}, got id {event.id}"
-        if event.data == "[DONE]":
-            end = end or "done"
-        elif (code := error_code(event)) is not None:
+        code = error_code(event)
+        told = told or (code is not None and logged and event.id is None)
+        if not told:
+            n += 1
+        wanted = None if not logged or (told and code is not None) else f"{n}e" if told else str(n)
+        number = None if event.id is None else event.id.rpartition(".")[2]
+        assert number == wanted, f"expected the id {wanted}, got {event}"
+        if code is not None:
             end = code
+        elif event.data == "[DONE]":
+            end = end or "done"
         else:
+            payload += 1
             text = json.loads(event.data)["choices"][0]["delta"]["content"]
             assert text == word(n), f"event {n} carries {text!r} instead of {word(n)!r}"
-        n += 1
-    payload = [e for e in events if e.data != "[DONE]" and error_code(e) is None]
-    return len(payload), end
+    return payload, end

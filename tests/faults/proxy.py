@@ -31,6 +31,13 @@ class Delay:
 
 
 @dataclass(frozen=True)
+class Narrow:
+    """Replies, of all connections together, go through at so many bytes a second."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
 class Blackhole:
     """Connections are accepted and kept, and nothing comes out on either side."""
 
@@ -45,7 +52,7 @@ class DropReplies:
     """Requests go through; the next reply of each connection is swallowed, and the connection cut."""
 
 
-Mode = Pass | Delay | Blackhole | Refuse | DropReplies
+Mode = Pass | Delay | Narrow | Blackhole | Refuse | DropReplies
 
 
 class FaultProxy:
@@ -67,6 +74,8 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self.line_free_at = 0.0
+        """When a narrow line has carried what it has been given."""
 
     @property
     def url(self) -> str:
@@ -172,7 +181,7 @@ class _Link:
                 writer.write(data)
 
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
+            while data := await reader.read(16384):
                 mode = proxy.mode
                 if isinstance(mode, Blackhole):
                     continue
@@ -186,6 +195,9 @@ class _Link:
                 # After a delay that has just ended, what it still holds goes first.
                 # Timers for the same moment may fire in any order, so no two are.
                 now = loop.time()
+                if isinstance(mode, Narrow) and replies:
+                    proxy.line_free_at = max(proxy.line_free_at, now) + len(data) / mode.rate
+                    await asyncio.sleep(proxy.line_free_at - now)
                 due = max(due_last + 1e-6, now + (mode.seconds if isinstance(mode, Delay) else 0.0))
                 if due <= now:
                     send(data)

@@ -70,14 +70,20 @@ def post(relay: RelayProcess, model: str, after: str | None = None, timeout: flo
 
 @dataclass(frozen=True)
 class LogSeen:
-    """A stream as the store holds it: the frames in order, and every end mark."""
+    """A stream as the store holds it: the frames in order, every end mark's outcome, and how its producer tells it."""
 
     frames: list[bytes]
     ends: list[str]
+    closing: bytes
+
+    @property
+    def events(self) -> bytes:
+        return b"".join(self.frames)
 
     @property
     def raw(self) -> bytes:
-        return b"".join(self.frames)
+        """All that a client gets, where the producer has written the end itself."""
+        return self.events + self.closing
 
 
 class StoreView:
@@ -95,13 +101,13 @@ class StoreView:
 
     def log(self, stream_id: str) -> LogSeen:
         entries: Any = self._client.xrange(f"relay:{{{stream_id}}}:log")
-        # What others write to end a stream has fields of its own (seal.lua).
-        marks = (b"end", b"sealed")
         written = [next(iter(fields.items())) for _, fields in entries]
-        frames = [content for field, content in written if field not in marks]
-        ends = [content.decode() for field, content in written if field in marks]
-        assert not ends or written[-1][0] in marks, f"something stands behind the end of {stream_id}"
-        return LogSeen(frames, ends)
+        frames = [content for field, content in written if field == b"f"]
+        marks = [content.partition(b"\n") for field, content in written if field == b"end"]
+        assert not marks or written[-1][0] == b"end", f"something stands after the end of {stream_id}"
+        wanted = [b"%d-0" % n for n in range(1, len(frames) + 1)] + [b"%d-1" % len(frames)] * len(marks)
+        assert [entry for entry, _ in entries] == wanted, "an end takes no number"
+        return LogSeen(frames, [outcome.decode() for outcome, *_ in marks], b"".join(rest for *_, rest in marks))
 
     def end(self, stream_id: str) -> str | None:
         value: Any = self._client.hget(f"relay:{{{stream_id}}}:meta", "end")

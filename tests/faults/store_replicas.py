@@ -20,11 +20,17 @@ from tests.support.stores import Server, wait_until
 
 HEADERS = {"authorization": "Bearer sk-faults"}
 LEASE = 1.0
+# How long the stores of these tests are waited for, and what a busy machine may add to any of the relay's own times.
+HOLD = 1.0
+SLACK = 3.0
 
 
-def config(store_url: str, upstream: ScriptedUpstream, *, outage: str = "degrade", **streams: Any) -> dict[str, Any]:
+def config(
+    store_url: str, upstream: ScriptedUpstream, *, store: Mapping[str, Any] | None = None, **streams: Any
+) -> dict[str, Any]:
+    """Settings of a replica; `store` are more of its store, `streams` those of its streams."""
     return {
-        "store": {"url": store_url, "outage": outage},
+        "store": {"url": store_url, "hold": f"{HOLD}s", **(store or {})},
         "upstreams": [{"name": "scripted", "base_url": upstream.url}],
         "streams": {"heartbeat": "300ms", "lease": f"{LEASE}s", "abandon_after": "60s", **streams},
     }
@@ -111,6 +117,16 @@ class Client:
         assert not self._thread.is_alive(), f"no end within {timeout} s; {self.count} events"
         return self.seen()
 
+    def finish_stopped(self, timeout: float = 30.0) -> str | None:
+        """Wait for the end of the body of a stream that is stopped; how it ended."""
+        self._thread.join(timeout)
+        assert not self._thread.is_alive(), f"no end within {timeout} s; {self.count} events"
+        *events, mark, done = self._events
+        check(events, first=self._first)
+        assert mark.json["relay"] == "stopped"
+        assert (mark.id, done.data, done.id) == (None, "[DONE]", f"{self.stream}.{self._first + len(events) - 1}e")
+        return self._ended
+
     def close(self) -> None:
         self.answer.close()
 
@@ -124,12 +140,43 @@ def start(relay: RelayProcess, model: str, headers: Mapping[str, str] | None = N
     return Client(ask(relay, model, headers))
 
 
+def unlogged(answer: RawStream, events: int) -> Client:
+    """A new stream that has no log gets all of it without ids, and says so."""
+    assert answer.status == 200, answer.read()
+    assert answer.headers["relay-resumable"] == "false"
+    client = Client(answer)
+    seen = client.finish()
+    assert (seen.payload, seen.end, seen.with_ids) == (events, "done", 0)
+    return client
+
+
 def ask_again(relay: RelayProcess, last_id: str) -> RawStream:
     return open_stream(relay.url + PATH, headers={**HEADERS, "last-event-id": last_id}, body={})
 
 
 def resume(relay: RelayProcess, last_id: str) -> Client:
     return Client(ask_again(relay, last_id), first=int(last_id.rpartition(".")[2]) + 1)
+
+
+def resume_soon(relay: RelayProcess, last_id: str, timeout: float = 10.0) -> Client:
+    """As a client comes back: as long as it is told to come again later, and by nothing else."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = ask_again(relay, last_id)
+        if answer.status == 200:
+            return Client(answer, first=int(last_id.rpartition(".")[2]) + 1)
+        assert "retry-after" in answer.headers, answer.read()
+        status, code = refusal(answer)
+        assert (status, code) in ((503, "store_unavailable"), (503, "store_behind")), (status, code)
+        assert time.monotonic() < deadline, f"still {code} after {timeout} s"
+        time.sleep(0.05)
+
+
+def whole(client: Client, events: int) -> None:
+    """The client gets the whole generation, all of it with ids, and its end."""
+    seen = client.finish()
+    assert (seen.payload, seen.end, seen.ended) == (events, "done", "zero-chunk")
+    assert seen.with_ids == len(seen.events)
 
 
 def refusal(answer: RawStream) -> tuple[int, str]:
@@ -161,8 +208,8 @@ def check_log(client: redis.Redis, stream: str) -> tuple[int, str | None]:
         assert outcome is None, f"an entry after the end: {entry_id}"
         number, _, kind = entry_id.partition("-")
         if kind == "1":
-            assert int(number) == top
-            outcome = next(iter(fields.values()))
+            assert int(number) == top, "an end takes no number"
+            outcome = fields["end"].partition("\n")[0]
         else:
             top += 1
             assert int(number) == top

@@ -298,6 +298,32 @@ def test_readers_per_stream(upstream: ScriptedUpstream) -> None:
         assert check(first.events()) == (1, "done")
 
 
+def test_readers_of_a_finished_stream_are_as_many(relays: Relays, upstream: ScriptedUpstream) -> None:
+    """Each may have a page of it in memory, for as long as it takes to read it."""
+    upstream.on("finished", *stream(*(big(n, 64 << 10) for n in range(1, 101)), DONE))
+    streams = {**STREAMS, "max_event_bytes": "1MiB", "max_stream_bytes": "64MiB"}
+    settings = config(upstream, streams, readers_per_stream=3)
+    settings["limits"]["write_timeout"] = "60s"
+    relay = relays.start(settings)
+    answer = post(relay, "finished")
+    assert len(answer.events()) == 101
+    name = stream_id(answer)
+    wait_until(lambda: outcome(relay, name) == "completed", 5)
+    stuck = [slow_reader(relay, name) for _ in range(3)]
+    try:
+        for client in stuck:
+            client.settimeout(5)
+            assert client.recv(12) == b"HTTP/1.1 200"
+        refused = read(relay, name)
+        assert (refused.status, refused.json["error"]["code"]) == (429, "too_many_readers")
+        assert int(refused.headers["retry-after"]) >= 1
+        stuck[0].close()
+        wait_until(lambda: read(relay, name).status == 200, 5, "room for one more")
+    finally:
+        for client in stuck:
+            client.close()
+
+
 def test_streams_per_owner(relays: Relays, upstream: ScriptedUpstream) -> None:
     upstream.on("owned", *stream(frame(1), Gate("owned"), DONE))
     upstream.on("brief", *stream(frame(1), DONE))

@@ -38,6 +38,7 @@ SDK_AUTH = {
 PATHS = {"chat": PATH, "messages": "/v1/messages", "responses": "/v1/responses"}
 SOON = 1.5
 
+_FINISH = chat.STOP.removeprefix("data: ")
 _RESPONSE = responses.frames(*responses.whole(responses.message(0), responses.function_call(1)))
 _PLAIN_RESPONSE = responses.frames(*responses.PLAIN)
 # The frames that an upstream has sent when its stream is stopped.
@@ -103,9 +104,10 @@ def post(relay: RelayProcess, api: str, model: str, auth: dict[str, str] = AUTH)
     return answer
 
 
-def read(relay: RelayProcess, stream: str) -> RawStream:
-    answer = ask(f"{relay.url}/streams/{stream}", "GET", AUTH)
-    assert answer.status == 200, answer.read()
+def read(relay: RelayProcess, stream: str, *, after: str = "", status: int = 200) -> RawStream:
+    headers = {**AUTH, "last-event-id": after} if after else AUTH
+    answer = ask(f"{relay.url}/streams/{stream}", "GET", headers)
+    assert answer.status == status, answer.read()
     return answer
 
 
@@ -141,12 +143,17 @@ def test_stopped_midway(site: Site, api: str, point: str, where: int) -> None:
     seen_there += there.events()
     assert here.ended == there.ended == "zero-chunk"
     assert [e.raw for e in seen_here] == [e.raw for e in seen_there]
-    assert [e.id for e in seen_here] == [f"{name}.{n}" for n in range(1, len(seen_here) + 1)]
+    told = len(seen_here) - len(sent)
+    ids = [f"{name}.{n}" for n in range(1, len(sent) + 1)] + [None] * (told - 1) + [f"{name}.{len(sent)}e"]
+    assert [e.id for e in seen_here] == ids, "a stop takes no number"
     assert [e.raw for e in read(site.replicas[1], name).events()] == [e.raw for e in seen_here]
     assert [f"{e.data}\n" for e in seen_here[: len(sent)]] == [re.split(r"data: ", s)[1][:-1] for s in sent]
     assert_well_ended(api, [e.data or "" for e in seen_here])
     for replica in (site.replicas.first, site.replicas.second):
         assert outcome(replica, name) == "stopped"
+        again = read(replica, name, after=f"{name}.{len(sent)}")
+        assert [e.raw for e in again.events()] == [e.raw for e in seen_here[len(sent) :]]
+        assert read(replica, name, after=f"{name}.{len(sent)}e", status=204).read() == b""
 
 
 def assert_well_ended(api: str, events: list[str]) -> None:
@@ -155,11 +162,15 @@ def assert_well_ended(api: str, events: list[str]) -> None:
         assert events[-1] == "[DONE]"
         chunks = [json.loads(e) for e in events[:-1]]
         assert not any("error" in c for c in chunks)
-        reasons = [(o["index"], o["finish_reason"]) for c in chunks for o in c["choices"] if o["finish_reason"]]
-        assert len(reasons) == 1, reasons
+        finished = [c for c in chunks for choice in c["choices"] if choice["finish_reason"]]
+        assert len(finished) == 1, finished
+        # What the upstream had finished itself is whole, stopped or not.
+        assert [c for c in chunks if c.get("relay") == "stopped"] == [c for c in finished if c != json.loads(_FINISH)]
         return
     bodies = [json.loads(e) for e in events]
     kinds = [b["type"] for b in bodies]
+    (mark,) = (b for b in bodies if b.get("relay") == "stopped")
+    assert mark is bodies[-1] or mark["type"] == "message_delta"
     if api == "messages":
         kinds = [k for k in kinds if k != "ping"]
         block = r"content_block_start (content_block_delta )*content_block_stop "
