@@ -17,7 +17,7 @@ settings.register_profile("relay", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("relay")
 
 # Folders whose every test needs large servers or several SDKs.
-_SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "upstreams")
+_SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture", "upstreams")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
     "deploy/test_silence.py",
@@ -32,6 +32,7 @@ _LONGEST = (
     "client_js/test_sdks.py",
     "client/test_survival.py",
     "faults/test_bounds.py",
+    "torture/test_short.py",
     "playground/test_page.py",
 )
 

@@ -74,9 +74,11 @@ def test_its_codes_are_in_the_drawn_tree() -> None:
 def test_its_forms_are_those_of_the_code() -> None:
     assert ids._STREAM_ID.pattern == openapi.STREAM_ID
     for stream_id in (ids.new_stream_id(), ids.new_stream_id(logged=False)):
-        assert re.fullmatch(openapi.EVENT_ID, f"{stream_id}.17")
-        assert not re.fullmatch(openapi.EVENT_ID, f"{stream_id}.017")
-    assert joining._LONGEST_KEY == openapi.LONGEST_KEY
+        for good in ("0", "17", "0e", "17e"):
+            assert re.fullmatch(openapi.EVENT_ID, f"{stream_id}.{good}")
+        for bad in ("017", "e", "17E", "17e1"):
+            assert not re.fullmatch(openapi.EVENT_ID, f"{stream_id}.{bad}")
+    assert joining.LONGEST_KEY == openapi.LONGEST_KEY
     scopes = SPEC["components"]["parameters"]["Relay-Ticket"]["schema"]["enum"]
     assert scopes == ["off", "read", "read+stop"]
 

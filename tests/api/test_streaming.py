@@ -19,6 +19,7 @@ import redis
 from tests.conftest import Relays
 from tests.resume.replicas import rest, resume, start, stream_id
 from tests.resume.samples import APIS, CHAT_USAGE_EVENT, SAMPLES, Api, Event, Sample, error_of, masked, refusal_of
+from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import (
     Call,
@@ -215,7 +216,7 @@ def test_late_stream(scene: Scene, api: Api, prefix: str) -> None:
 def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, logged: bool = True) -> tuple[str, str]:
     """The code and message with which a stream ends after so many of the sample's events.
 
-    Its ids go on, its end is an end, and a resume gives the same bytes.
+    Its end takes no number, a resume gives the same bytes, and who has all events but not the end is told it again.
     """
     name = stream_id(answer)
     with answer:
@@ -227,10 +228,11 @@ def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, 
     if not logged:
         assert {event.id for event in events} == {None}
         return told
-    assert [event.id for event in events] == [f"{name}.{n}" for n in range(1, len(events) + 1)]
+    assert [event.id for event in events] == [*event_ids(name, before), *end_ids(name, before, len(events) - before)]
     assert rest(resume(scene.relay, sample, f"{name}.0")) == masked(b"".join(event.raw for event in events))
-    with resume(scene.relay, sample, f"{name}.{len(events)}") as end:
-        assert end.status == 204
+    assert rest(resume(scene.relay, sample, f"{name}.{before}")) == b"".join(event.raw for event in events[before:])
+    with resume(scene.relay, sample, f"{name}.{before}e") as end:
+        assert (end.status, end.read()) == (204, b"")
     return told
 
 

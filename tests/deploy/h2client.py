@@ -10,13 +10,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from hyperframe.frame import GoAwayFrame
 
 from tests.support.sseclient import RawEvent
 
@@ -57,11 +58,15 @@ class H2Client:
         self._socket = socket.create_connection((parts.hostname or "", parts.port or 80), 20)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="latin-1"))
+        # h2 takes a GOAWAY for the end of every stream; by RFC 9113, section 6.8, those up to the last one run on.
+        self._h2._frame_dispatch_table[GoAwayFrame] = self._told_to_go
+        self.goaways: list[int] = []
+        """The last stream of each GOAWAY."""
         self._h2.initiate_connection()
         self._flush()
         self.answers: dict[int, Answer] = {}
         self.goodbye = False
-        """The server has sent GOAWAY or closed."""
+        """The server has sent GOAWAY for an error, or closed."""
 
     @property
     def allowed_streams(self) -> int:
@@ -104,6 +109,11 @@ class H2Client:
         answer.ended = "reset"
         self._flush()
 
+    def give_room(self, answer: Answer, size: int) -> None:
+        """Let the server send so much more on a stream that is held."""
+        self._h2.increment_flow_control_window(size, answer.number)
+        self._flush()
+
     def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> None:
         """Read until the condition holds. TimeoutError when it does not in time."""
         deadline = time.monotonic() + timeout
@@ -128,6 +138,11 @@ class H2Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _told_to_go(self, frame: GoAwayFrame) -> tuple[list[Any], list[Any]]:
+        self.goaways.append(frame.last_stream_id)
+        self.goodbye = self.goodbye or frame.error_code != 0
+        return [], []
+
     def _flush(self) -> None:
         self._socket.sendall(self._h2.data_to_send())
 
@@ -148,7 +163,5 @@ class H2Client:
             case h2.events.StreamReset():
                 self.answers[event.stream_id].ended = "reset"
                 self.answers[event.stream_id].reset_code = int(event.error_code)
-            case h2.events.ConnectionTerminated():
-                self.goodbye = True
             case _:
                 pass

@@ -115,9 +115,10 @@ class Nginx(Proxy):
         replacements = list(more)
         if plain is None:
             texts = {name: (DEPLOY / "nginx" / name).read_text() for name in ("nginx.conf", "relay.conf")}
-            servers = " ".join(f"server {address} resolve;" for address in self._relays)
+            (options,) = re.findall(r"^    server relay:8080 (.*);", texts["relay.conf"], re.MULTILINE)
+            servers = " ".join(f"server {address} {options};" for address in self._relays)
             replacements = [
-                ("server relay:8080 resolve;", servers),
+                (f"server relay:8080 {options};", servers),
                 ("listen 8080", f"listen 127.0.0.1:{self.port}"),
                 ("/tmp/", f"{self.folder}/"),
                 *more,

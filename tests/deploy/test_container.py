@@ -221,6 +221,10 @@ def test_what_compose_mounts_is_there(composed: dict[str, Any]) -> None:
     assert (Path(build["context"]) / build["dockerfile"]).samefile(DEPLOY / "Dockerfile")
 
 
+def test_an_init_keeps_the_signals_that_come_before_python_has_started(composed: dict[str, Any]) -> None:
+    assert composed["services"]["relay"]["init"] is True
+
+
 def test_only_this_machine_reaches_what_compose_publishes(composed: dict[str, Any]) -> None:
     ports = {name: service["ports"] for name, service in composed["services"].items() if "ports" in service}
     assert set(ports) == {"nginx", "grafana"}

@@ -6,18 +6,25 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.deploy.proxies import NAMES, SHIPPED, Nginx, Proxy, proxy
 from tests.faults.oracle import DONE, PATH, check, frame
+from tests.faults.pooled import Pooled
+from tests.faults.replicas_support import replicas as on_one_store
+from tests.faults.replicas_support import settings
 from tests.resume.replicas import Replicas, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import ConnectionEnded, RawEvent, RawStream, open_stream
+from tests.support.stores import valkey_server, wait_until
 
 AUTH = {"authorization": "Bearer sk-one"}
 READERS = 8
 BACK_WITHIN = 20.0
+# A proxy that was refused goes on without a relay for so long (deploy/README.md).
+KNOWN_AGAIN = 3.0
 
 
 @pytest.fixture
@@ -78,6 +85,26 @@ def test_readers_of_a_leaving_replica_are_cut_and_come_back(
         assert [check(events) for _, events in results] == [(3, "done")] * READERS
         assert sum(cuts for cuts, _ in results) > 0, "no reader was on the replica that left"
         assert check(producer.events()) == (3, "done")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_clients_do_not_notice_that_replicas_come_and_go(upstream: ScriptedUpstream, tmp_path: Path, name: str) -> None:
+    """Not one refusal, no dropped connection, no upstream call too many."""
+    upstream.on("m", *stream(frame(1), frame(2), DONE))
+    with (
+        valkey_server(tmp_path / "store", unix=True) as store,
+        on_one_store(2, settings(upstream, store, drain={"timeout": "60s"})) as both,
+        proxy(name, [relay.url for relay in both]) as front,
+    ):
+        with Pooled([front.url], 8) as pooled:
+            for relay in both:
+                before = pooled.seen["whole"]
+                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")
+                relay.signal(signal.SIGTERM)
+                assert relay.wait(20) == 0
+                relay.start()
+                time.sleep(KNOWN_AGAIN)
+        assert pooled.seen == {"whole": len(upstream.calls)}
 
 
 @pytest.mark.parametrize("name", NAMES)

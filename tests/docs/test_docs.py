@@ -38,8 +38,23 @@ def test_every_outcome_is_documented(outcome: str) -> None:
     assert f"`{outcome}`" in README
 
 
-@pytest.mark.parametrize("code", ["invalid_last_event_id", "stream_not_found", "stream_expired", "position_unknown"])
-def test_every_resume_outcome_is_documented(code: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.InvalidLastEventId,
+        errors.ResumeNotSupported,
+        errors.StreamNotFound,
+        errors.StreamExpired,
+        errors.PositionUnknown,
+        errors.ResponseIdAmbiguous,
+        errors.StoreBehind,
+        errors.StoreUnavailable,
+        errors.IdempotencyKeyInFlight,
+        errors.IdempotencyMismatch,
+    ],
+)
+def test_every_resume_outcome_is_documented(kind: type[errors.ApiError]) -> None:
+    code = kind.code
     assert f"`{code}`" in README
 
 

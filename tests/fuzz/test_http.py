@@ -41,6 +41,10 @@ REACHED = {"GET /streams/{id}": {200}, "DELETE /streams/{id}": {204}, "GET /v1/r
 }
 
 
+# Many streams are given the upstream's one response id, which is nobody's then; this is one stream's.
+RESPONSES = ["resp_1", "resp_once"]
+
+
 @dataclass(frozen=True)
 class Site:
     relay: RelayProcess
@@ -49,20 +53,29 @@ class Site:
     """Ids of streams that are there."""
 
 
+def frames_of(case: str) -> tuple[str, ...]:
+    spoken = CASES[case]
+    return (*spoken.before, spoken.token, *spoken.rest)
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        for case in ("chat-content", "messages-text", "responses-text"):
-            spoken = CASES[case]
-            upstream.on_path(f"POST {spoken.path}", *stream(*spoken.before, spoken.token, *spoken.rest))
+    with (
+        ScriptedUpstream() as upstream,
+        RelayProcess({"upstreams": [{"name": "u", "base_url": upstream.url}]}) as relay,
+    ):
+
+        def begun(path: str) -> str:
+            with open_stream(relay.url + path, "POST", AUTH, {"model": "m", "stream": True}) as answer:
+                assert answer.read()
+                return answer.headers["relay-stream-id"]
+
+        upstream.on("m", *stream(*(frame.replace("resp_1", "resp_once") for frame in frames_of("responses-text"))))
+        streams = [begun(PATHS["responses"])]
         upstream.on("m", *json_response(200, {"object": "list", "data": []}))
-        with RelayProcess({"upstreams": [{"name": "u", "base_url": upstream.url}]}) as relay:
-            streams = []
-            for path in PATHS.values():
-                with open_stream(relay.url + path, "POST", AUTH, {"model": "m", "stream": True}) as answer:
-                    assert answer.read()
-                    streams.append(answer.headers["relay-stream-id"])
-            yield Site(relay, upstream, streams)
+        for case in ("chat-content", "messages-text", "responses-text"):
+            upstream.on_path(f"POST {CASES[case].path}", *stream(*frames_of(case)))
+        yield Site(relay, upstream, streams + [begun(path) for path in PATHS.values()])
 
 
 @pytest.mark.slow
@@ -78,8 +91,8 @@ def test_no_request_finds_a_fault_or_an_answer_that_is_not_described(site: Site,
         case = data.draw(operation.as_strategy(generation_mode=mode))
         there = {
             "/streams/{id}": site.streams,
-            "/v1/responses/{id}": ["resp_1"],
-            "/v1/responses/{id}/cancel": ["resp_1"],
+            "/v1/responses/{id}": RESPONSES,
+            "/v1/responses/{id}/cancel": RESPONSES,
         }
         if operation.path in there and data.draw(st.booleans()):
             case.path_parameters = {"id": data.draw(st.sampled_from(there[operation.path]))}
@@ -87,7 +100,7 @@ def test_no_request_finds_a_fault_or_an_answer_that_is_not_described(site: Site,
                 case.headers.clear()
                 case.query.clear()
         if name == "GET /v1/responses/{id}" and data.draw(st.booleans()):
-            case.path_parameters = {"id": "resp_1"}
+            case.path_parameters = {"id": data.draw(st.sampled_from(RESPONSES))}
             after = data.draw(st.sampled_from(["1", "x", "-1", "9" * 30]))
             case.query = {"stream": "true", "starting_after": after}
         if isinstance(case.body, dict) and data.draw(st.booleans()):

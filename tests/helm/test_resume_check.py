@@ -168,6 +168,11 @@ LIES: dict[str, tuple[Callable[[int], list[str]], str]] = {
         "other events",
     ),
     "without an end": (lambda after: NUMBERED[after:-1], "terminal event"),
+    "an event without an id": (lambda after: [*NUMBERED[after:5], chat()[5], *NUMBERED[5:]][: 9 - after], "has no id"),
+    "an end of its own": (
+        lambda after: [*NUMBERED[after:4], chat()[4], "id: st_x.4e\ndata: [DONE]\n\n"],
+        "after event 4",
+    ),
     "an end that does not say so": (lambda after: NUMBERED[after:], "at the end answers 200"),
 }
 

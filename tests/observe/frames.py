@@ -73,8 +73,12 @@ def _delta(delta: dict[str, Any]) -> str:
     return typed("content_block_delta", index=0, delta=delta)
 
 
-_MESSAGE_ITEM = typed("response.output_item.added", output_index=0, item={"type": "message", "id": "i"})
-_REASONING_ITEM = typed("response.output_item.added", output_index=0, item={"type": "reasoning", "id": "i"})
+_MESSAGE_ITEM = typed(
+    "response.output_item.added", output_index=0, item={"type": "message", "id": "i"}, sequence_number=2
+)
+_REASONING_ITEM = typed(
+    "response.output_item.added", output_index=0, item={"type": "reasoning", "id": "i"}, sequence_number=2
+)
 
 CASES = {
     "chat-content": Spoken("chat", (_CHAT_ROLE,), chat({"content": "a"}), _CHAT_REST),
@@ -106,19 +110,24 @@ CASES = {
     "responses-text": Spoken(
         "responses",
         (*_RESPONSE_START, _MESSAGE_ITEM),
-        typed("response.output_text.delta", delta="a", output_index=0, content_index=0, item_id="i"),
+        typed("response.output_text.delta", delta="a", output_index=0, item_id="i", sequence_number=3),
         _RESPONSE_REST,
     ),
     "responses-reasoning": Spoken(
         "responses",
         (*_RESPONSE_START, _REASONING_ITEM),
-        typed("response.reasoning_summary_text.delta", delta="a", output_index=0, summary_index=0, item_id="i"),
+        typed("response.reasoning_summary_text.delta", delta="a", output_index=0, item_id="i", sequence_number=3),
         _RESPONSE_REST,
     ),
     "responses-tool": Spoken(
         "responses",
         _RESPONSE_START,
-        typed("response.output_item.added", output_index=0, item={"type": "function_call", "id": "i", "name": "f"}),
+        typed(
+            "response.output_item.added",
+            output_index=0,
+            item={"type": "function_call", "id": "i", "name": "f"},
+            sequence_number=2,
+        ),
         _RESPONSE_REST,
     ),
 }

@@ -28,6 +28,7 @@ from tests.support.stores import Server, wait_until
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 TOKEN = "sk-load"
+UNKNOWN = f"st_{'A' * 22}.7"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _TEXT = "The lamp of the lighthouse turns, and every ship that passes counts its beats in the dark. " * 3
 
@@ -205,9 +206,9 @@ class Load:
 
     def joined(self) -> None:
         """A retry with the key of a request that is being answered."""
-        key = {"idempotency-key": f"key-{self._random.random()}"}
+        key = self._key()
         with self.post("gpt-5-large-slow", relay=0, more=key) as first:
-            first.events(2)
+            assert len(first.events(2)) == 2
             with self.post("gpt-5-large-slow", relay=1, more=key) as second:
                 assert second.headers["relay-stream-id"] == first.headers["relay-stream-id"]
                 assert second.events()[-1].data == "[DONE]"
@@ -216,7 +217,7 @@ class Load:
         with self.post("gpt-5-mini", relay=1) as first:
             first.read()
         beyond = f"{first.headers['relay-stream-id']}.9999"
-        for after, status in ((beyond, 410), (f"st_{'A' * 22}.7", 404), ("msg_of_another_world", 400)):
+        for after, status in ((beyond, 410), (UNKNOWN, 404), ("msg_of_another_world", 400)):
             with self.post("gpt-5-mini", after=after) as answer:
                 assert answer.status == status
 
@@ -244,11 +245,21 @@ class Load:
         wait_until(lambda: prometheus.values("max(relay_store_up)") == [0], 30, "a store that is known to be away")
         store.start()
         wait_until(lambda: all(self._resumable(n) == "true" for n in (0, 1)), 30, "streams with a log again")
+        # Later: whose keys and streams the store has lost says so first.
+        wait_until(lambda: all(self._resumable(n, self._key()) == "true" for n in (0, 1)), 30, "free keys again")
+        wait_until(lambda: all(self._unknown(n) == 404 for n in (0, 1)), 30, "streams that nobody knows again")
 
-    def _resumable(self, relay: int) -> str | None:
-        with self.post("gpt-5-mini", relay=relay) as answer:
+    def _resumable(self, relay: int, more: Mapping[str, str] | None = None) -> str | None:
+        with self.post("gpt-5-mini", relay=relay, more=more) as answer:
             answer.read()
             return answer.headers.get("relay-resumable")
+
+    def _unknown(self, relay: int) -> int:
+        with self.post("gpt-5-mini", relay=relay, after=UNKNOWN) as answer:
+            return answer.status
+
+    def _key(self) -> dict[str, str]:
+        return {"idempotency-key": f"key-{self._random.random()}"}
 
     def status(self, stream_id: str) -> dict[str, Any]:
         """What GET /streams/{id} says; the error where it says no."""

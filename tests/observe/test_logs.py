@@ -117,11 +117,11 @@ class TestStory:
         wait_until(lambda: "stream ended" in relay.log(), 10, "the line")
         (line,) = [line for line in relay.log().splitlines() if "stream ended" in line]
         assert " WARNING relay.streams.account stream ended stream=" + answer.headers["relay-stream-id"] in line
-        assert ' model="a b=\\"c\\"" outcome=failed cause=upstream_disconnected events=3 ' in line
+        assert ' model="a b=\\"c\\"" outcome=failed cause=upstream_disconnected events=1 ' in line
         (call,) = upstream.calls
         assert f" request_id={call.header('x-request-id')}" in line  # the relay's own went upstream
 
-    def test_a_lost_producer_s_stream_has_its_line_where_it_was_sealed(
+    def test_a_lost_producer_s_stream_has_its_line_where_it_was_ended(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store
     ) -> None:
         upstream.on("m", *stream(TOKEN, Gate("never")))
@@ -133,7 +133,7 @@ class TestStory:
             one.kill()
         (line,) = until_ended(two)
         assert (line["stream"], line["cause"]) == (answer.headers["relay-stream-id"], "producer_lost")
-        assert (line["upstream"], line["model"], line["events"], line["level"]) == ("up", "*", 3, "warning")
+        assert (line["upstream"], line["model"], line["events"], line["level"]) == ("up", "*", 1, "warning")
 
 
 def _scenes() -> dict[str, tuple[Step, ...]]:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from relay.protocol.lifecycle import Cause
 from tests.conftest import Relays
 from tests.observe.frames import CASES, PATHS, chat, data
 from tests.observe.scraped import Scrape, scrape, until
+from tests.support.ids import event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
@@ -56,6 +58,15 @@ def status_of(url: str, method: str = "GET", headers: dict[str, str] = KEY, body
 def ended(relay: RelayProcess, n: int = 1) -> Scrape:
     """When so many streams have ended there."""
     return until(relay, lambda s: s.value("relay_streams_total") >= n, f"{n} streams ended")
+
+
+def last_scrape(relay: RelayProcess) -> Scrape:
+    """What a process that ends has counted when it can be asked no more."""
+    last = scrape(relay)
+    with suppress(OSError, http.client.HTTPException):
+        while True:
+            last = scrape(relay)
+    return last
 
 
 def over(relay: RelayProcess) -> Scrape:
@@ -176,7 +187,7 @@ class TestEnds:
             answer.events()
         self.check(over(relay), cause)
 
-    def test_a_lost_producer_is_counted_by_the_one_that_sealed_its_stream(
+    def test_a_lost_producer_is_counted_by_the_one_that_ended_its_stream(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store
     ) -> None:
         upstream.on("m", *stream(TOKEN, Gate("never")))
@@ -186,16 +197,16 @@ class TestEnds:
             answer.events(1)
             one.kill()
         wait_until(
-            lambda: sum(scrape(r).value("relay_streams_total") for r in (two, three)) > 0, 20, "the stream to be sealed"
+            lambda: sum(scrape(r).value("relay_streams_total") for r in (two, three)) > 0, 20, "the stream to be ended"
         )
-        sealer = two if scrape(two).value("relay_streams_total") else three
-        self.check(scrape(sealer), Cause.PRODUCER_LOST)
-        other = three if sealer is two else two
+        ender = two if scrape(two).value("relay_streams_total") else three
+        self.check(scrape(ender), Cause.PRODUCER_LOST)
+        other = three if ender is two else two
         with open_stream(other.url + f"/streams/{answer.headers['relay-stream-id']}", "GET", KEY) as replay:
-            assert len(replay.events()) == 3
+            assert len(replay.events()) == 3  # the event, and the two frames of the end
         assert scrape(other).value("relay_streams_total") == 0
 
-    def test_a_producer_that_was_fenced_off_does_not_count_what_its_sealer_did(
+    def test_a_producer_that_was_fenced_off_does_not_count_an_end_that_another_wrote(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store
     ) -> None:
         upstream.on("m", *stream(TOKEN, Gate("go"), TOKEN, *END))
@@ -204,7 +215,7 @@ class TestEnds:
         with ask(one) as answer:
             answer.events(1)
             one.signal(signal.SIGSTOP)
-            seen = until(two, lambda s: s.value("relay_streams_total") > 0, "the sealing")
+            seen = until(two, lambda s: s.value("relay_streams_total") > 0, "the end")
             one.signal(signal.SIGCONT)
             upstream.open("go")
             answer.read()
@@ -212,23 +223,63 @@ class TestEnds:
         until(one, lambda s: s.value("relay_streams_active") == 0, "the fenced producer to stop")
         assert scrape(one).value("relay_streams_total") == 0
 
-    def test_a_lost_store(self, upstream: ScriptedUpstream, relays: Relays, store: Store) -> None:
+    def test_a_store_that_comes_back_has_cost_no_stream(
+        self, upstream: ScriptedUpstream, relays: Relays, store: Store
+    ) -> None:
+        """Its reader has all of it, with ids, before the store is back; it counts as ended once the log has it."""
         upstream.on("m", *stream(TOKEN, Gate("go"), TOKEN, *END))
-        relay = relays.start(config(upstream, store={"url": store.url}))
+        relay = relays.start(config(upstream, store={"url": store.url, "hold": "500ms"}))
         until(relay, lambda s: s.value("relay_store_up") == 1, "the store to be seen")
+        sent = time.monotonic()
+        with ask(relay) as answer:
+            stream_id = answer.headers["relay-stream-id"]
+            answer.events(1)
+            store.servers[0].kill()
+            upstream.open("go")
+            assert [event.id for event in answer.events()] == event_ids(stream_id, 4)[1:]
+            assert answer.ended == "zero-chunk"
+        read = time.monotonic() - sent
+        seen = until(relay, lambda s: s.value("relay_store_up") == 0, "the store to be missed")
+        assert (seen.value("relay_streams_total"), seen.value("relay_streams_active")) == (0, 1)
+        assert seen.value("relay_append_failures_total") > 0
+        wait_until(lambda: time.monotonic() - sent > read + 1, 5, "a while that is no part of the stream's duration")
+        store.servers[0].start()
+        seen = over(relay)
+        assert seen.labels("relay_streams_total", "outcome") == {"completed": 1}
+        assert seen.labels("relay_mid_stream_failures_total", "cause") == {}
+        assert seen.value("relay_events_total") == 4
+        assert seen.value("relay_streams_degraded_total") == 0
+        assert seen.value(f"{FIRST}_count") == seen.value(f"{DURATION}_count") == 1
+        assert seen.value(f"{DURATION}_sum") <= read
+        until(relay, lambda s: s.value("relay_store_up") == 1, "the store to be seen again", 30)
+
+    def test_a_store_that_stays_away(self, upstream: ScriptedUpstream, relays: Relays, store: Store) -> None:
+        """An end that could not be written for as long as a log is kept is one that the store has lost."""
+        upstream.on("m", *stream(TOKEN, Gate("go"), TOKEN, *END))
+        settings = config(upstream, store={"url": store.url, "hold": "300ms"}, streams={"retention": "1s"})
+        relay = relays.start(settings)
         with ask(relay) as answer:
             answer.events(1)
             store.servers[0].kill()
             upstream.open("go")
-            answer.events()
+            assert len(answer.events()) == 3
         seen = over(relay)
         self.check(seen, Cause.STORE_LOST)
+        assert seen.value("relay_streams_degraded_total") == 0
+
+    def test_a_stream_that_began_without_a_store(
+        self, upstream: ScriptedUpstream, relays: Relays, store: Store
+    ) -> None:
+        upstream.on("m", *stream(TOKEN, *END))
+        relay = relays.start(config(upstream, store={"url": store.url}))
+        until(relay, lambda s: s.value("relay_store_up") == 1, "the store to be seen")
+        store.servers[0].kill()
+        with ask(relay) as answer:
+            assert answer.headers["relay-resumable"] == "false"
+            assert len(answer.events()) == 3
+        seen = over(relay)
+        assert seen.labels("relay_streams_total", "outcome") == {"completed": 1}
         assert seen.value("relay_streams_degraded_total") == 1
-        assert seen.value("relay_append_failures_total") > 0
-        until(relay, lambda s: s.value("relay_store_up") == 0, "the store to be missed")
-        store.servers[0].start()
-        until(relay, lambda s: s.value("relay_store_up") == 1, "the store to be seen again", 30)
-        self.check(scrape(relay), Cause.STORE_LOST)
 
     def test_a_shutdown(self, upstream: ScriptedUpstream, relays: Relays) -> None:
         upstream.on("m", *stream(TOKEN, Gate("never")))
@@ -237,7 +288,7 @@ class TestEnds:
             answer.events(1)
             relay.signal(signal.SIGTERM)
             until(relay, lambda s: s.value("relay_draining") == 1, "the drain")
-            self.check(over(relay), Cause.SHUTDOWN)
+            self.check(last_scrape(relay), Cause.SHUTDOWN)
 
     @pytest.mark.parametrize("reset", [False, True])
     def test_a_client_that_leaves_is_no_failure(self, upstream: ScriptedUpstream, relays: Relays, reset: bool) -> None:
@@ -369,7 +420,7 @@ class TestWorkers:
         assert seen.value("relay_readers_active") == 0
         for answer in held:
             answer.close()
-        seen = until(relay, lambda s: s.value("relay_mid_stream_failures_total", cause="producer_lost") == 8, "seals")
+        seen = until(relay, lambda s: s.value("relay_mid_stream_failures_total", cause="producer_lost") == 8, "ends")
         assert seen.value("relay_streams_total") == 28
 
 

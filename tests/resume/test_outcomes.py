@@ -18,14 +18,16 @@ import redis
 from tests.conftest import Relays
 from tests.resume.replicas import Replicas, rest, resume, start, stream_id, two_replicas
 from tests.resume.samples import APIS, SAMPLES, Api, Sample, error_of, masked, refusal_of
+from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server, wait_until
 
 each_api = pytest.mark.parametrize("api", APIS)
 each_way = pytest.mark.parametrize("how", ["post", "get", "query"])
 
+SSE_HEAD = Head(200, {"content-type": "text/event-stream"})
 _names = (f"model-{n}" for n in itertools.count())
 
 
@@ -85,7 +87,7 @@ def refused(answer: RawStream, sample: Sample, how: str) -> tuple[int, str]:
         assert answer.headers["content-type"] == "application/json"
         assert "relay-stream-id" not in answer.headers
         code, message = refusal_of(path_api(sample, how), body)
-        assert re.search(r"\b(Send|send|Check|Read|Use|Resume|Try)\b", message), message
+        assert re.search(r"\b(Send|send|Check|Read|Use|Resume|Try|Come)\b", message), message
         return answer.status, code
 
 
@@ -113,7 +115,9 @@ def status_of(relay: RelayProcess, sample: Sample, stream_name: str, token: str 
 
 @each_api
 @each_way
-def test_behind_the_head_of_a_live_stream(replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str) -> None:
+def test_up_to_the_last_event_of_a_live_stream(
+    replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str
+) -> None:
     sample = SAMPLES[api]
     name, gate, answer = live(replicas.first, upstream, sample, 4)
     with answer:
@@ -137,6 +141,46 @@ def test_end_of_a_finished_stream(
         assert (answer.status, answer.read()) == (204, b"")
         assert "content-length" not in answer.headers
         assert "content-type" not in answer.headers
+
+
+@each_api
+@each_way
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("k", [0, 4])
+@pytest.mark.parametrize("kind", ["error", "stop"])
+def test_end_that_the_relay_tells(
+    replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str, number: int, k: int, kind: str
+) -> None:
+    """It takes no number, is told again to who has all events but not the end, and only to them."""
+    sample = SAMPLES[api]
+    model = next(_names)
+    end = Gate(model) if kind == "stop" else Cut()
+    upstream.on(model, SSE_HEAD, *(Send(frame) for frame in sample.frames[:k]), Gate(f"{model}-end"), end)
+    answer = start(replicas.first, sample, model)
+    name = stream_id(answer)
+    sent = answer.events(k)
+    upstream.open(f"{model}-end")
+    if kind == "stop":
+        with open_stream(f"{replicas[number].url}/streams/{name}", "DELETE", sample.headers()) as stopped:
+            assert stopped.status == 204
+    with answer:
+        told = [event for event in answer if not event.is_heartbeat]
+        assert answer.ended == "zero-chunk"
+    assert [event.id for event in sent + told] == [*event_ids(name, k), *end_ids(name, k, len(told))]
+    assert masked(b"".join(event.raw for event in sent)) == sample.expected(name, k)
+    if kind == "error":
+        assert error_of(api, told, k - 1 if api == "responses" and k else None)[0] == "upstream_disconnected"
+    closing = b"".join(event.raw for event in told)
+    for n in {0, k // 2, k}:
+        with resume(replicas[number], sample, f"{name}.{n}", how) as again:
+            assert again.headers["relay-stream-id"] == name
+            assert (n, sample.expected(name, n) + rest(again)) == (n, sample.expected(name, k) + closing)
+    with resume(replicas[number], sample, f"{name}.{k}e", how) as done:
+        assert (done.status, done.read()) == (204, b"")
+    assert refused(resume(replicas[number], sample, f"{name}.{k + 1}", how), sample, how) == (410, "position_unknown")
+    with status_of(replicas[number], sample, name) as status:
+        told_as = "stopped" if kind == "stop" else "upstream_disconnected"
+        assert (status.json["outcome"], status.json["events"]) == (told_as, k)
 
 
 @each_api
@@ -169,8 +213,8 @@ def test_unknown_and_foreign_are_alike_to_the_byte(
             assert wanted[0] == 404
             assert json.loads(wanted[2])["error"]["code"] == "stream_not_found"
             for position in (
-                *(f"{done}.{n}" for n in (0, 2, end, end + 1)),
-                *(f"{running}.{n}" for n in (0, 3, 4)),
+                *(f"{done}.{n}" for n in (0, 2, end, end + 1, f"{end}e")),
+                *(f"{running}.{n}" for n in (0, 3, 4, "3e")),
                 f"{other}.1",  # of another API, which only its owner may know
                 f"{unknown}.0",
             ):
@@ -246,16 +290,23 @@ def test_expired_then_forgotten(replicas: Replicas, upstream: ScriptedUpstream, 
 
 @each_api
 @each_way
-def test_beyond_the_head(replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str) -> None:
+def test_beyond_the_last_event(replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str) -> None:
+    """The replica that produces a stream knows all of its ids. Another knows those of the log, which the producer may
+    be ahead of as long as it lives."""
     sample = SAMPLES[api]
     done = finished(replicas.first, upstream, sample)
     running, gate, answer = live(replicas.first, upstream, sample, 3)
     with answer:
         for relay in (replicas.first, replicas.second):
             for position in (f"{done}.{len(sample.events) + 1}", f"{done}.99999", f"{running}.4", f"{running}.1000"):
-                told = refused(resume(relay, sample, position, how), sample, how)
-                assert (position, told) == (position, (410, "position_unknown"))
+                with resume(relay, sample, position, how) as again:
+                    behind = position.startswith(running) and relay is replicas.second
+                    assert ("retry-after" in again.headers) == behind
+                    told = refused(again, sample, how)
+                assert (position, told) == (position, (503, "store_behind") if behind else (410, "position_unknown"))
         upstream.open(gate)
+        rest(answer)
+        assert refused(resume(replicas.second, sample, f"{running}.1000"), sample, "post") == (410, "position_unknown")
 
 
 @each_way
@@ -314,6 +365,9 @@ WRONG = {
     "no dot": GOOD.encode(),
     "no number": GOOD.encode() + b".",
     "leading zero": GOOD.encode() + b".01",
+    "an end without a number": GOOD.encode() + b".e",
+    "an end in upper case": GOOD.encode() + b".1E",
+    "more behind an end": GOOD.encode() + b".1ee",
     "two zeros": GOOD.encode() + b".00",
     "negative": GOOD.encode() + b".-1",
     "plus": GOOD.encode() + b".+1",
@@ -456,7 +510,7 @@ def test_restarted_relay_still_serves(upstream: ScriptedUpstream, relays: Relays
         with reader, resume(relay, sample, f"{name}.0") as answer:
             events = answer.events()
             assert answer.ended == "zero-chunk"
-        assert [event.id for event in events] == [f"{name}.{n}" for n in range(1, len(events) + 1)]
+        assert [event.id for event in events] == [*event_ids(name, 4), *end_ids(name, 4, len(events) - 4)]
         assert masked(b"".join(event.raw for event in events[:4])) == sample.expected(name, 4)
         last = 3 if sample.api == "responses" else None
         code, _ = error_of(sample.api, events[4:], last)

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from relay.protocol import closing
 from relay.protocol.apis import DIALECTS
 from relay.protocol.lifecycle import Cause
 from relay.protocol.sse import Event, Parser, encode
 from tests.security.wire import AUTH, Site
+from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, json_response
 from tests.support.sseclient import RawStream, open_stream
@@ -128,8 +130,8 @@ def test_a_message_that_an_error_event_quotes_stays_in_it(
 ) -> None:
     dialect = DIALECTS[api]
     events = dialect.error_events(cause, message, 3, request_id)
-    out = Browser.of(b"".join(encode(event, b"st_x.%d" % n) for n, event in enumerate(events, 1)))
-    assert [event.id for event in out.events] == [b"st_x.%d" % n for n in range(1, len(events) + 1)]
+    out = Browser.of(closing.frames(events, "st_x", 3))
+    assert [event.id for event in out.events] == [b""] * (len(events) - 1) + [b"st_x.3e"]
     assert [(event.type, event.data) for event in out.events] == [(event.type, event.data) for event in events]
     assert all(event.data == b"[DONE]" or isinstance(json.loads(event.data), dict) for event in out.events)
     assert any(message in leaf for leaf in leaves(json.loads(events[0].data)))
@@ -156,8 +158,8 @@ def test_what_makes_a_stopped_stream_whole_stays_in_its_frames(api: str) -> None
         watch.see(Event(str(message.get("type", "")).encode(), json.dumps(message).encode()))
     events = watch.stop_events(hostile)
     assert events
-    out = Browser.of(b"".join(encode(event, b"st_x.%d" % n) for n, event in enumerate(events, 1)))
-    assert [event.id for event in out.events] == [b"st_x.%d" % n for n in range(1, len(events) + 1)]
+    out = Browser.of(closing.frames(events, "st_x", 2))
+    assert [event.id for event in out.events] == [b""] * (len(events) - 1) + [b"st_x.2e"]
     assert [(event.type, event.data) for event in out.events] == [(event.type, event.data) for event in events]
     assert out.retries == []
 
@@ -185,11 +187,17 @@ def ask(site: Site, model: str, api: str = "chat") -> RawStream:
     return open_stream(site.relay.url + PATHS[api], headers=AUTH, body=body)
 
 
-def own(browser: Browser, stream: str, *, logged: bool = True) -> None:
-    """The ids are the relay's, without a gap; the only retry is its own, on the first event."""
+def own(browser: Browser, stream: str, *, logged: bool = True, sent: int | None = None) -> None:
+    """The ids are the relay's, without a gap, behind `sent` events (None: all of them) those of an end that it tells;
+    the only retry is its own, on the first event."""
     ids = [event.id.decode() for event in browser.events]
-    assert ids == ([f"{stream}.{n}" for n in range(1, len(ids) + 1)] if logged else [""] * len(ids))
-    assert len(browser.retries) == (1 if logged else 0)
+    sent = len(ids) if sent is None else sent
+    numbers = event_ids(stream, sent)
+    if sent < len(ids):  # an event that has no id has the one before it, to a browser
+        before = numbers[-1] if numbers else ""
+        numbers += [name or before for name in end_ids(stream, sent, len(ids) - sent)]
+    assert ids == (numbers if logged else [""] * len(ids))
+    assert len(browser.retries) == (1 if logged and sent else 0)
     assert all(retry >= 500 for retry in browser.retries)
 
 
@@ -242,8 +250,8 @@ def test_a_refusal_that_is_quoted_forges_nothing(site: Site, api: str) -> None:
         body = answer.read()
     events = re.sub(rb'event: ping\ndata: \{"type": "ping"\}\n\n', b"", body)
     browser = Browser.of(events)
-    own(browser, stream)
     assert browser.events
+    own(browser, stream, sent=0)
     for event in browser.events:
         assert event.type != b"forged"
         assert event.data == b"[DONE]" or "forged" not in json.loads(event.data)
@@ -273,8 +281,8 @@ def test_a_stop_forges_nothing(site: Site, api: str) -> None:
         with open_stream(f"{site.relay.url}/streams/{stream}", "DELETE", AUTH) as stopped:
             assert stopped.status == 204
         browser = Browser.of(answer.read())
-    own(browser, stream)
     assert len(browser.events) > 1
+    own(browser, stream, sent=1)
     assert not [event for event in browser.events if event.type == b"forged"]
 
 

@@ -117,9 +117,15 @@ class TestForeignIsUnknown:
     def test_in_what_the_store_answers(
         self, replicas: tuple[RelayProcess, RelayProcess, dict[str, str]], store: Store
     ) -> None:
-        for stream_id in (replicas[2]["live"], new_stream_id()):
-            keys = [f"relay:{{{stream_id}}}:{part}" for part in ("meta", "log")]
-            assert store.servers[0].command("EVALSHA", scripts.LOOK.sha, 2, *keys, "0", "0" * 64) is None
+        """Also where a reader has come, who would be noted in a stream of his own."""
+        ask = store.servers[0].command
+        for stream_id, come in itertools.product((replicas[2]["live"], new_stream_id()), ("0", "1")):
+            meta, log = (f"relay:{{{stream_id}}}:{part}" for part in ("meta", "log"))
+            assert (
+                ask("EVALSHA", scripts.STATUS.sha, 2, meta, log, "replica" if come == "1" else "", come, "0" * 64)
+                is None
+            )
+            assert not {"r:replica", "visits"} & set(ask("HGETALL", meta))
 
     @pytest.mark.parametrize("bad", ["st_short", "nothing", "st_" + "a" * 22 + "x", "st_" + "é" * 22])
     def test_what_is_no_id_is_told_without_a_look_who_asks(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
+from tests.support.ids import end_ids, event_ids
 from tests.support.sseclient import RawEvent, open_stream
 from tests.upstreams.conftest import Pair
 from tests.upstreams.formats import APIS, PATHS, Api, error_code, headers, normal, request
@@ -34,8 +35,10 @@ def broken_stream(relay_url: str, api: Api, body: object) -> tuple[list[RawEvent
         events = answer.events()
         assert (answer.status, answer.ended) == (200, "zero-chunk")
         stream_id = answer.headers["relay-stream-id"]
-    assert [event.id for event in events] == [f"{stream_id}.{n}" for n in range(1, len(events) + 1)]
-    return split_at_error(api, events)
+    before, code = split_at_error(api, events)
+    told = end_ids(stream_id, len(before), len(events) - len(before))
+    assert [event.id for event in events] == [*event_ids(stream_id, len(before)), *told]
+    return before, code
 
 
 def refusal(url: str, api: Api, body: object) -> tuple[int, bytes, dict[str, str]]:
