@@ -101,8 +101,8 @@ def _hurt() -> list[Panel]:
         ),
         number(
             "Store",
-            "Down: some replica cannot reach its store. Streams in flight go on without ids and cannot be resumed. "
-            "Look at the store's own health first.",
+            "Down: some replica cannot reach its store. Streams in flight go on, and meanwhile can be resumed on their "
+            "own replica only. Look at the store's own health first.",
             f"min(relay_store_up{{{REPLICA}}})",
             unit="short",
             steps=[(None, RED), (1, GREEN)],
@@ -228,7 +228,8 @@ def _resumes() -> list[Panel]:
             "Resumes by result",
             "live, replay, complete, joined: found. stream_expired: clients come back later than streams.retention. "
             "stream_not_found: another store, another credential, or ids that were made up. position_unknown: the "
-            "store lost entries. A jump of live after a deployment is what the relay is for.",
+            "store lost entries. store_behind: the store is back, and does not hold yet what was shown meanwhile. A "
+            "jump of live after a deployment is what the relay is for.",
             [Ask(rate("relay_resumes_total", API, "result"), "{{result}}")],
             unit=PER_SECOND,
             stacked=True,
@@ -246,8 +247,8 @@ def _resumes() -> list[Panel]:
         ),
         graph(
             "Abandoned generations and degraded streams",
-            "Abandoned: nobody came back and the upstream call was cancelled. Degraded: streams that cannot be "
-            "resumed because the store was away; any of these is the store's trouble.",
+            "Abandoned: nobody came back and the upstream call was cancelled. Degraded: streams that began without a "
+            "log because the store was away, and cannot be resumed; any of these is the store's trouble.",
             [
                 Ask(rate("relay_streams_total", f'{GENERATION}, outcome="abandoned"'), "abandoned"),
                 Ask(rate("relay_streams_degraded_total", GENERATION), "degraded"),
@@ -262,7 +263,7 @@ def _store() -> list[Panel]:
     return [
         graph(
             "Append",
-            "One flush of events to the store; a client sees an event only after it. From 100 ms on, text visibly "
+            "One flush of events to the store; a client sees an event after it. From 100 ms on, text visibly "
             "stutters: look at the store's CPU, its disk (appendfsync) and the network.",
             percentiles("relay_append_seconds", REPLICA),
             unit="s",

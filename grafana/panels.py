@@ -29,7 +29,7 @@ BLUE, PURPLE, GREY = "#5794F2", "#B877D9", "#8E8E8E"
 
 PER_SECOND = "suffix:/s"
 FOUND = "live|replay|complete|joined"
-MISSED = "stream_not_found|stream_expired|position_unknown|store_unavailable"
+MISSED = "stream_not_found|stream_expired|position_unknown|response_id_ambiguous|store_unavailable|store_behind"
 RESULTS = {
     "live": GREEN,
     "replay": BLUE,

@@ -17,7 +17,20 @@ from typing import Any
 from relay import cli, http_server
 
 
-async def _uvicorn(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]], _limits: Any) -> None:
+class _Undrained:
+    """In the place of `http_server.Server`."""
+
+    async def drain(self, *, listening: bool) -> None:
+        pass
+
+    async def answered(self) -> None:
+        pass
+
+
+_Until = Callable[[_Undrained], Awaitable[None]]
+
+
+async def _uvicorn(app: Any, listener: socket.socket, until: _Until, _limits: Any) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -31,7 +44,7 @@ async def _uvicorn(app: Any, listener: socket.socket, until: Callable[[], Awaita
     await _until(server.serve(sockets=[listener]), until, lambda: setattr(server, "should_exit", True))
 
 
-async def _granian(app: Any, listener: socket.socket, until: Callable[[], Awaitable[None]], _limits: Any) -> None:
+async def _granian(app: Any, listener: socket.socket, until: _Until, _limits: Any) -> None:
     from granian.server.embed import Server  # type: ignore[import-not-found]
 
     host, port = listener.getsockname()[:2]
@@ -40,9 +53,9 @@ async def _granian(app: Any, listener: socket.socket, until: Callable[[], Awaita
     await _until(server.serve(), until, server.stop)
 
 
-async def _until(serving: Awaitable[None], until: Callable[[], Awaitable[None]], stop: Callable[[], object]) -> None:
+async def _until(serving: Awaitable[None], until: _Until, stop: Callable[[], object]) -> None:
     running = asyncio.ensure_future(serving)
-    ending = asyncio.ensure_future(until())
+    ending = asyncio.ensure_future(until(_Undrained()))
     await asyncio.wait((running, ending), return_when=asyncio.FIRST_COMPLETED)
     stop()
     await asyncio.wait((running,), timeout=3)

@@ -134,18 +134,26 @@ def credential() -> dict[str, str]:
 
 
 def numbered(response: http.client.HTTPResponse, stream: str, after: int) -> Iterator[bytes]:
-    """The events' bytes, heartbeats left out. Each must carry the next number."""
+    """The events' bytes, heartbeats left out. Each must carry the next number; an end of the relay's own has none."""
     expected = after
+    unnamed = b""
     for block in blocks(response):
         first, _, _ = block.partition(b"\n")
         if not first.startswith(b"id: "):
-            if block.startswith(b"event: ping\n"):
-                continue
-            raise Failed(f"event {expected + 1} has no id: {block[:200]!r}")
+            if not block.startswith(b"event: ping\n"):
+                unnamed = unnamed or block
+            continue
+        if first.decode() == f"id: {stream}.{expected}e":
+            outcome = status(stream).get("outcome")
+            raise Failed(f"the relay has ended the stream after event {expected}: its outcome is {outcome}")
+        if unnamed:
+            break
         expected += 1
         if first.decode() != f"id: {stream}.{expected}":
             raise Failed(f"event {expected} is called {first.decode()!r}")
         yield block
+    if unnamed:
+        raise Failed(f"event {expected + 1} has no id: {unnamed[:200]!r}")
 
 
 def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
