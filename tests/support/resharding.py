@@ -39,13 +39,28 @@ class SlotMove:
 
 
 def start_move(store: ClusterStore, key: str) -> SlotMove:
-    """Begin to move the slot of a key to the next server; nothing has moved yet."""
+    """Begin to move the slot of a key to the next server; nothing has moved yet.
+
+    Each move raises the target's config epoch above all that it knows. One that begins before its servers know of the
+    last one's epoch may end with a slot that each of two servers says is the other's, for good.
+    """
+    wait_until(lambda: _agreed(store), START_TIMEOUT, "the servers' agreement")
     source = store.of_key(key)
     target = store.servers[(store.servers.index(source) + 1) % len(store.servers)]
     move = SlotMove(store, int(source.command("CLUSTER", "KEYSLOT", key)), source, target)
     target.command("CLUSTER", "SETSLOT", move.slot, "IMPORTING", source.command("CLUSTER", "MYID"))
     source.command("CLUSTER", "SETSLOT", move.slot, "MIGRATING", target.command("CLUSTER", "MYID"))
     return move
+
+
+def _agreed(store: ClusterStore) -> bool:
+    """Do all servers tell the same owners of all slots, and the same config epochs?"""
+    views = set()
+    for server in store.servers:
+        nodes = [line.split() for line in server.command("CLUSTER", "NODES").splitlines()]
+        # Each line: id, address, flags, primary, ping, pong, config epoch, link state, slots.
+        views.add(frozenset((node[0], node[6], *(part for part in node[8:] if part[0] != "[")) for node in nodes))
+    return len(views) == 1
 
 
 def take_over(replica: Server) -> None:
