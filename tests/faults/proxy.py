@@ -121,9 +121,14 @@ class FaultProxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256)
 
     async def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is None:
+            return
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(5):  # asyncio loses a connection that is accepted in the turn in which its server is closed
+            await asyncio.sleep(0)
+        server.close()
 
     async def _close(self) -> None:
         await self._stop_listening()
@@ -137,6 +142,10 @@ class FaultProxy:
             to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
         except OSError:
             writer.transport.abort()
+            return
+        if self._server is None:
+            writer.transport.abort()
+            to_server[1].transport.abort()
             return
         link = _Link(self, writer, to_server[1])
         self._links.add(link)
