@@ -13,6 +13,7 @@ All times are the store's own clock. Every call raises StoreUnavailable where th
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from relay.store import scripts
 from relay.store.commands import millis
 from relay.store.names import Names
 from relay.store.scripts import Script
+
+# Within so many seconds of a store's return each replica has redialled it and said again what it knows.
+_SAID_AGAIN = 2.0
 
 
 class Commands(Protocol):
@@ -167,12 +171,37 @@ class Directory:
 
     # -- the secret -----------------------------------------------------------------------------------------
 
-    async def secret(self, fresh: bytes) -> bytes:
-        """The deployment's secret: the first replica's `fresh` bytes, the same for all that share the store."""
+    async def share_secret(self, mine: bytes, *, shared: bool) -> bytes:
+        """The deployment's secret: the oldest that a replica of it has made (see `new_secret`). `shared` says that
+        `mine` was it already.
+
+        A store may come back without it, and a replica that nobody has told of it yet may come first: such a one offers
+        its own only where those who know the secret have had the time to say it again, and theirs is set over a newer
+        one, from which nobody could tell the owners of what runs. Raises StoreUnavailable in that time.
+        """
         key = self._names.secret
-        await self._commands.call(key, "SET", key, fresh, "NX")
-        kept: bytes = await self._commands.call(key, "GET", key)
-        return kept
+        held: bytes | None = await self._commands.call(key, "GET", key)
+        if held is None:
+            if not shared and self._commands.returned_for(key) < min(self._lease, _SAID_AGAIN):
+                raise StoreUnavailable
+            await self._commands.call(key, "SET", key, mine, "NX")
+            held = await self._commands.call(key, "GET", key)
+            if held is None:
+                raise StoreUnavailable
+        if shared and _made_at(mine) < _made_at(held):
+            await self._commands.call(key, "SET", key, mine)
+            return mine
+        return held
+
+
+def new_secret() -> bytes:
+    """A secret of 192 bits, after 64 bits for the time at which it was made, in milliseconds since 1970."""
+    return int(time.time() * 1000).to_bytes(8, "big") + secrets.token_bytes(24)
+
+
+def _made_at(secret: bytes) -> int:
+    """In milliseconds since 1970; 0 for one that an earlier version has made, of random bytes alone."""
+    return int.from_bytes(secret[:8], "big") if secret[:2] == b"\0\0" else 0
 
 
 def _claim(reply: list[bytes | None]) -> Claim:

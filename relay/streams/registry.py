@@ -19,6 +19,7 @@ from relay.metrics import Metrics
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import StoreUnavailable, TooMany, Unavailable
 from relay.protocol.lifecycle import Cause, Ending
+from relay.store.directory import new_secret
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Account, Request
@@ -83,7 +84,7 @@ class Registry:
         )
         log.commands.on_returned.append(lambda _: self._on_store_returned())
         given = settings.auth.secret()
-        self._secret = given or secrets.token_bytes(32)
+        self._secret = given or new_secret()
         self._given_secret = self._shared_secret = given is not None
 
     async def open(self) -> None:
@@ -133,8 +134,10 @@ class Registry:
         start later know the owners of what runs."""
         if self._given_secret:
             return
-        self._secret = await self.directory.secret(self._secret)
-        self._shared_secret = True
+        secret = await self.directory.share_secret(self._secret, shared=self._shared_secret)
+        if self._shared_secret and secret != self._secret:
+            logger.warning("the deployment has an older secret; who made streams here since may not find them again")
+        self._secret, self._shared_secret = secret, True
 
     async def know_secret(self) -> None:
         """Have the secret that the replicas share. Raises StoreUnavailable."""

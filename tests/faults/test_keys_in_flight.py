@@ -250,3 +250,27 @@ def test_a_stream_whose_owner_nobody_would_be_has_no_log(tmp_path: Path, upstrea
                         return [e.raw for e in elsewhere.events()] == [e.raw for e in seen]
 
             wait_until(logged, 10, "a stream with a log")
+
+
+def test_a_newcomer_at_a_store_that_came_back_empty_takes_no_stream_from_its_owner(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """It has not heard of the deployment's secret, and is there before those who have."""
+    upstream.on("m", Head(200, {"content-type": "text/event-stream"}), Send(frame(1)), Gate("rest"), Send(DONE))
+    with replicas(tmp_path, upstream) as site:
+        newcomers = {name: site.b.config[name] for name in ("upstreams", "streams")}
+        site.b.stop()
+        with ask_url(site.a.url + PATH, headers=AUTH, body={"model": "m", "stream": True, "messages": []}) as asking:
+            name = stream_id(asking)
+            site.proxy.mode = Refuse()
+            site.server.kill()
+            with RelayProcess({**newcomers, "store": {"url": f"redis://127.0.0.1:{site.server.port}"}}) as late:
+                site.server.start()
+                wait_until(lambda: bool(site.server.command("ZCARD", "relay:replicas")), 10, "the newcomer's sign")
+                site.proxy.mode = Pass()
+                wait_until(lambda: bool(site.server.command("EXISTS", f"relay:{{{name}}}:log")), 10, "the log again")
+                upstream.open("rest")
+                assert check(asking.events()) == (1, "done")
+                for replica in (site.a, late):
+                    with ask_url(f"{replica.url}/streams/{name}", "GET", AUTH) as again:
+                        assert (again.status, check(again.events())) == (200, (1, "done"))

@@ -16,7 +16,7 @@ import redis.exceptions
 from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import ResponseIdAmbiguous, StoreUnavailable
 from relay.protocol.ids import new_stream_id
-from relay.store.directory import Claim, Directory
+from relay.store.directory import Claim, Directory, new_secret
 from relay.store.log import Log
 from relay.store.topology import Topology, connect
 from tests.store.benches import FakeTopology, just_below
@@ -36,7 +36,7 @@ class Bench:
         self.log = Log(topology, SETTINGS, StoreSettings())
         self.directory = Directory(self, self.log.names, SETTINGS)
         self.directory._began = float("-inf")  # it has known its store for ever
-        self.back: set[bytes] = set()
+        self.back: dict[bytes, float] = {}  # for how many seconds the node of a key has been back
 
     async def call(self, key: bytes, *command: Any) -> Any:
         return await self.log.commands.call(key, *command)
@@ -45,7 +45,7 @@ class Bench:
         return await self.log.commands.run(key, script, keys, args)
 
     def returned_for(self, key: bytes) -> float:
-        return 7.0 if key in self.back else float("inf")
+        return self.back.get(key, float("inf"))
 
     async def raw(self, key: bytes, *command: Any) -> Any:
         return await self.topology.node_of(key).query.call(*command)
@@ -182,7 +182,7 @@ class TestClaims:
 
     def test_how_long_its_store_is_back(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
-            bench.back = {bench.log.names.further("back")}
+            bench.back = {bench.log.names.further("back"): 7.0}
             assert bench.directory.returned_for("back") == 7.0
             assert bench.directory.returned_for("never-away") == float("inf")
 
@@ -290,11 +290,11 @@ class TestReplicas:
         async def story(bench: Bench) -> None:
             replica = new_stream_id()
             assert await bench.directory.replica_gone(replica)
-            bench.back = {bench.log.names.replicas}
+            bench.back = {bench.log.names.replicas: 7.0}
             assert not await bench.directory.replica_gone(replica)
-            bench.back = {bench.log.names.replica(replica)}
+            bench.back = {bench.log.names.replica(replica): 7.0}
             assert not await bench.directory.replica_gone(replica)
-            bench.back = set()
+            bench.back = {}
             assert await bench.directory.replica_gone(replica)
             assert not await Directory(bench, bench.log.names, SETTINGS).replica_gone(replica)
 
@@ -306,12 +306,9 @@ class TestReplicas:
 
         play(story)
 
-    def test_one_that_listens_is_not_gone_however_long_it_was_silent(
-        self, play: Play, request: pytest.FixtureRequest
-    ) -> None:
-        """A paused process keeps its connection; a dead one's is closed."""
-        if "fakeredis" in request.node.name:
-            pytest.skip("it has no connections")
+    @pytest.mark.parametrize("store", STORES[1:], indirect=True, scope="module")
+    def test_one_that_listens_is_not_gone_however_long_it_was_silent(self, play: Play) -> None:
+        """A paused process keeps its connection; a dead one's is closed. (fakeredis has no connections.)"""
 
         async def story(bench: Bench) -> None:
             replica = new_stream_id()
@@ -333,17 +330,62 @@ class TestReplicas:
         play(story)
 
 
-def test_the_secret_is_the_first_ones(play: Play) -> None:
-    async def story(bench: Bench) -> None:
-        first, second = secrets.token_bytes(32), secrets.token_bytes(32)
-        await bench.raw(SECRET_KEY, "DEL", SECRET_KEY)
-        assert await bench.directory.secret(first) == first
-        assert await bench.directory.secret(second) == first
-        others = (bench.directory.secret(secrets.token_bytes(32)) for _ in range(4))
-        assert await asyncio.gather(*others) == [first] * 4
-        assert await bench.raw(SECRET_KEY, "PTTL", SECRET_KEY) == -1
+class TestSecret:
+    def test_it_is_the_first_ones(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            first, second = new_secret(), new_secret()
+            await bench.raw(SECRET_KEY, "DEL", SECRET_KEY)
+            assert await bench.directory.share_secret(first, shared=False) == first
+            assert await bench.directory.share_secret(second, shared=False) == first
+            others = (bench.directory.share_secret(new_secret(), shared=False) for _ in range(4))
+            assert await asyncio.gather(*others) == [first] * 4
+            assert await bench.raw(SECRET_KEY, "PTTL", SECRET_KEY) == -1
 
-    play(story)
+        play(story)
+
+    def test_who_knows_it_says_it_again_over_a_newer_one(self, play: Play) -> None:
+        """A store came back empty, and a replica that had not heard of the secret was there first."""
+
+        async def story(bench: Bench) -> None:
+            of_all, newcomers = _made(1000), _made(2000)
+            await bench.raw(SECRET_KEY, "SET", SECRET_KEY, newcomers)
+            assert await bench.directory.share_secret(of_all, shared=True) == of_all
+            assert await bench.directory.share_secret(newcomers, shared=True) == of_all
+            assert await bench.raw(SECRET_KEY, "GET", SECRET_KEY) == of_all
+
+        play(story)
+
+    def test_one_of_random_bytes_alone_is_the_oldest(self, play: Play) -> None:
+        """Version 0.1 made such secrets."""
+
+        async def story(bench: Bench) -> None:
+            old = b"\x01" * 32
+            await bench.raw(SECRET_KEY, "SET", SECRET_KEY, old)
+            assert await bench.directory.share_secret(_made(1000), shared=True) == old
+            await bench.raw(SECRET_KEY, "SET", SECRET_KEY, _made(1000))
+            assert await bench.directory.share_secret(old, shared=True) == old
+
+        play(story)
+
+    def test_nobody_offers_a_secret_of_his_own_to_a_store_that_has_just_come_back(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            mine, of_all = new_secret(), new_secret()
+            await bench.raw(SECRET_KEY, "DEL", SECRET_KEY)
+            bench.back[SECRET_KEY] = 1.9
+            with pytest.raises(StoreUnavailable):
+                await bench.directory.share_secret(mine, shared=False)
+            assert await bench.raw(SECRET_KEY, "GET", SECRET_KEY) is None
+            assert await bench.directory.share_secret(of_all, shared=True) == of_all  # it was known before
+            assert await bench.directory.share_secret(mine, shared=False) == of_all
+            await bench.raw(SECRET_KEY, "DEL", SECRET_KEY)
+            bench.back[SECRET_KEY] = 2.1
+            assert await bench.directory.share_secret(mine, shared=False) == mine
+
+        play(story)
+
+
+def _made(at: int) -> bytes:
+    return at.to_bytes(8, "big") + secrets.token_bytes(24)
 
 
 def test_a_name_of_the_wrong_kind_is_an_unavailable_store(play: Play) -> None:
