@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.asking import answers
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
 
@@ -89,3 +90,11 @@ def relays() -> Iterator[Relays]:
     factory = Relays()
     yield factory
     factory.stop_all()
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    """Close what `tests.support.asking.ask` has opened."""
+    yield
+    while answers:
+        answers.pop().close()

@@ -18,7 +18,7 @@ from tests.auth.keyed import ENV, Entry, ask, code, config, finished, get, issue
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 
 def write(path: Path, content: list[Entry] | str) -> None:
