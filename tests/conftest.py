@@ -17,21 +17,8 @@ from tests.support.scripted import ScriptedUpstream
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
 
-# Folders, and files, whose every test needs large servers, several SDKs or many relays.
-_SLOW = {
-    "auth",
-    "client_js",
-    "deploy",
-    "faults",
-    "helm",
-    "observe",
-    "sdk",
-    "security",
-    "seeds",
-    "torture",
-    "upstream/test_faults.py",
-    "upstream/test_streams.py",
-}
+# Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
+_SLOW = ("auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
     "deploy/test_silence.py",
@@ -54,8 +41,7 @@ _LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        path = item.path.relative_to(here)
-        if not _SLOW.isdisjoint({path.parts[0], path.as_posix()}):
+        if item.path.relative_to(here).parts[0] in _SLOW:
             item.add_marker("slow")
     rank = {here / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))

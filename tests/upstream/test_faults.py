@@ -17,6 +17,8 @@ from tests.upstream.conftest import Pair
 from tests.upstream.formats import APIS, PATHS, Api, error_code, headers, normal, request
 from tests.upstream.servers import Upstream
 
+pytestmark = pytest.mark.slow
+
 with_llama_cpp = pytest.mark.parametrize("server", ["llama.cpp"], indirect=True)
 with_aimock = pytest.mark.parametrize("server", ["aimock"], indirect=True)
 with_llmock = pytest.mark.parametrize("server", ["llmock"], indirect=True)

@@ -10,6 +10,8 @@ from tests.upstream.conftest import Pair
 from tests.upstream.formats import APIS, PATHS, Api, headers, is_whole, normal, request
 from tests.upstream.servers import Upstream
 
+pytestmark = pytest.mark.slow
+
 
 def from_upstream(server: Upstream, api: Api, body: object) -> list[RawEvent]:
     """Every event of the upstream itself: a ping without an id is one of its events, a comment is none."""

@@ -22,6 +22,8 @@ from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import Store, valkey_server
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Story = Callable[[Replica, Replica, Upstream], Awaitable[None]]
 
 

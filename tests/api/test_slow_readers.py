@@ -18,6 +18,8 @@ from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 AUTH = {"authorization": "Bearer sk-slow"}
 MEGABYTE = 1 << 20
 SIZE = 6 * MEGABYTE

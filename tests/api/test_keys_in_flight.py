@@ -26,6 +26,8 @@ from tests.support.sseclient import RawStream
 from tests.support.stores import Server, valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 AUTH = {"authorization": "Bearer sk-keys"}
 KEY = {"idempotency-key": "order-4711"}
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "1s", "abandon_after": "60s"}

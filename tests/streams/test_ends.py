@@ -25,6 +25,8 @@ from tests.support.sseclient import RawStream
 from tests.support.stores import Server, valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 LEASE = 1.0
 AUTH = {"authorization": "Bearer sk-one", "x-api-key": "sk-one"}
 SEEN = 4

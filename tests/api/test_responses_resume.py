@@ -20,6 +20,8 @@ from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, Send, json_response, stream
 from tests.support.sseclient import RawStream
 
+pytestmark = pytest.mark.slow
+
 STREAMS = {"heartbeat": "200ms", "lease": "1s"}
 PATH = "/v1/responses"
 AUTH = {"authorization": "Bearer sk-sdk"}

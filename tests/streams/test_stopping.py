@@ -28,6 +28,8 @@ from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "1s"}
 AUTH = {"authorization": "Bearer sk-stopper"}
 SDK_AUTH = {

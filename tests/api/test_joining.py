@@ -31,6 +31,8 @@ from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "2s", "attach_retries": True}
 
 

@@ -26,6 +26,8 @@ from tests.support.sseclient import RawStream
 from tests.support.stores import valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "abandon_after": "1s", "patience": "20s"}
 AUTH = {"authorization": "Bearer sk-leaver"}
 # From the moment a cancellation is due until the upstream sees its connection closed: a second, on a busy machine more.
