@@ -19,10 +19,11 @@ import pytest
 import redis
 
 from tests.support.processes import RelayProcess, needs
-from tests.support.samples import APIS, SAMPLES, Api, Sample, refusal_of, rest, start
+from tests.support.samples import SAMPLES, Sample, refusal_of, rest, start
 from tests.support.scripted import ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server
+from tests.support.streams import APIS, Api
 from tests.support.waiting import wait_until
 
 each_api = pytest.mark.parametrize("api", APIS)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
-from tests.observe.frames import PATHS, chat, data
 from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.sseclient import open_stream
+from tests.support.streams import PATHS, chat, data
 
 APP = "https://app.example"
 KEY = {"authorization": "Bearer sk-one"}

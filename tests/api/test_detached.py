@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat, data
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Pause, ScriptedUpstream, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
@@ -47,11 +47,11 @@ def status(relay: RelayProcess, location: str) -> dict[str, Any]:
 def test_it_is_accepted_at_once_and_read_on_any_replica(
     upstream: ScriptedUpstream, relays: Relays, store: Store, case: str
 ) -> None:
-    spoken = CASES[case]
-    upstream.on("m", Gate("head"), *stream(*spoken.before, spoken.token, Gate("end"), *spoken.rest))
+    streamed = FIRST_TOKENS[case]
+    upstream.on("m", Gate("head"), *stream(*streamed.before, streamed.token, Gate("end"), *streamed.rest))
     shared = config(upstream, store={"url": store.url}, streams={"abandon_after": "0s"})
     one, two = relays.start(shared), relays.start(shared)
-    with ask(one, spoken.path) as answer:  # before the upstream has said anything
+    with ask(one, streamed.path) as answer:  # before the upstream has said anything
         assert answer.status == 202
         assert answer.headers["preference-applied"] == "respond-async"
         location = answer.headers["location"]
@@ -61,7 +61,7 @@ def test_it_is_accepted_at_once_and_read_on_any_replica(
             "location": location,
         }
     upstream.open("head")
-    wait_until(lambda: status(two, location)["events"] == len(spoken.before) + 1, 10, "events without a reader")
+    wait_until(lambda: status(two, location)["events"] == len(streamed.before) + 1, 10, "events without a reader")
     assert upstream.calls[0].header("prefer") is None
     with (
         open_stream(one.url + location, "GET", KEY) as here,
@@ -70,7 +70,7 @@ def test_it_is_accepted_at_once_and_read_on_any_replica(
         upstream.open("end")
         everything = [event.raw for event in here.events()]
         assert [event.raw for event in there.events()] == everything
-    assert len(everything) == len(spoken.before) + 1 + len(spoken.rest)
+    assert len(everything) == len(streamed.events)
     assert len(upstream.calls) == 1
 
 

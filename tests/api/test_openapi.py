@@ -21,10 +21,10 @@ from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol import errors, ids
-from tests.observe.frames import CASES, Spoken
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, stream
 from tests.support.sseclient import open_stream
+from tests.support.streams import FIRST_TOKENS, Answer
 
 RELAY = Path(openapi.__file__).parents[1]
 SPEC = openapi.description()
@@ -135,11 +135,13 @@ def checked(status: int, headers: Any, body: bytes, path: str, method: str) -> A
     return found
 
 
-@pytest.mark.parametrize("spoken", [CASES["chat-content"], CASES["messages-text"], CASES["responses-text"]])
-def test_answers_are_as_described(site: tuple[RelayProcess, ScriptedUpstream], spoken: Spoken) -> None:
+@pytest.mark.parametrize(
+    "streamed", [FIRST_TOKENS["chat-content"], FIRST_TOKENS["messages-text"], FIRST_TOKENS["responses-text"]]
+)
+def test_answers_are_as_described(site: tuple[RelayProcess, ScriptedUpstream], streamed: Answer) -> None:
     relay, upstream = site
-    path = spoken.path
-    upstream.on("m", *stream(*spoken.before, spoken.token, *spoken.rest))
+    path = streamed.path
+    upstream.on("m", *stream(*streamed.events))
     body = json.dumps({"model": "m", "stream": True, "messages": []}).encode()
 
     def ask(target: str, method: str, described: str, expected: int, sent: bytes | None = None, **headers: str) -> Any:
@@ -158,8 +160,8 @@ def test_answers_are_as_described(site: tuple[RelayProcess, ScriptedUpstream], s
     ask(path, "POST", path, 400, b"", last_event_id="7")
     ask(path, "POST", path, 404, b"", last_event_id=f"{ids.new_stream_id()}.1")
     ask(path, "POST", path, 415, body, content_encoding="gzip")
-    ask(path, "POST", path, 200, body, idempotency_key=spoken.api)
-    ask(path, "POST", path, 422, body + b" ", idempotency_key=spoken.api)
+    ask(path, "POST", path, 200, body, idempotency_key=streamed.api)
+    ask(path, "POST", path, 422, body + b" ", idempotency_key=streamed.api)
     one = f"/streams/{name}"
     ask(one, "GET", "/streams/{id}", 200)
     ask(one, "GET", "/streams/{id}", 204, last_event_id=last)

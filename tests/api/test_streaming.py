@@ -21,10 +21,8 @@ from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id
 from tests.support.samples import (
-    APIS,
     CHAT_USAGE_EVENT,
     SAMPLES,
-    Api,
     Event,
     Sample,
     error_of,
@@ -49,6 +47,7 @@ from tests.support.scripted import (
 )
 from tests.support.sseclient import RawEvent, RawStream, open_stream
 from tests.support.stores import valkey_server
+from tests.support.streams import APIS, Api
 
 each_api = pytest.mark.parametrize("api", APIS)
 logged_or_not = pytest.mark.parametrize("prefix", ["", "unlogged-"])

@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat, data
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
@@ -50,11 +50,11 @@ def refusal(url: str, method: str = "GET") -> tuple[int, str]:
 def test_who_holds_the_address_reads_and_comes_back_on_any_replica_without_a_credential(
     upstream: ScriptedUpstream, relays: Relays, store: Store, case: str
 ) -> None:
-    spoken = CASES[case]
-    upstream.on("m", *stream(*spoken.before, spoken.token, Gate("end"), *spoken.rest))
+    streamed = FIRST_TOKENS[case]
+    upstream.on("m", *stream(*streamed.before, streamed.token, Gate("end"), *streamed.rest))
     shared = config(upstream, store={"url": store.url})
     one, two = relays.start(shared), relays.start(shared)
-    with ask(one, spoken.path) as answer:
+    with ask(one, streamed.path) as answer:
         url = answer.headers["relay-stream-url"]
         whole = answer.events(2)
         with open_stream(one.url + url, "GET") as page:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from relay.auth.keys import hash_of, new_key
-from tests.observe.frames import PATHS, chat, data
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream
+from tests.support.streams import PATHS, chat, data
 
 UPSTREAM_KEY = "canary-upstream-key-52c1"
 ENV = {"UP_KEY": UPSTREAM_KEY}

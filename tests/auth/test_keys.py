@@ -17,11 +17,11 @@ from relay.auth.keys import hash_of, new_key
 from relay.config import load
 from tests.auth.keyed import ENV, UPSTREAM_KEY, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS
 from tests.observe.scraped import scrape_text
 from tests.support.scripted import Gate, ScriptedUpstream, json_response, stream
 from tests.support.sseclient import open_stream
 from tests.support.stores import valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS
 from tests.support.waiting import wait_until
 
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
@@ -85,8 +85,8 @@ class TestWhoIsLetIn:
     def test_a_good_one_is_taken_wherever_clients_put_it_and_only_the_upstream_s_own_goes_on(
         self, upstream: ScriptedUpstream, relays: Relays
     ) -> None:
-        spoken = CASES["messages-text"]
-        upstream.on("m", *stream(*spoken.before, spoken.token, *spoken.rest))
+        streamed = FIRST_TOKENS["messages-text"]
+        upstream.on("m", *stream(*streamed.events))
         upstream.on("n", *json_response(200, {}))
         upstream.on_path("GET /v1/models", *json_response(200, {"data": []}))
         key, entry = issued("team-a")
@@ -286,8 +286,8 @@ class TestOneAccountUpstream:
 
     def test_the_owner_s_own_response_is_to_be_had(self, upstream: ScriptedUpstream, relays: Relays) -> None:
         (key, a), (foreign, b) = issued("team-a"), issued("team-b")
-        spoken = CASES["responses-text"]
-        upstream.on("m", *stream(*spoken.before, spoken.token, *spoken.rest))
+        streamed = FIRST_TOKENS["responses-text"]
+        upstream.on("m", *stream(*streamed.events))
         upstream.on_path("GET /v1/responses/resp_1", *json_response(200, {"id": "resp_1"}))
         relay = relays.start(config(upstream, a, b), ENV)
         with ask(relay, key, "m", "responses") as answer:
@@ -305,8 +305,10 @@ class TestConcurrency:
     ) -> None:
         key, entry = issued("team-a", concurrency=1)
         other, b = issued("team-a")
-        spoken = CASES[{"chat": "chat-content", "messages": "messages-text", "responses": "responses-text"}[api]]
-        upstream.on("m", *stream(*spoken.before, spoken.token, Gate("end"), *spoken.rest))
+        streamed = FIRST_TOKENS[
+            {"chat": "chat-content", "messages": "messages-text", "responses": "responses-text"}[api]
+        ]
+        upstream.on("m", *stream(*streamed.before, streamed.token, Gate("end"), *streamed.rest))
         relay = relays.start(config(upstream, entry, b), ENV)
         first = ask(relay, key, api=api)
         first.take(1)  # its reader leaves, the generation goes on

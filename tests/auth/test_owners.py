@@ -15,11 +15,11 @@ import pytest
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat
 
 MINE, THEIRS = "Bearer canary-mine-81d2", "Bearer canary-theirs-93e4"
 SECRET = "canary-secret-" + "5e" * 16
@@ -156,8 +156,8 @@ def commands(store: Store, stream_id: str, act: Callable[[], object]) -> list[st
 
 class TestWhatStandsForACredential:
     def test_no_credential_is_in_the_store(self, upstream: ScriptedUpstream, relays: Relays, store: Store) -> None:
-        spoken = CASES["responses-text"]
-        upstream.on("m", *stream(*spoken.before, spoken.token, *spoken.rest))
+        streamed = FIRST_TOKENS["responses-text"]
+        upstream.on("m", *stream(*streamed.events))
         relay = relays.start(config(upstream, store, streams={"attach_retries": True}))
         body = {"model": "m", "stream": True, "input": "x"}
         for more in ({"idempotency-key": "canary-idem"}, {"x-stainless-retry-count": "1"}):

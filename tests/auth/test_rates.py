@@ -14,10 +14,10 @@ from relay.config import LimitSettings
 from relay.protocol.errors import TooMany
 from tests.auth.keyed import ENV, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
-from tests.observe.frames import PATHS
 from tests.support.scripted import Gate as Held
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import open_stream
+from tests.support.streams import PATHS
 
 
 class Clock:

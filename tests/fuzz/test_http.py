@@ -14,10 +14,10 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from relay.api import openapi
-from tests.observe.frames import CASES, PATHS
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.sseclient import open_stream
+from tests.support.streams import FIRST_TOKENS, PATHS
 
 EXAMPLES = 40
 AUTH = {"authorization": "Bearer sk-fuzz"}
@@ -53,11 +53,6 @@ class Site:
     """Ids of streams that are there."""
 
 
-def frames_of(case: str) -> tuple[str, ...]:
-    spoken = CASES[case]
-    return (*spoken.before, spoken.token, *spoken.rest)
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with (
@@ -70,11 +65,13 @@ def site() -> Iterator[Site]:
                 assert answer.read()
                 return answer.headers["relay-stream-id"]
 
-        upstream.on("m", *stream(*(frame.replace("resp_1", "resp_once") for frame in frames_of("responses-text"))))
+        upstream.on(
+            "m", *stream(*(frame.replace("resp_1", "resp_once") for frame in FIRST_TOKENS["responses-text"].events))
+        )
         streams = [begun(PATHS["responses"])]
         upstream.on("m", *json_response(200, {"object": "list", "data": []}))
         for case in ("chat-content", "messages-text", "responses-text"):
-            upstream.on_path(f"POST {CASES[case].path}", *stream(*frames_of(case)))
+            upstream.on_path(f"POST {FIRST_TOKENS[case].path}", *stream(*FIRST_TOKENS[case].events))
         yield Site(relay, upstream, streams + [begun(path) for path in PATHS.values()])
 
 

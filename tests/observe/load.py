@@ -21,10 +21,11 @@ from typing import Any
 import yaml
 
 from tests.support.processes import RelayProcess, free_port
-from tests.support.samples import SAMPLES, Api
+from tests.support.samples import SAMPLES
 from tests.support.scripted import Cut, Head, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Server
+from tests.support.streams import Api, answer
 from tests.support.waiting import wait_until
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
@@ -57,39 +58,6 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
     }
 
 
-def frames(api: Api, words: Sequence[str]) -> list[str]:
-    """A whole answer, usage included, as an upstream sends it: its first words are the second event."""
-    usage = {"input_tokens": 120, "output_tokens": len(words)}
-    if api == "chat":
-        chat_usage = {"prompt_tokens": 120, "completion_tokens": len(words), "total_tokens": 120 + len(words)}
-        chunks: list[dict[str, Any]] = [_chunk({"role": "assistant"}), *(_chunk({"content": word}) for word in words)]
-        chunks += [_chunk({}, "stop"), {**_chunk({}), "choices": [], "usage": chat_usage}]
-        return [*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), "data: [DONE]\n\n"]
-    if api == "messages":
-        typed: list[dict[str, Any]] = [
-            {"type": "message_start", "message": {"id": "msg_1", "role": "assistant", "usage": usage}},
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-            *({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": w}} for w in words),
-            {"type": "content_block_stop", "index": 0},
-            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
-            {"type": "message_stop"},
-        ]
-    else:
-        response = {"id": "resp_1", "status": "in_progress"}
-        typed = [
-            {"type": "response.created", "response": response},
-            *({"type": "response.output_text.delta", "delta": word} for word in words),
-            {"type": "response.completed", "response": {**response, "status": "completed", "usage": usage}},
-        ]
-        typed = [{**event, "sequence_number": n} for n, event in enumerate(typed)]
-    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in typed]
-
-
-def _chunk(delta: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
-    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": choices}
-
-
 class Load:
     """Clients of two relays that share a store, and the upstream behind them. Each scenario asserts its outcome."""
 
@@ -105,10 +73,10 @@ class Load:
         """Script the upstream anew; pauses are as long as `MODELS` says, times `slowness`, and a little by lot."""
         for model, (api, first, gap, count) in MODELS.items():
             words = _TEXT.split()[: max(2, int(count * self._random.uniform(0.7, 1.2)))]
-            made = frames(api, words)
-            paced: list[str | bytes | Step] = [made[0], Pause(first * slowness * self._random.uniform(0.6, 1.8))]
-            for frame in made[1:]:
-                paced += [frame, Pause(gap * slowness * self._random.uniform(0.5, 1.5))]
+            whole = answer(api, words, prompt_tokens=120)
+            paced: list[str | bytes | Step] = [*whole.before, Pause(first * slowness * self._random.uniform(0.6, 1.8))]
+            for event in whole.words + whole.after:
+                paced += [event, Pause(gap * slowness * self._random.uniform(0.5, 1.5))]
             self.upstream.on(model, *stream(*paced))
             half = paced[: len(paced) // 2]
             self.upstream.on(f"{model}-cut", *stream(*half)[:-1], Cut())
@@ -116,7 +84,7 @@ class Load:
             self.upstream.on(f"{model}-silent", *stream(*half, Pause(30)))
             error = json.dumps({"error": {"message": "overloaded", "type": "server_error", "code": "overloaded"}})
             self.upstream.on(f"{model}-error", *stream(*half, f"event: error\ndata: {error}\n\n"))
-            slow = [step for frame in made for step in (frame, Pause(0.08))]
+            slow = [step for event in whole.events for step in (event, Pause(0.08))]
             self.upstream.on(f"{model}-slow", *stream(*slow))
             self.upstream.on(f"{model}-plain", *json_response(200, {"id": "x", "choices": []}))
             self.upstream.on(f"{model}-429", *json_response(429, {"error": {"message": "quota"}}, {"retry-after": "1"}))

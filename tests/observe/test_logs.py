@@ -16,12 +16,12 @@ import pytest
 from relay import logs
 from relay.config import LogSettings, SettingsError, load
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat, data
 from tests.observe.scraped import scrape, scrape_text, until
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Head, Reset, ScriptedUpstream, Send, Step, json_response, stream
 from tests.support.sseclient import open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
 PROMPT, COMPLETION, KEY, RELAY_KEY = (f"canary-{word}-7f3a9c" for word in ("prompt", "completion", "key", "relaykey"))
@@ -58,15 +58,15 @@ class TestStory:
     def test_a_stream_s_line_tells_its_story(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store, case: str
     ) -> None:
-        spoken = CASES[case]
-        upstream.on("m", *stream(*spoken.before, spoken.token, Gate("end"), *spoken.rest))
+        streamed = FIRST_TOKENS[case]
+        upstream.on("m", *stream(*streamed.before, streamed.token, Gate("end"), *streamed.rest))
         shared = config(upstream, store={"url": store.url})
         one, two = relays.start(shared), relays.start(shared)
         headers = {**AUTH, "x-request-id": "mine-1", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
         body = {"model": "m", "stream": True, "messages": []}
-        with open_stream(one.url + spoken.path, headers=headers, body=body) as answer:
+        with open_stream(one.url + streamed.path, headers=headers, body=body) as answer:
             stream_id = answer.headers["relay-stream-id"]
-            answer.take(len(spoken.before))
+            answer.take(len(streamed.before))
         url = f"/streams/{stream_id}"
         with open_stream(one.url + url, "GET", AUTH) as here, open_stream(two.url + url, "GET", AUTH) as there:
             here.events(1)
@@ -86,11 +86,11 @@ class TestStory:
             "logger": "relay.streams.account",
             "message": "stream ended",
             "stream": stream_id,
-            "api": spoken.api,
+            "api": streamed.api,
             "upstream": "up",
             "model": "m",
             "outcome": "completed",
-            "events": len(spoken.before) + 1 + len(spoken.rest),
+            "events": len(streamed.events),
             "resumable": True,
             "input_tokens": 11,
             "output_tokens": 7,

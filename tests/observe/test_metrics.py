@@ -17,13 +17,13 @@ import pytest
 
 from relay.protocol.lifecycle import Cause
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat, data
 from tests.observe.scraped import Scrape, scrape, until
 from tests.support.ids import event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
@@ -80,17 +80,17 @@ def over(relay: RelayProcess) -> Scrape:
 
 
 class TestTimes:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("case", FIRST_TOKENS)
     def test_first_token_and_duration_lie_between_the_upstream_s_and_the_client_s_clock(
         self, upstream: ScriptedUpstream, relays: Relays, case: str
     ) -> None:
         """What the relay measures contains what the upstream took and is contained in what the client waited."""
-        spoken = CASES[case]
-        upstream.on("m", *stream(*spoken.before, Gate("token"), spoken.token, Gate("end"), *spoken.rest))
+        streamed = FIRST_TOKENS[case]
+        upstream.on("m", *stream(*streamed.before, Gate("token"), streamed.token, Gate("end"), *streamed.rest))
         relay = relays.start(config(upstream))
         sent = time.monotonic()
-        with ask(relay, spoken.path) as answer:
-            answer.events(len(spoken.before))
+        with ask(relay, streamed.path) as answer:
+            answer.events(len(streamed.before))
             arrived = time.monotonic()  # the request had been read to its end by then
             wait_until(lambda: time.monotonic() - arrived > 0.06, 5, "a while before the first token")
             assert scrape(relay).value(f"{FIRST}_count") == 0  # a role or a start is no token
@@ -108,9 +108,9 @@ class TestTimes:
         assert token_due <= first <= first_seen
         assert end_due <= duration <= end_seen
         assert seen.bucket(FIRST, token_due) <= seen.bucket(FIRST, first) <= seen.bucket(FIRST, first_seen)
-        assert seen.value(f"{DURATION}_count", api=spoken.api, outcome="completed", upstream="up", model="m*") == 1
+        assert seen.value(f"{DURATION}_count", api=streamed.api, outcome="completed", upstream="up", model="m*") == 1
         assert seen.labels("relay_tokens_total", "kind") == {"input": 11, "output": 7}
-        assert seen.value("relay_events_total") == len(spoken.before) + 1 + len(spoken.rest)
+        assert seen.value("relay_events_total") == len(streamed.events)
         assert len(seen.exemplars(FIRST)) == len(seen.exemplars(DURATION)) == 1
         assert seen.exemplars(FIRST) == {answer.headers["relay-stream-id"]}
 
@@ -118,24 +118,24 @@ class TestTimes:
     def test_a_stream_resumed_elsewhere_is_measured_once_and_where_it_is_produced(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store, case: str
     ) -> None:
-        spoken = CASES[case]
-        upstream.on("m", *stream(*spoken.before, Gate("token"), spoken.token, Gate("end"), *spoken.rest))
+        streamed = FIRST_TOKENS[case]
+        upstream.on("m", *stream(*streamed.before, Gate("token"), streamed.token, Gate("end"), *streamed.rest))
         shared = config(upstream, store={"url": store.url})
         one, two = relays.start(shared), relays.start(shared)
         sent = time.monotonic()
-        with ask(one, spoken.path) as answer:
+        with ask(one, streamed.path) as answer:
             stream_id = answer.headers["relay-stream-id"]
-            answer.take(len(spoken.before))
+            answer.take(len(streamed.before))
         arrived = time.monotonic()
-        last = {"last-event-id": f"{stream_id}.{len(spoken.before)}"}
-        with open_stream(two.url + spoken.path, headers={**KEY, **last}, body={}) as again:
+        last = {"last-event-id": f"{stream_id}.{len(streamed.before)}"}
+        with open_stream(two.url + streamed.path, headers={**KEY, **last}, body={}) as again:
             assert again.status == 200
             token_due = time.monotonic() - arrived
             upstream.open("token")
             again.events(1)
             first_seen = time.monotonic() - sent
             upstream.open("end")
-            assert len(again.events()) == len(spoken.rest)
+            assert len(again.events()) == len(streamed.rest)
         seen, there = ended(one), scrape(two)
         assert token_due <= seen.value(f"{FIRST}_sum") <= first_seen
         assert (seen.value(f"{FIRST}_count"), there.value(f"{FIRST}_count")) == (1, 0)

@@ -16,6 +16,7 @@ from tests.playground.browser import Browser, Page
 from tests.support.processes import RelayProcess, free_port, needs
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.stores import valkey_server
+from tests.support.streams import Api
 
 UNLOGGED = "without_a_log"  # in a test's name: its stream is relayed without one
 
@@ -53,7 +54,7 @@ class Scene:
         self.page.until_state("idle")
         return self.page
 
-    def send(self, api: str = "chat", words: Sequence[str] = WORDS) -> Page:
+    def send(self, api: Api = "chat", words: Sequence[str] = WORDS) -> Page:
         """Returns when the half has arrived."""
         self.bench.upstream.on(self.model, *answer(api, self.model, words))
         page = self.open()

@@ -14,6 +14,7 @@ from tests.playground.answers import FIRST_HALF, WORDS, answer
 from tests.playground.browser import Page
 from tests.playground.conftest import Bench, Scene
 from tests.support.scripted import Gate
+from tests.support.streams import Api
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ def _calm(request: pytest.FixtureRequest, scene: Scene) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_an_answer_arrives(scene: Scene, api: str) -> None:
+def test_an_answer_arrives(scene: Scene, api: Api) -> None:
     page = scene.send(api)
     page.until_state("streaming")
     assert page.text("text") == FIRST_HALF
@@ -59,7 +60,7 @@ def test_an_answer_arrives(scene: Scene, api: str) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_cut_goes_on_at_the_other_replica(scene: Scene, api: str) -> None:
+def test_a_cut_goes_on_at_the_other_replica(scene: Scene, api: Api) -> None:
     page = scene.send(api)
     for resumes, replica in ((1, scene.bench.shown[1]), (2, scene.bench.shown[0])):
         page.click("cut")
@@ -108,7 +109,7 @@ def test_the_death_of_the_producing_replica_is_told(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_reload_in_mid_generation(scene: Scene, api: str) -> None:
+def test_a_reload_in_mid_generation(scene: Scene, api: Api) -> None:
     page = scene.send(api)
     stream = page.text("stream")
     page.do("reload")
@@ -122,7 +123,7 @@ def test_a_reload_in_mid_generation(scene: Scene, api: str) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_a_second_tab_joins(scene: Scene, api: str) -> None:
+def test_a_second_tab_joins(scene: Scene, api: Api) -> None:
     page = scene.send(api)
     page.click("second")
     second = scene.browser.page(1)
@@ -173,7 +174,7 @@ def test_who_has_only_the_address_reads_and_cannot_stop(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_stop(scene: Scene, api: str) -> None:
+def test_stop(scene: Scene, api: Api) -> None:
     page = scene.send(api)
     page.click("second")
     second = scene.browser.page(1)

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.replicas import Replicas, stream_id, two_replicas
-from tests.support.samples import APIS, SAMPLES, Api, Sample, masked, rest, resume, start
+from tests.support.samples import SAMPLES, Sample, masked, rest, resume, start
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import RawStream
+from tests.support.streams import APIS, Api
 
 each_api = pytest.mark.parametrize("api", APIS)
 each_way = pytest.mark.parametrize("how", ["post", "get"])

@@ -11,6 +11,19 @@ from typing import Any
 
 from tests.support.scripted import Head, Pause, Send, Step, json_response
 
+# U+2028 and U+0085 raw: only a reader that splits on LF, CR and CRLF alone keeps these events whole.
+WORDS = ("Hel", "lo ", "wörld\u2028\u0085", "🌍", "!")
+TEXT = "".join(WORDS)
+ARGUMENTS = ('{"ci', 'ty": "Par', 'is"}')
+
+BAD_KEY = {
+    "message": "Incorrect API key",
+    "type": "invalid_request_error",
+    "param": None,
+    "code": "invalid_api_key",
+}
+LIMITED = {"message": "Rate limit reached", "type": "tokens", "param": None, "code": "rate_limit_exceeded"}
+
 PAUSE = Pause(0.7)
 RATE_LIMITED = {"retry-after": "7", "x-ratelimit-remaining-requests": "0", "x-request-id": "req_limited"}
 UPSTREAM_ID = "upstream-event-id"

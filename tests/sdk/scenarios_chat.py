@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from tests.sdk.scenarios import (
+    ARGUMENTS,
+    BAD_KEY,
+    LIMITED,
     RATE_LIMITED,
+    TEXT,
+    WORDS,
     Scenario,
     late,
     paced,
@@ -15,48 +19,28 @@ from tests.sdk.scenarios import (
     with_keepalives,
     with_upstream_ids,
 )
+from tests.support import streams
+from tests.support.streams import DONE, chat_usage, event
+from tests.support.streams import chat as chunk
+from tests.support.streams import data as frame
 
-DONE = "data: [DONE]\n\n"
-USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 5,
-    "total_tokens": 16,
-    "completion_tokens_details": {"reasoning_tokens": 2},
-}
-# U+2028 and U+0085 raw: only a reader that splits on LF, CR and CRLF alone keeps these events whole.
-WORDS = ("Hel", "lo ", "wörld\u2028\u0085", "🌍", "!")
-TEXT = "".join(WORDS)
-
-
-def frame(body: object) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-def chunk(delta: dict[str, Any] | None, finish: str | None = None, **more: Any) -> str:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
-    base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1760000000, "model": "gpt-x"}
-    return frame({**base, "system_fingerprint": "fp_1", "choices": choices, **more})
-
+USAGE_CHUNK = event(chat_usage(11, 5, completion_tokens_details={"reasoning_tokens": 2}))
+USAGE = json.loads(USAGE_CHUNK.removeprefix("data: "))["usage"]
 
 ROLE = chunk({"role": "assistant", "content": "", "refusal": None}, x_vendor={"provider": "acme"})
 DELTAS = tuple(chunk({"content": word}) for word in WORDS)
 STOP = chunk({}, "stop")
-USAGE_CHUNK = chunk(None, usage=USAGE)
 PLAIN = (ROLE, *DELTAS, STOP, USAGE_CHUNK, DONE)
 
 
 def tool_delta(index: int, arguments: str, **start: str) -> str:
-    name = {"name": start["name"]} if start else {}
-    call = {"index": index, "function": {**name, "arguments": arguments}}
-    if start:
-        call |= {"id": start["id"], "type": "function"}
-    return chunk({"tool_calls": [call]})
+    return event(streams.tool_delta(index, arguments, **start))
 
 
 TOOLS = (
     chunk({"role": "assistant", "content": None}),
     tool_delta(0, "", id="call_a", name="get_weather"),
-    *(tool_delta(0, part) for part in ('{"ci', 'ty": "Par', 'is"}')),
+    *(tool_delta(0, part) for part in ARGUMENTS),
     tool_delta(1, "", id="call_b", name="get_time"),
     *(tool_delta(1, part) for part in ('{"zone"', ': "CET"}')),
     chunk({}, "tool_calls"),
@@ -80,13 +64,6 @@ def reasoning(name: str) -> Scenario:
 
 ERROR = {"message": "The server is overloaded", "type": "server_error", "param": None, "code": "overloaded"}
 ERROR_CHOICE = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
-BAD_KEY = {
-    "message": "Incorrect API key",
-    "type": "invalid_request_error",
-    "param": None,
-    "code": "invalid_api_key",
-}
-LIMITED = {"message": "Rate limit reached", "type": "tokens", "param": None, "code": "rate_limit_exceeded"}
 
 SUCCESS = {"text": TEXT, "usage": USAGE}
 SCENARIOS: dict[str, Scenario] = {

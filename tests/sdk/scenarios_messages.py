@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tests.sdk.scenarios import Scenario, late, paced, refused, with_crlf, with_keepalives, with_upstream_ids
+from tests.sdk.scenarios import (
+    ARGUMENTS,
+    TEXT,
+    WORDS,
+    Scenario,
+    late,
+    paced,
+    refused,
+    with_crlf,
+    with_keepalives,
+    with_upstream_ids,
+)
+from tests.support import streams
+from tests.support.streams import Body, event, message_end, message_start, typed
 
-WORDS = ("Hel", "lo ", "wörld\u2028\u0085", "🌍", "!")
-TEXT = "".join(WORDS)
 USAGE = {
     "input_tokens": 12,
     "cache_read_input_tokens": 3,
@@ -18,49 +28,29 @@ USAGE = {
 
 
 def frame(kind: str, **body: Any) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body}, ensure_ascii=False)}\n\n"
+    return event(typed(kind, **body))
 
 
-def block(index: int, start: dict[str, Any], *deltas: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        frame("content_block_start", index=index, content_block=start),
-        *(frame("content_block_delta", index=index, delta=delta) for delta in deltas),
-        frame("content_block_stop", index=index),
-    )
+def block(index: int, start: Body, *deltas: Body) -> tuple[str, ...]:
+    return tuple(event(body) for body in streams.block(index, start, deltas))
 
 
 def text_block(index: int) -> tuple[str, ...]:
-    deltas = ({"type": "text_delta", "text": word} for word in WORDS)
-    return block(index, {"type": "text", "text": ""}, *deltas)
+    return tuple(event(body) for body in streams.text_block(index, WORDS))
 
 
 def ending(reason: str) -> tuple[str, ...]:
-    delta = {"stop_reason": reason, "stop_sequence": None}
-    return (frame("message_delta", delta=delta, usage={"output_tokens": 9}), frame("message_stop"))
+    return tuple(event(body) for body in message_end(reason, {"output_tokens": 9}))
 
 
-START = frame(
-    "message_start",
-    message={
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-x",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": USAGE,
-        "x_vendor": "acme",
-    },
-)
+START = event(message_start(USAGE, x_vendor="acme"))
 PING = frame("ping")
 PLAIN = (START, PING, *text_block(0), *ending("end_turn"))
 TOOL = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
-ARGUMENTS = ("", '{"ci', 'ty": "Par', 'is"}')
 TOOLS = (
     START,
     *text_block(0),
-    *block(1, TOOL, *({"type": "input_json_delta", "partial_json": part} for part in ARGUMENTS)),
+    *block(1, TOOL, *({"type": "input_json_delta", "partial_json": part} for part in ("", *ARGUMENTS))),
     *ending("tool_use"),
 )
 THINKING = (
@@ -77,7 +67,7 @@ THINKING = (
 )
 
 
-def error_body(kind: str, message: str) -> dict[str, Any]:
+def error_body(kind: str, message: str) -> Body:
     return {"error": {"type": kind, "message": message}, "request_id": "req_failed"}
 
 

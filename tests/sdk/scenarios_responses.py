@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tests.sdk.scenarios import (
+    ARGUMENTS,
+    BAD_KEY,
+    LIMITED,
     RATE_LIMITED,
+    TEXT,
+    WORDS,
     Scenario,
     late,
     paced,
@@ -15,9 +19,19 @@ from tests.sdk.scenarios import (
     with_keepalives,
     with_upstream_ids,
 )
+from tests.support import streams
+from tests.support.streams import (
+    Body,
+    call_item,
+    data,
+    event,
+    item,
+    response,
+    response_end,
+    response_start,
+    text_item,
+)
 
-WORDS = ("Hel", "lo ", "wörld\u2028\u0085", "🌍", "!")
-TEXT = "".join(WORDS)
 USAGE = {
     "input_tokens": 11,
     "input_tokens_details": {"cached_tokens": 3},
@@ -25,77 +39,19 @@ USAGE = {
     "output_tokens_details": {"reasoning_tokens": 2},
     "total_tokens": 16,
 }
-Body = dict[str, Any]
-
-
-def response(status: str, output: list[Body], **more: Any) -> Body:
-    base: Body = {
-        "id": "resp_1",
-        "object": "response",
-        "created_at": 1760000000,
-        "model": "gpt-x",
-        "error": None,
-        "incomplete_details": None,
-        "instructions": None,
-        "metadata": {},
-        "parallel_tool_calls": True,
-        "temperature": 1.0,
-        "tool_choice": "auto",
-        "tools": [],
-        "top_p": 1.0,
-    }
-    return {**base, "status": status, "output": output, "usage": None, **more}
 
 
 def frames(*bodies: Body, numbered: bool = True, named: bool = True) -> tuple[str, ...]:
-    found = []
-    for number, body in enumerate(bodies):
-        full = {**body, "sequence_number": number} if numbered else body
-        name = f"event: {body['type']}\n" if named else ""
-        found.append(f"{name}data: {json.dumps(full, ensure_ascii=False)}\n\n")
-    return tuple(found)
-
-
-def opening() -> tuple[Body, ...]:
-    return tuple({"type": f"response.{kind}", "response": response("in_progress", [])} for kind in OPENING)
-
-
-OPENING = ("created", "in_progress")
-
-
-def item(index: int, started: Body, done: Body, *between: Body) -> tuple[Body, ...]:
-    return (
-        {"type": "response.output_item.added", "output_index": index, "item": started},
-        *({**body, "output_index": index, "item_id": done["id"]} for body in between),
-        {"type": "response.output_item.done", "output_index": index, "item": done},
-    )
+    sent = streams.numbered(bodies) if numbered else bodies
+    return tuple(event(body) if named else data(body) for body in sent)
 
 
 def message(index: int) -> tuple[Body, ...]:
-    empty: Body = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-    part = {**empty, "text": TEXT}
-    text: Body = {"content_index": 0, "logprobs": []}
-    return item(
-        index,
-        {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress", "content": []},
-        {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]},
-        {"type": "response.content_part.added", "content_index": 0, "part": empty},
-        *({"type": "response.output_text.delta", "delta": word, "obfuscation": "x", **text} for word in WORDS),
-        {"type": "response.output_text.done", "text": TEXT, **text},
-        {"type": "response.content_part.done", "content_index": 0, "part": part},
-    )
+    return text_item(index, WORDS, obfuscation="x")
 
 
 def function_call(index: int) -> tuple[Body, ...]:
-    parts = ('{"ci', 'ty": "Par', 'is"}')
-    call: Body = {"id": "fc_1", "type": "function_call", "call_id": "call_a", "name": "get_weather"}
-    return item(
-        index,
-        {**call, "arguments": "", "status": "in_progress"},
-        {**call, "arguments": "".join(parts), "status": "completed"},
-        *({"type": "response.function_call_arguments.delta", "delta": part} for part in parts),
-        {"type": "response.function_call_arguments.done", "name": "get_weather", "arguments": "".join(parts)},
-    )
+    return call_item(index, ARGUMENTS)
 
 
 def reasoning(index: int) -> tuple[Body, ...]:
@@ -114,9 +70,7 @@ def reasoning(index: int) -> tuple[Body, ...]:
 
 
 def whole(*items: tuple[Body, ...], status: str = "completed", **more: Any) -> tuple[Body, ...]:
-    output = [events[-1]["item"] for events in items]
-    final = {"type": f"response.{status}", "response": response(status, output, usage=USAGE, **more)}
-    return (*opening(), *(event for events in items for event in events), final)
+    return (*response_start(), *(body for item in items for body in item), response_end(status, items, USAGE, **more))
 
 
 PLAIN = whole(message(0))
@@ -127,13 +81,6 @@ FAILED: Body = {
     "type": "response.failed",
     "response": response("failed", [], error={"code": "server_error", "message": "The server had an error"}),
 }
-BAD_KEY = {
-    "message": "Incorrect API key",
-    "type": "invalid_request_error",
-    "param": None,
-    "code": "invalid_api_key",
-}
-LIMITED = {"message": "Rate limit reached", "type": "tokens", "param": None, "code": "rate_limit_exceeded"}
 
 SUCCESS = {"text": TEXT, "usage": USAGE}
 SCENARIOS: dict[str, Scenario] = {

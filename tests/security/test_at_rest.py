@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from relay.config import SettingsError, load
 from tests.conftest import Relays
-from tests.observe.frames import CASES, PATHS, chat
 from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.streams import FIRST_TOKENS, PATHS, chat
 from tests.support.waiting import wait_until
 
 HEARTBEAT = b": hb\n"
@@ -115,10 +115,10 @@ class TestReading:
     def test_nothing_that_was_said_is_in_the_store(self, site: Site, keys: str | None) -> None:
         """The responses API repeats the request's words in its events. Without keys they are found."""
         relay = site.relay(keys)
-        spoken = CASES["responses-text"]
+        streamed = FIRST_TOKENS["responses-text"]
         created = {"type": "response.created", "response": {"id": "resp_1", "instructions": CANARY}}
         first = f"event: response.created\ndata: {json.dumps(created)}\n\n"
-        site.upstream.on("m", *stream(first, *spoken.before[1:], spoken.token, *spoken.rest))
+        site.upstream.on("m", *stream(first, *streamed.before[1:], streamed.token, *streamed.rest))
         with post(relay, "responses") as answer:
             assert CANARY in answer.read().decode()
         wanted = keys is None

@@ -19,10 +19,11 @@ from tests.support.asking import ask
 from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id
-from tests.support.samples import APIS, SAMPLES, Api, error_of
+from tests.support.samples import SAMPLES, error_of
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream
 from tests.support.stores import Server, valkey_server
+from tests.support.streams import APIS, Api
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow

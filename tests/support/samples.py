@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import RawEvent, RawStream, open_stream
-
-Api = Literal["chat", "messages", "responses"]
-APIS: tuple[Api, ...] = ("chat", "messages", "responses")
+from tests.support.streams import (
+    PATHS,
+    Api,
+    Body,
+    block,
+    chat_usage,
+    chunk,
+    credential,
+    message_end,
+    message_start,
+    numbered,
+    typed,
+)
 
 # Characters at which careless line splitting breaks, raw as JSON allows them, and some that take 2 to 4 bytes.
 ODD_TEXT = "Zürich\u2028über\u0085alles \x7f 東京 🎉"
@@ -62,9 +72,12 @@ class Sample:
     """An API, how it is asked, and its stream."""
 
     api: Api
-    path: str
     heartbeat: bytes
     events: tuple[Event, ...]
+
+    @property
+    def path(self) -> str:
+        return PATHS[self.api]
 
     @property
     def frames(self) -> tuple[bytes, ...]:
@@ -76,9 +89,7 @@ class Sample:
         return b"".join(event.to_client(f"{stream_id}.{n}") for n, event in enumerate(self.events[:upto], start=1))
 
     def headers(self, token: str = "sk-one") -> dict[str, str]:
-        if self.api == "messages":
-            return {"x-api-key": token, "anthropic-version": "2023-06-01"}
-        return {"authorization": f"Bearer {token}"}
+        return credential(self.api, token)
 
     def body(self, model: str, *, stream: bool = True, **more: Any) -> dict[str, Any]:
         turns = [{"role": "user", "content": ODD_TEXT}]
@@ -96,96 +107,86 @@ def masked(raw: bytes) -> bytes:
 _HINT = re.compile(rb"\A(id: st_[A-Za-z0-9_-]+\.1\n)retry: [1-9][0-9]{2,3}\n")
 
 
-def _dump(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _event(body: Body, indent: int | None = None, kind: str | None = None) -> Event:
+    named = body.get("type", "") if kind is None else kind
+    return Event(json.dumps(body, ensure_ascii=False, indent=indent), named)
 
 
-def _chunk(delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:
-    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": choices, **more}
+def _text(content: str) -> Body:
+    return chunk({"content": content})
 
 
-def _call(arguments: str, **more: Any) -> dict[str, Any]:
-    return {"tool_calls": [{"index": 0, **more, "function": {"arguments": arguments}}]}
+def _call(arguments: str, **more: Any) -> Body:
+    return chunk({"tool_calls": [{"index": 0, **more, "function": {"arguments": arguments}}]})
 
 
-_USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
-
-CHAT_USAGE_EVENT = Event(_dump({**_chunk({}), "choices": [], "usage": _USAGE}))
+CHAT_USAGE_EVENT = _event(chat_usage(9, 12))
 
 _CHAT = (
-    Event(_dump(_chunk({"role": "assistant", "content": ""}))),
-    Event(_dump(_chunk({"reasoning_content": "Grüße …"}))),
-    Event(_dump(_chunk({"content": "Hello, "}))),
-    Event(_dump(_chunk({"content": ODD_TEXT}))),
-    Event(_dump(_chunk({"content": "in lines"}), indent=1)),
-    Event(_dump(_chunk({"content": "named"})), kind="message"),
-    Event(_dump(_chunk(_call("", id="call_1", type="function")))),
-    Event(_dump(_chunk(_call('{"city":')))),
-    Event(_dump(_chunk(_call(' "Zürich"}')))),
-    Event(_dump(_chunk({}, "tool_calls"))),
+    _event(chunk({"role": "assistant", "content": ""})),
+    _event(chunk({"reasoning_content": "Grüße …"})),
+    _event(_text("Hello, ")),
+    _event(_text(ODD_TEXT)),
+    _event(_text("in lines"), indent=1),
+    _event(_text("named"), kind="message"),
+    _event(_call("", id="call_1", type="function")),
+    _event(_call('{"city":')),
+    _event(_call(' "Zürich"}')),
+    _event(chunk({}, "tool_calls")),
     CHAT_USAGE_EVENT,
     Event("[DONE]"),
 )
 
+_TOOL = {"type": "tool_use", "id": "toolu_1", "name": "w"}
+_WORDS = ("Hello, ", ODD_TEXT, "in lines")
+_PARTS = ('{"city":', ' "Zürich"}')
 
-def _typed(kind: str, indent: int | None = None, **fields: Any) -> Event:
-    return Event(_dump({"type": kind, **fields}, indent), kind)
-
-
-def _delta(index: int, indent: int | None = None, **delta: str) -> Event:
-    return _typed("content_block_delta", indent, index=index, delta=delta)
-
-
-_MESSAGES = (
-    _typed("message_start", message={"id": "msg_1", "role": "assistant", "usage": {"input_tokens": 9}}),
-    _typed("ping"),
-    _typed("content_block_start", index=0, content_block={"type": "text", "text": ""}),
-    _delta(0, type="text_delta", text="Hello, "),
-    _delta(0, type="text_delta", text=ODD_TEXT),
-    _delta(0, indent=1, type="text_delta", text="in lines"),
-    _typed("content_block_stop", index=0),
-    _typed("content_block_start", index=1, content_block={"type": "tool_use", "id": "toolu_1", "name": "w"}),
-    _delta(1, type="input_json_delta", partial_json='{"city":'),
-    _delta(1, type="input_json_delta", partial_json=' "Zürich"}'),
-    _typed("content_block_stop", index=1),
-    _typed("message_delta", delta={"stop_reason": "tool_use"}, usage={"output_tokens": 12}),
-    _typed("message_stop"),
+_MESSAGES = tuple(
+    _event(body, indent=1 if body.get("delta") == {"type": "text_delta", "text": "in lines"} else None)
+    for body in (
+        message_start({"input_tokens": 9}),
+        typed("ping"),
+        *block(0, {"type": "text", "text": ""}, ({"type": "text_delta", "text": word} for word in _WORDS)),
+        *block(1, _TOOL, ({"type": "input_json_delta", "partial_json": part} for part in _PARTS)),
+        *message_end("tool_use", {"output_tokens": 12}),
+    )
 )
 
 _ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
 _CALL = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": "weather", "arguments": ""}
+_BEGUN = {"id": "resp_1", "status": "in_progress"}
 
+_SPELLED: dict[str, dict[str, Any]] = {"in lines": {"indent": 1}, "unnamed": {"kind": ""}}
 
-def _response(number: int, kind: str, indent: int | None = None, named: bool = True, **fields: Any) -> Event:
-    kind = f"response.{kind}"
-    return Event(_dump({"type": kind, "sequence_number": number, **fields}, indent), kind if named else "")
-
-
-_RESPONSES = (
-    _response(0, "created", response={"id": "resp_1", "status": "in_progress"}),
-    _response(1, "in_progress", response={"id": "resp_1", "status": "in_progress"}),
-    _response(2, "output_item.added", output_index=0, item=_ITEM),
-    _response(3, "content_part.added", output_index=0, part={"type": "output_text", "text": ""}),
-    _response(4, "output_text.delta", delta=ODD_TEXT),
-    _response(5, "output_text.delta", indent=1, delta="in lines"),
-    _response(6, "output_text.delta", named=False, delta="unnamed"),
-    _response(7, "output_text.done", text="…"),
-    _response(8, "output_item.done", output_index=0, item=_ITEM),
-    _response(9, "output_item.added", output_index=1, item=_CALL),
-    _response(10, "function_call_arguments.delta", delta='{"city": "Zürich"}'),
-    _response(11, "function_call_arguments.done", arguments='{"city": "Zürich"}'),
-    _response(12, "output_item.done", output_index=1, item=_CALL),
-    _response(13, "completed", response={"id": "resp_1", "status": "completed", "usage": {"input_tokens": 9}}),
+_RESPONSES = tuple(
+    _event(body, **_SPELLED.get(body.get("delta", ""), {}))
+    for body in numbered(
+        [
+            typed("response.created", response=_BEGUN),
+            typed("response.in_progress", response=_BEGUN),
+            typed("response.output_item.added", output_index=0, item=_ITEM),
+            typed("response.content_part.added", output_index=0, part={"type": "output_text", "text": ""}),
+            typed("response.output_text.delta", delta=ODD_TEXT),
+            typed("response.output_text.delta", delta="in lines"),
+            typed("response.output_text.delta", delta="unnamed"),
+            typed("response.output_text.done", text="…"),
+            typed("response.output_item.done", output_index=0, item=_ITEM),
+            typed("response.output_item.added", output_index=1, item=_CALL),
+            typed("response.function_call_arguments.delta", delta='{"city": "Zürich"}'),
+            typed("response.function_call_arguments.done", arguments='{"city": "Zürich"}'),
+            typed("response.output_item.done", output_index=1, item=_CALL),
+            typed("response.completed", response={**_BEGUN, "status": "completed", "usage": {"input_tokens": 9}}),
+        ]
+    )
 )
 
 _COMMENT = b": hb\n"
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 SAMPLES: dict[Api, Sample] = {
-    "chat": Sample("chat", "/v1/chat/completions", _COMMENT, _CHAT),
-    "messages": Sample("messages", "/v1/messages", _PING, _MESSAGES),
-    "responses": Sample("responses", "/v1/responses", _COMMENT, _RESPONSES),
+    "chat": Sample("chat", _COMMENT, _CHAT),
+    "messages": Sample("messages", _PING, _MESSAGES),
+    "responses": Sample("responses", _COMMENT, _RESPONSES),
 }
 
 

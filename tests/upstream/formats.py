@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tests.support.sseclient import RawEvent
+from tests.support.streams import Api
 
-Api = Literal["chat", "messages", "responses"]
-
-APIS: tuple[Api, ...] = ("chat", "messages", "responses")
-
-PATHS: dict[Api, str] = {
-    "chat": "/v1/chat/completions",
-    "messages": "/v1/messages",
-    "responses": "/v1/responses",
-}
+KEY = "test-key"
 
 _GRAMMAR: dict[Api, re.Pattern[str]] = {
     "chat": re.compile(r"(delta )+finish (usage )?done"),
@@ -44,12 +37,6 @@ def request(api: Api, model: str, prompt: str) -> dict[str, Any]:
             return base | {"messages": turns, "max_tokens": 24}
         case "responses":
             return base | {"input": prompt, "max_output_tokens": 24}
-
-
-def headers(api: Api) -> dict[str, str]:
-    if api == "messages":
-        return {"x-api-key": "test-key", "anthropic-version": "2023-06-01"}
-    return {"authorization": "Bearer test-key"}
 
 
 def is_whole(api: Api, events: Sequence[RawEvent]) -> bool:

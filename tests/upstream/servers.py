@@ -24,7 +24,7 @@ from typing import Any
 
 from relay.demo_model import MODEL_NAME, ModelMissing, model_path, wait_ready
 from tests.support.processes import free_port, needs
-from tests.upstream.formats import APIS, PATHS, Api
+from tests.support.streams import APIS, PATHS, Api
 
 START_TIMEOUT = 60.0
 

@@ -13,8 +13,9 @@ import pytest
 from tests.conftest import Relays
 from tests.support.ids import end_ids, event_ids
 from tests.support.sseclient import RawEvent, open_stream
+from tests.support.streams import APIS, PATHS, Api, credential
 from tests.upstream.conftest import Pair
-from tests.upstream.formats import APIS, PATHS, Api, error_code, headers, normal, request
+from tests.upstream.formats import KEY, error_code, normal, request
 from tests.upstream.servers import Upstream
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def split_at_error(api: Api, events: list[RawEvent]) -> tuple[list[RawEvent], st
 
 def broken_stream(relay_url: str, api: Api, body: object) -> tuple[list[RawEvent], str]:
     """What a client of the relay gets of a stream that breaks, as `split_at_error` tells it."""
-    with open_stream(relay_url + PATHS[api], headers=headers(api), body=body) as answer:
+    with open_stream(relay_url + PATHS[api], headers=credential(api, KEY), body=body) as answer:
         events = answer.events()
         assert (answer.status, answer.ended) == (200, "zero-chunk")
         stream_id = answer.headers["relay-stream-id"]
@@ -45,7 +46,7 @@ def broken_stream(relay_url: str, api: Api, body: object) -> tuple[list[RawEvent
 
 def refusal(url: str, api: Api, body: object) -> tuple[int, bytes, dict[str, str]]:
     """Status, body, and the headers that a client acts on."""
-    with open_stream(url, headers=headers(api), body=body) as answer:
+    with open_stream(url, headers=credential(api, KEY), body=body) as answer:
         told = {
             name: value
             for name, value in answer.headers.items()
@@ -68,7 +69,7 @@ def test_llama_cpp_refusal_passes_verbatim(server: Upstream, pair: Pair, api: Ap
 @each_api
 def test_aimock_cut_ends_with_an_error(server: Upstream, pair: Pair, api: Api) -> None:
     body = request(api, server.model, "cut the answer")
-    with open_stream(server.endpoint(api), headers=headers(api), body=body) as answer:
+    with open_stream(server.endpoint(api), headers=credential(api, KEY), body=body) as answer:
         direct = answer.events()
         assert answer.ended in ("fin", "reset")
 

@@ -6,8 +6,9 @@ import pytest
 
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import RawEvent, open_stream
+from tests.support.streams import APIS, PATHS, Api, credential
 from tests.upstream.conftest import Pair
-from tests.upstream.formats import APIS, PATHS, Api, headers, is_whole, normal, request
+from tests.upstream.formats import KEY, is_whole, normal, request
 from tests.upstream.servers import Upstream
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def from_upstream(server: Upstream, api: Api, body: object) -> list[RawEvent]:
     """Every event of the upstream itself: a ping without an id is one of its events, a comment is none."""
-    with open_stream(server.endpoint(api), headers=headers(api), body=body) as answer:
+    with open_stream(server.endpoint(api), headers=credential(api, KEY), body=body) as answer:
         events = [event for event in answer if event.data is not None]
         assert (answer.status, answer.ended) == (200, "zero-chunk")
         return events
@@ -23,7 +24,7 @@ def from_upstream(server: Upstream, api: Api, body: object) -> list[RawEvent]:
 
 def through_relay(relay: RelayProcess, api: Api, body: object) -> tuple[list[RawEvent], dict[str, str]]:
     """Every event that is in the relay's log, without the relay's heartbeats; and the headers."""
-    with open_stream(relay.url + PATHS[api], headers=headers(api), body=body) as answer:
+    with open_stream(relay.url + PATHS[api], headers=credential(api, KEY), body=body) as answer:
         events = answer.events()
         assert (answer.status, answer.ended) == (200, "zero-chunk")
         return events, answer.headers
@@ -59,7 +60,7 @@ def test_stream_continues_on_another_relay(server: Upstream, pair: Pair, api: Ap
     for prompt in server.prompts:
         relayed, head = through_relay(pair.first, api, request(api, server.model, prompt))
         middle = len(relayed) // 2
-        position = {**headers(api), "last-event-id": f"{head['relay-stream-id']}.{middle}"}
+        position = {**credential(api, KEY), "last-event-id": f"{head['relay-stream-id']}.{middle}"}
         url = f"{pair.second.url}/streams/{head['relay-stream-id']}"
         with open_stream(url, "GET", position) as answer:
             rest = answer.read()
