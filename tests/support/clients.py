@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support.http import first_line, read_chunk, read_head
+from tests.support.http import headers as headers_of
 from tests.support.oracle import PATH, check, error_code
 from tests.support.sseclient import RawEvent
-
-T = TypeVar("T")
+from tests.support.threaded import LoopThread, T
 
 # Between two connections: as an SDK or EventSource would, but quicker.
 _PAUSE = 0.1
@@ -137,14 +137,14 @@ class Client:
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         await writer.drain()
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _SILENCE)
+            head = await asyncio.wait_for(read_head(reader), _SILENCE)
         except TimeoutError:
             raise Broken(f"{self.model}: {host} gave no answer for {_SILENCE} s, after event {self._last}") from None
         except (asyncio.IncompleteReadError, OSError):
             if self._last is None:
                 self.unanswered += 1
             return
-        status, headers = _parse_head(head)
+        status, headers = int(first_line(head)[1]), headers_of(head)
         if status == 204 and self._last is not None:
             self._over()
             return
@@ -175,7 +175,7 @@ class Client:
         while True:
             count = len(self.events)
             try:
-                data = await asyncio.wait_for(_chunk(reader), _SILENCE)
+                data = await asyncio.wait_for(read_chunk(reader), _SILENCE)
             except TimeoutError:
                 raise Broken(f"{self.model}: not even a heartbeat for {_SILENCE} s, after {self._last}") from None
             except (asyncio.IncompleteReadError, OSError):
@@ -183,7 +183,7 @@ class Client:
                 if self.events and self.events[-1].data == "[DONE]":
                     self._over()
                 return
-            if data is None:
+            if not data:
                 if block:
                     raise Broken(f"{self.model}: a clean end inside {block!r}")
                 if not self.events or self.events[-1].data != "[DONE]":
@@ -250,33 +250,21 @@ class Client:
 
 
 class Fleet:
-    """An event loop in a thread, and the clients on it. Use it as a context manager."""
+    """Clients on an event loop in a thread. Use it as a context manager."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="clients", daemon=True)
+        self._thread = LoopThread()
         self._started: list[Future[Any]] = []
 
     def __enter__(self) -> Fleet:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async def cancel_all() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+    def __exit__(self, *_: object) -> None:
+        self._thread.stop()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self._thread.submit(work)
         self._started.append(future)
         return future
 
@@ -301,17 +289,3 @@ def terminals(events: Iterable[RawEvent]) -> int:
     found = list(events)
     errors = sum(1 for event in found if error_code(event) is not None)
     return max(errors, sum(1 for event in found if event.data == "[DONE]"))
-
-
-def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
-    status_line, *lines = head.decode("latin-1").split("\r\n")
-    pairs = (line.partition(":") for line in lines if line)
-    return int(status_line.split(" ", 2)[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}
-
-
-async def _chunk(reader: asyncio.StreamReader) -> bytes | None:
-    """The next chunk of a chunked body, None for the zero chunk."""
-    line = await reader.readuntil(b"\r\n")
-    size = int(line.split(b";")[0], 16)
-    data = await reader.readexactly(size + 2)
-    return data[:-2] if size else None

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
 from tests.support.processes import free_port
+from tests.support.threaded import ServerThread
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ class DropReplies:
 Mode = Pass | Delay | Narrow | Blackhole | Refuse | DropReplies
 
 
-class FaultProxy:
-    """Forwards `port` to a server's port. Use it as a context manager."""
+class FaultProxy(ServerThread):
+    """Forwards its port to a server's. Use it as a context manager."""
 
     def __init__(self, target_port: int) -> None:
-        self.port = free_port()
+        super().__init__(free_port())
         self.connections = 0
         """How many connections have been accepted."""
         self.requested = 0
@@ -68,14 +65,11 @@ class FaultProxy:
         """How many bytes of replies have been forwarded."""
         self.dropped = 0
         """How many connections were cut for a swallowed reply."""
-        self._target_port = target_port
-        self._mode: Mode = Pass()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
-        self._server: asyncio.Server | None = None
-        self._links: set[_Link] = set()
         self.line_free_at = 0.0
         """When a narrow line has carried what it has been given."""
+        self._target_port = target_port
+        self._mode: Mode = Pass()
+        self._links: set[_Link] = set()
 
     @property
     def url(self) -> str:
@@ -89,61 +83,42 @@ class FaultProxy:
     def mode(self, mode: Mode) -> None:
         """In effect on return, for open connections too. What a blackhole has swallowed does not come back, so
         its connections are cut when it ends."""
-        self._run(self._switch(mode))
-
-    def __enter__(self) -> FaultProxy:
-        self._thread.start()
-        self._run(self._listen())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
+        self.run(self._switch(mode))
 
     async def _switch(self, mode: Mode) -> None:
         before, self._mode = self._mode, mode
         if isinstance(mode, Refuse):
             await self._stop_listening()
-        elif self._server is None:
-            await self._listen()
+        elif self.server is None:
+            await self.listen()
         if isinstance(mode, Refuse) or (isinstance(before, Blackhole) and mode != before):
             for link in list(self._links):
                 link.cut()
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256)
-
     async def _stop_listening(self) -> None:
-        server, self._server = self._server, None
+        server, self.server = self.server, None
         if server is None:
             return
         for listening in server.sockets:
-            self._loop.remove_reader(listening.fileno())
+            self.loop.remove_reader(listening.fileno())
         for _ in range(5):  # asyncio loses a connection that is accepted in the turn in which its server is closed
             await asyncio.sleep(0)
         server.close()
 
-    async def _close(self) -> None:
+    async def closing(self) -> None:
         await self._stop_listening()
         for link in list(self._links):
             link.cut()
         await asyncio.gather(*(link.ended.wait() for link in list(self._links)))
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
             to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
         except OSError:
             writer.transport.abort()
             return
-        if self._server is None:
+        if self.server is None:
             writer.transport.abort()
             to_server[1].transport.abort()
             return

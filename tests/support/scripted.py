@@ -13,16 +13,15 @@ import asyncio
 import contextlib
 import json
 import socket
-import struct
 import threading
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal
 
-Framing = Literal["chunked", "length", "close"]
+from tests.support.http import chunk, first_line, header_list, read_body, read_head, reset
+from tests.support.threaded import ServerThread
 
-_LINE_LIMIT = 1 << 20  # longer than any header a test sends
+Framing = Literal["chunked", "length", "close"]
 
 
 @dataclass(frozen=True)
@@ -128,49 +127,21 @@ class _ConnectionOver(Exception):
     """The script itself has ended the connection."""
 
 
-class ScriptedUpstream:
+class ScriptedUpstream(ServerThread):
     """The server, in a thread with an event loop of its own. Use it as a context manager."""
 
+    limit = 1 << 20  # longer than any head that a test sends
+
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._host = host
-        self._port = port
+        super().__init__(port, host)
         self._by_model: dict[str, tuple[Step, ...]] = {}
         self._by_path: dict[str, tuple[Step, ...]] = {}
         self._calls: list[Call] = []
         self._changed = threading.Condition()
         self._waiting: dict[str, int] = {}
         self._gates: dict[str, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="scripted-upstream", daemon=True)
-        self._server: asyncio.Server | None = None
 
     # What a test calls, from its own thread.
-
-    def start(self) -> ScriptedUpstream:
-        self._thread.start()
-        self._run(self._listen())
-        return self
-
-    def stop(self) -> None:
-        if not self._thread.is_alive():
-            return
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def __enter__(self) -> ScriptedUpstream:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def url(self) -> str:
-        return f"http://{self._host}:{self._port}"
 
     @property
     def calls(self) -> list[Call]:
@@ -190,7 +161,7 @@ class ScriptedUpstream:
 
     def open(self, name: str) -> None:
         """Open a gate for good: for the connections that wait at it and for those to come."""
-        self._loop.call_soon_threadsafe(lambda: self._gate(name).set())
+        self.loop.call_soon_threadsafe(lambda: self._gate(name).set())
 
     def wait_reached(self, name: str, timeout: float = 10.0, connections: int = 1) -> None:
         """Block until so many connections have come to the gate."""
@@ -207,29 +178,10 @@ class ScriptedUpstream:
 
     # The server, on its own loop.
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
-
     def _gate(self, name: str) -> asyncio.Event:
         return self._gates.setdefault(name, asyncio.Event())
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, self._host, self._port, backlog=4096, limit=_LINE_LIMIT)
-        self._port = self._server.sockets[0].getsockname()[1]
-
-    async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = self._loop.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -281,7 +233,7 @@ class ScriptedUpstream:
                     writer.write(_head_bytes(step, _body_length(script[position + 1 :])))
                     await writer.drain()
                 case Send(data):
-                    writer.write(b"%x\r\n%s\r\n" % (len(data), data) if chunked_open and data else data)
+                    writer.write(chunk(data) if chunked_open and data else data)
                     await writer.drain()
                 case Pause(seconds):
                     await _until(asyncio.sleep(seconds), reader)
@@ -291,19 +243,17 @@ class ScriptedUpstream:
                         self._changed.notify_all()
                     await _until(self._gate(name).wait(), reader)
                 case Reset():
-                    linger_zero = struct.pack("ii", 1, 0)
-                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
-                    writer.transport.abort()
+                    reset(writer)
                     raise _ConnectionOver
                 case Cut():
                     raise _ConnectionOver
                 case End():
                     if chunked_open:
-                        writer.write(b"0\r\n\r\n")
+                        writer.write(chunk(b""))
                         await writer.drain()
                     chunked_open = False
         if chunked_open:
-            writer.write(b"0\r\n\r\n")
+            writer.write(chunk(b""))
             await writer.drain()
         if framing == "close":
             raise _ConnectionOver
@@ -353,31 +303,11 @@ def _model_of(call: Call) -> str | None:
 
 async def _read_request(reader: asyncio.StreamReader) -> Call | None:
     """The next request of a connection, or None when the peer has closed it between two."""
-    first = await reader.readline()
-    if not first:
-        return None
-    method, target, _ = first.decode("latin-1").split(" ", 2)
-    headers: list[tuple[str, str]] = []
-    while line := (await _line(reader)):
-        name, _, value = line.decode("latin-1").partition(":")
-        headers.append((name, value.strip()))
-    call = Call(method, target, headers, b"")
-    if "chunked" in (call.header("transfer-encoding") or "").lower():
-        call.body = await _chunked_body(reader)
-    else:
-        call.body = await reader.readexactly(int(call.header("content-length") or 0))
-    return call
-
-
-async def _chunked_body(reader: asyncio.StreamReader) -> bytes:
-    chunks: list[bytes] = []
-    while size := int((await _line(reader)).partition(b";")[0], 16):
-        chunks.append(await reader.readexactly(size))
-        await _line(reader)
-    while await _line(reader):  # trailers
-        pass
-    return b"".join(chunks)
-
-
-async def _line(reader: asyncio.StreamReader) -> bytes:
-    return (await reader.readuntil(b"\r\n"))[:-2]
+    try:
+        head = await read_head(reader)
+    except asyncio.IncompleteReadError as closed:
+        if not closed.partial:
+            return None
+        raise
+    method, target, _ = first_line(head)
+    return Call(method, target, header_list(head), await read_body(head, reader))
