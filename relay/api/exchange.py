@@ -1,7 +1,7 @@
 """One request and its answer, on bare ASGI.
 
 Starlette routes; its middlewares and response classes wrap every `send` and are kept off the stream's way.
-Every way out leaves nothing behind: a refused request's body is read to its end (within bounds), because
+Whatever way it ends, nothing of it is left: a refused request's body is read to its end (within bounds), because
 a client that is still sending would see a reset instead of the answer, and because the server waits for
 room in the request's queue before it can be done with the connection.
 """
@@ -13,8 +13,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
@@ -37,6 +37,8 @@ from relay.protocol.errors import (
 from relay.protocol.headers import Headers
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
@@ -77,6 +79,8 @@ class Exchange:
         """Who asks: set at the gate, where the path has one."""
         self.started = False
         self.body_read = False
+        self.gone = False
+        """Has the client hung up, for all that was read so far?"""
         self.too_slow: BodyTooSlow | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
@@ -184,8 +188,27 @@ class Exchange:
 
     async def until_gone(self) -> None:
         """Returns when the client has hung up."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        while not self.gone:
+            self.gone = (await self._receive())["type"] == "http.disconnect"
+
+    async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` returns. Where its client hangs up first, the work is cancelled. Raises ConnectionCut then.
+
+        Before the body has been read nobody else may read the connection: then the work is awaited as it is.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.until_gone()) if self.body_read else None
+        try:
+            await asyncio.wait([task] if gone is None else [task, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionCut
+            return task.result()
+        finally:
+            if gone is not None:
+                gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     # -- the answer ---------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class Gate:
         # No header can hold a NUL: no credential of the other mode is this.
         return Caller(b"\0owner\0" + key.owner.encode(), shown, key)
 
-    def open(self, caller: Caller) -> Slot:
+    def acquire(self, caller: Caller) -> Slot:
         """Let one request go upstream; the slot is to be released when it is over. Raises TooMany."""
         key = caller.key
         counted = key is not None and key.concurrency is not None
@@ -148,14 +148,14 @@ class Gate:
                 self._buckets.take(name, rate)
         return Slot(self._busy, key.digest if counted and key is not None else None)
 
-    def resume(self, identity: bytes) -> None:
+    def charge_resume(self, identity: bytes) -> None:
         """Let one request ask for a stream that is there. Raises TooMany."""
         if self._resume is not None:
             name = _bucket(b"r", identity)
             self._wait_for(("limits.resume_rate", name, self._resume))
             self._buckets.take(name, self._resume)
 
-    def replay(self, identity: bytes, events: int) -> None:
+    def charge_replay(self, identity: bytes, events: int) -> None:
         """Let so many events be read once more, however many they are, if all before them are paid for. Raises
         TooMany."""
         if self._replay is not None and events:

@@ -239,7 +239,7 @@ class StoreBehind(Unavailable):
 
 
 class KeyMissing(StoreUnavailable):
-    """An entry of the log was sealed under a `key`, by its name, that this replica does not have; another may."""
+    """An entry of the log was encrypted under a `key`, by its name, that this replica does not have; another may."""
 
     def __init__(self, key: str = "") -> None:
         super().__init__()

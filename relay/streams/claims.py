@@ -44,7 +44,7 @@ class Claims:
         self._directory = directory
         self._replica = replica
         self._settling = streams.lease
-        self._kept = 2 * streams.lease  # longer than a store's replica is behind
+        self._kept = 2 * streams.lease  # longer than a store's replica lags
         self._longest = streams.max_duration + streams.retention
         self._held: dict[tuple[str, str], _Held] = {}  # by name and stream
 

@@ -1,6 +1,6 @@
 """What a producer takes in: an upstream's bytes as they arrive, to the end of its stream, however it ends.
 
-All of it happens inside the read of the upstream's connection; `over` is what the producer's task waits for.
+All of it happens inside the read of the upstream's connection; `finished` is what the producer's task waits for.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ class EventSink(Protocol):
         """That is all for now."""
 
 
-class Intake:
-    """`over` gives the stream's outcome once all its events are in, or raises StreamFailure; `ended_upstream` is done
-    when the body is; `terminal` is how the upstream's own terminal event ended the stream; `held` is True while the
-    upstream is made to wait."""
+class UpstreamIngest:
+    """Reads one upstream's body, and hands its events to a sink.
+
+    `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is done
+    when the body is. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while the
+    upstream is made to wait.
+    """
 
     def __init__(
         self, body: Body, watch: Watch, settings: StreamSettings, sink: EventSink, on_named: Callable[[str], None]
@@ -54,9 +57,9 @@ class Intake:
         self._parser = sse.Parser(settings.max_event_bytes)
         self._alike = Alike(settings.max_event_bytes)
         self._named = False
-        self.held = False
+        self.paused = False
         self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[Outcome] = self._loop.create_future()
+        self.finished: asyncio.Future[Outcome] = self._loop.create_future()
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
         self._silence: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -73,14 +76,14 @@ class Intake:
                 timer.cancel()
         self._silence = self._lingering = None
         # An exception knows the frames that it came through, and they know this.
-        self.over = self._loop.create_future()
-        self.over.cancel()
+        self.finished = self._loop.create_future()
+        self.finished.cancel()
 
-    def hold(self, wait: bool) -> None:
+    def pause(self, paused: bool) -> None:
         """Let the upstream wait, or go on."""
-        if wait != self.held:
-            self.held = wait
-            if wait:
+        if paused != self.paused:
+            self.paused = paused
+            if paused:
                 self._body.pause()
             else:
                 self._heard = self._loop.time()
@@ -88,10 +91,10 @@ class Intake:
 
     def _listen(self) -> None:
         """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
-        if self.over.done():
+        if self.finished.done():
             return
         now = self._loop.time()
-        due = (now if self.held else self._heard) + self._idle_timeout
+        due = (now if self.paused else self._heard) + self._idle_timeout
         if now >= due:
             # A process that was stopped wakes up to its timers: what has arrived meanwhile is read first.
             self._silence = self._loop.call_later(_READ_FIRST, self._give_up, self._heard)
@@ -99,15 +102,15 @@ class Intake:
             self._silence = self._loop.call_at(due, self._listen)
 
     def _give_up(self, heard: float) -> None:
-        if self.over.done():
+        if self.finished.done():
             return
-        if self.held or self._heard != heard:
+        if self.paused or self._heard != heard:
             self._listen()
         else:
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
 
-    def arrived(self, data: bytes) -> None:
-        if self.over.done():
+    def data_received(self, data: bytes) -> None:
+        if self.finished.done():
             return
         self._heard = self._loop.time()
         sink = self._sink
@@ -116,27 +119,27 @@ class Intake:
                 sink.append(data)
                 sink.token()
             elif (outcome := self._take(data)) is not None:
-                self.over.set_result(outcome)
+                self.finished.set_result(outcome)
                 return
             sink.publish()
         except Exception as error:
             self._fail(error)
 
-    def ended(self, error: httpx.TransportError | None) -> None:
+    def eof_received(self, error: httpx.TransportError | None) -> None:
         self.ended_upstream.set_result(None)
-        if self.over.done():
+        if self.finished.done():
             return
         if self.terminal is not None:
-            self.over.set_result(self.terminal)
+            self.finished.set_result(self.terminal)
         elif error is None and self._watch.ended_at_eof():
-            self.over.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
+            self.finished.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
         else:
             silent = isinstance(error, httpx.ReadTimeout)
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED))
 
     def _fail(self, error: Exception) -> None:
-        self.over.set_exception(error)
-        self.over.exception()  # whoever still waits hears it; a task that is being stopped need not
+        self.finished.set_exception(error)
+        self.finished.exception()  # whoever still waits hears it; a task that is being stopped need not
 
     def _take(self, data: bytes) -> Outcome | None:
         """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
@@ -165,5 +168,5 @@ class Intake:
         return None
 
     def _lingered(self) -> None:
-        if not self.over.done() and self.terminal is not None:
-            self.over.set_result(self.terminal)
+        if not self.finished.done() and self.terminal is not None:
+            self.finished.set_result(self.terminal)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from relay.auth.owners import owns
 from relay.metrics import Meter, Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.closing import told_by_relay
@@ -50,11 +50,6 @@ class Attached:
     reader: Reader | None
     live: bool
     backlog: int
-
-
-def _owns(asking: str | None, owner: str) -> bool:
-    """Is it the asker's? With a ticket (None) it is."""
-    return asking is None or hmac.compare_digest(asking, owner)
 
 
 class Lookup:
@@ -245,7 +240,7 @@ class Lookup:
         """The producer of a stream, if it is here and the asker's. Another's is looked for in the log, as one is that
         does not exist: so the time of the answer tells nothing."""
         producer = self._producers.get(stream)
-        return producer if producer is not None and _owns(owner, producer.owner) else None
+        return producer if producer is not None and owns(owner, producer.owner) else None
 
     async def _get_status(self, stream: str, owner: str | None, *, came: bool = False) -> Status:
         """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
@@ -254,7 +249,7 @@ class Lookup:
         if status is not None and not status.outcome and status.lease_left < 0:
             await self._leases.force_end(status)
             status = await self._log.get_status(stream, owner=owner)
-        if status is None or not _owns(owner, status.owner):
+        if status is None or not owns(owner, status.owner):
             raise StreamNotFound
         return status
 

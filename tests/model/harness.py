@@ -202,10 +202,10 @@ class Harness:
             return
         while self._unsent:
             self._sent, self._unsent = self._sent + 1, self._unsent - 1
-            sink.arrived(_event(self._sent, self._rules))
+            sink.data_received(_event(self._sent, self._rules))
         if self._ends:
             self._ends = False
-            sink.ended(None)
+            sink.eof_received(None)
 
     async def _append(self) -> Pending:
         """The append that waits, of all that there is."""

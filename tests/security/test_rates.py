@@ -89,14 +89,14 @@ def test_credentials_that_an_attacker_makes_up_do_not_fill_memory() -> None:
     gate = Gate(LimitSettings(open_rate="1/h", resume_rate="1/h", replay_rate="1/h"), None, buckets)
     for number in range(BOUND + 1000):
         caller = gate.caller([(b"authorization", b"Bearer %d" % number + b"x" * 2000)])
-        gate.open(caller)
-        gate.resume(caller.identity)
-        gate.replay(caller.identity, 5)
+        gate.acquire(caller)
+        gate.charge_resume(caller.identity)
+        gate.charge_replay(caller.identity, 5)
     assert len(buckets) == BOUND
     held = sum(sys.getsizeof(name) + sys.getsizeof(full_at) for name, full_at in buckets._full_at.items())
     assert held + sys.getsizeof(buckets._full_at) < 4 << 20
     with pytest.raises(TooMany):
-        gate.open(caller)  # the last one is remembered
+        gate.acquire(caller)  # the last one is remembered
 
 
 def rate_told(answer: Any) -> tuple[int, str, str]:

@@ -46,7 +46,7 @@ class Upstream(Body):
 
     def send(self, *frames: bytes) -> None:
         assert self._sink is not None
-        self._sink.arrived(b"".join(frames))
+        self._sink.data_received(b"".join(frames))
 
     def number(self, first: int, last: int) -> None:
         """Events first to last, one by one."""
@@ -56,7 +56,7 @@ class Upstream(Body):
     def end(self, *, broken: bool = False) -> None:
         self._over = True
         if self._sink is not None:
-            self._sink.ended(httpx.ReadError("broken") if broken else None)
+            self._sink.eof_received(httpx.ReadError("broken") if broken else None)
             self._sink = None
 
     def complete(self) -> None:

@@ -56,11 +56,11 @@ class Store:
         return self.back_for
 
     async def lose(self) -> None:
-        key = self._log.names.further(KEY)
+        key = self._log.names.name_key(KEY)
         await self._log.commands.call(key, "DEL", key)
 
     async def lives_for(self) -> float:
-        key = self._log.names.further(KEY)
+        key = self._log.names.name_key(KEY)
         return int(await self._log.commands.call(key, "PTTL", key)) / 1000
 
     def replica(self, name: str) -> Claims:

@@ -16,7 +16,7 @@ import pytest
 
 from relay.protocol.lifecycle import Ending
 from relay.streams.feed import Feed
-from relay.streams.ingest import Intake
+from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Lost, Reader
 from relay.streams.tail import TailFeed
@@ -24,7 +24,7 @@ from relay.streams.writer import LogWriter
 from tests.streams.scene import Replica, Upstream, replica, take, until
 from tests.support.stores import Store, valkey_server
 
-KINDS = (Feed, Intake, LogWriter, Producer, Reader, TailFeed)
+KINDS = (Feed, UpstreamIngest, LogWriter, Producer, Reader, TailFeed)
 
 
 @pytest.fixture(scope="module")

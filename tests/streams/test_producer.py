@@ -82,7 +82,7 @@ def test_a_fault_in_one_readers_connection_cuts_that_reader_alone(
                 def fail(data: bytes) -> bool:
                     raise RuntimeError("injected")
 
-                faulty.express = fail
+                faulty.write_through = fail
                 reading = asyncio.ensure_future(faulty.read())
                 await asyncio.sleep(0)
                 upstream.number(last + 1, last + 1)

@@ -13,7 +13,7 @@ import uvloop
 from relay.config import StreamSettings
 from relay.protocol.apis import DIALECTS
 from relay.protocol.lifecycle import Cause, Ending, StreamFailure
-from relay.streams.ingest import Intake
+from relay.streams.ingest import UpstreamIngest
 
 IDLE = 0.3
 
@@ -26,7 +26,7 @@ class Body:
         self._ours.setblocking(False)
 
     def push_to(self, sink: Any) -> None:
-        asyncio.get_running_loop().add_reader(self._ours, lambda: sink.arrived(self._ours.recv(1 << 16)))
+        asyncio.get_running_loop().add_reader(self._ours, lambda: sink.data_received(self._ours.recv(1 << 16)))
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._ours)
@@ -50,13 +50,13 @@ def relayed(meanwhile: Any) -> Any:
     async def story() -> Any:
         body = Body()
         settings = StreamSettings(upstream_idle_timeout=IDLE)
-        intake = Intake(body, DIALECTS["chat"].watch(), settings, Sink(), lambda _: None)  # type: ignore[arg-type]
-        intake.start()
+        ingest = UpstreamIngest(body, DIALECTS["chat"].watch(), settings, Sink(), lambda _: None)  # type: ignore[arg-type]
+        ingest.start()
         try:
             meanwhile(body)
-            return await asyncio.wait_for(intake.over, 5)
+            return await asyncio.wait_for(ingest.finished, 5)
         finally:
-            intake.close()
+            ingest.close()
             body.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

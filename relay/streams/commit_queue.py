@@ -58,7 +58,7 @@ class HoldClock:
             self._wait()
 
 
-class Lane:
+class CommitQueue:
     """The appends of one node. While it answers, no task stands between its reply and the next flush; `_recover` is the
     task that takes over when it does not."""
 
@@ -96,7 +96,7 @@ class Lane:
     def topology_changed(self) -> None:
         if self._task is not None:
             self._hand_over()
-            self._returned.set()  # or another server is behind the node
+            self._returned.set()  # or another server has the node's address
         elif self._node.closed and not self._busy:
             self._committer.forget(self._node)
 
