@@ -12,9 +12,9 @@ import pytest
 
 from relay.api.outgoing import RequestBody
 from tests.conftest import Relays
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.faults.proxy import Delay, FaultProxy
-from tests.faults.replicas_support import rss
+from tests.support.cutting import Delay, FaultProxy
+from tests.support.oracle import DONE, PATH, check, frame
+from tests.support.processes import rss
 from tests.support.scripted import Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server

@@ -17,12 +17,13 @@ from relay.client.policy import Policy
 from tests.client.cutter import Cut, Cutter
 from tests.client.played import BODY, KINDS, Kind, Seen
 from tests.client.scripts import FRAMES, script
-from tests.faults.proxy import Blackhole, FaultProxy, Pass
-from tests.faults.replicas_support import replicas, settings
+from tests.support.cutting import Blackhole, FaultProxy, Pass
 from tests.support.processes import RelayProcess
+from tests.support.replicas import replicas, settings
 from tests.support.scripted import Cut as Fin
 from tests.support.scripted import Gate, Head, Reset, ScriptedUpstream, Send, Step
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

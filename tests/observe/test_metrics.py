@@ -23,7 +23,8 @@ from tests.support.ids import event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
 FIRST = "relay_time_to_first_token_seconds"

@@ -22,7 +22,8 @@ from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 HEARTBEAT = b": hb\n"
 OWNER = {"authorization": "Bearer sk-one"}

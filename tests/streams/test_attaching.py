@@ -15,11 +15,14 @@ import pytest
 
 from relay.protocol.errors import InvalidLastEventId, PositionUnknown, StoreBehind, StoreUnavailable, TooMany
 from relay.streams.reader import Lost, Reader
-from tests.faults.clients import Client, Fleet
-from tests.faults.replicas_support import paced, replicas, settings
-from tests.streams.scene import Held, Replica, Upstream, ids, replica, take, until, until_it_says
+from tests.streams.scene import TIMEOUT, Held, Replica, Upstream, ids, replica, take, until_it_says
+from tests.support.clients import Client, Fleet
+from tests.support.replicas import paced, replicas, settings
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import Store, valkey_server
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 Story = Callable[[Replica, Replica, Upstream], Awaitable[None]]
 
@@ -132,7 +135,7 @@ def test_a_place_that_cannot_be_had_is_given_back(play: Play, fault: BaseExcepti
             await arriving
         if other is not None:
             other.close()
-        await until(lambda: not second.tail._feeds, "the tail to end")
+        await until(lambda: not second.tail._feeds, TIMEOUT, "the tail to end")
         await until_it_says(False, second.is_said_to_read, stream)
         own.close()
         assert not second.lookup._readers
@@ -341,7 +344,7 @@ def test_an_end_that_the_store_has_lost_again_is_not_a_newcomers(play: Play) -> 
             kept[key] = await first.log.commands.call(key, "DUMP", key)
         await second.lapse(stream)
         assert await second.log.force_end(stream, 3, "producer_lost") == (1, 3)
-        await until(lambda: second.tail._feeds[stream].end is not None, "the end to be seen")
+        await until(lambda: second.tail._feeds[stream].end is not None, TIMEOUT, "the end to be seen")
         for key, dump in kept.items():  # a failover takes the end back, and the fence with it
             await first.log.commands.call(key, "RESTORE", key, 100_000, dump, "REPLACE")
         newcomer = await second.read_from(stream, 3)

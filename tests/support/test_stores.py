@@ -14,15 +14,9 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from tests.support.stores import (
-    Server,
-    free_port,
-    valkey_cluster,
-    valkey_sentinel,
-    valkey_server,
-    valkey_tls,
-    wait_until,
-)
+from tests.support.processes import free_port
+from tests.support.stores import Server, valkey_cluster, valkey_sentinel, valkey_server, valkey_tls
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.processes import RelayProcess
 from tests.support.stores import valkey_server
-from tests.upstreams.servers import START, Upstream
+from tests.upstream.servers import START, Upstream
 
 
 @dataclass(frozen=True)

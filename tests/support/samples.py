@@ -1,4 +1,4 @@
-"""One realistic stream per API, as an upstream sends it and as a client of the relay must get it.
+"""One realistic stream per API, as an upstream sends it and as a client of the relay must get it, cut or whole.
 
 The upstream's line ends, comments, `id:` and `retry:` differ from event to event, as real ones do. What the
 client must get is spelled out here without the relay's own code.
@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tests.support.sseclient import RawEvent
+from tests.support.processes import RelayProcess
+from tests.support.sseclient import RawEvent, RawStream, open_stream
 
 Api = Literal["chat", "messages", "responses"]
 APIS: tuple[Api, ...] = ("chat", "messages", "responses")
@@ -228,3 +229,39 @@ def refusal_of(api: Api, body: bytes) -> tuple[str, str]:
     assert isinstance(error["type"], str)
     assert error["message"].endswith((".", ")"))
     return error["code"], error["message"]
+
+
+def start(relay: RelayProcess, sample: Sample, model: str, token: str = "sk-one") -> RawStream:
+    """POST a new stream; its id is `stream_id(...)` of the answer."""
+    answer = open_stream(relay.url + sample.path, headers=sample.headers(token), body=sample.body(model))
+    assert answer.status == 200, answer.read()
+    return answer
+
+
+def resume(
+    relay: RelayProcess,
+    sample: Sample,
+    last_event_id: str,
+    how: str = "post",
+    token: str = "sk-one",
+    body: object = None,
+) -> RawStream:
+    """Come back by the same POST ("post"), by GET /streams/{id} with the header ("get") or the query ("query")."""
+    headers = sample.headers(token)
+    if how == "post":
+        again = sample.body("nothing-may-go-upstream") if body is None else body
+        return open_stream(relay.url + sample.path, headers={**headers, "last-event-id": last_event_id}, body=again)
+    url = f"{relay.url}/streams/{last_event_id.rpartition('.')[0]}"
+    if how == "get":
+        return open_stream(url, "GET", {**headers, "last-event-id": last_event_id})
+    return open_stream(f"{url}?last_event_id={last_event_id}", "GET", headers)
+
+
+def rest(answer: RawStream) -> bytes:
+    """The events up to the stream's end, heartbeats removed and `masked`; nothing else may be in the body."""
+    with answer:
+        assert answer.status == 200, answer.read()
+        parts = list(answer)
+        assert answer.ended == "zero-chunk"
+        assert answer.raw_body.endswith(b"".join(part.raw for part in parts))
+        return masked(b"".join(part.raw for part in parts if not part.is_heartbeat))

@@ -6,9 +6,11 @@ import pytest
 
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import RawEvent, open_stream
-from tests.upstreams.conftest import Pair
-from tests.upstreams.formats import APIS, PATHS, Api, headers, is_whole, normal, request
-from tests.upstreams.servers import Upstream
+from tests.upstream.conftest import Pair
+from tests.upstream.formats import APIS, PATHS, Api, headers, is_whole, normal, request
+from tests.upstream.servers import Upstream
+
+pytestmark = pytest.mark.slow
 
 
 def from_upstream(server: Upstream, api: Api, body: object) -> list[RawEvent]:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.h2client import H2Client
-from tests.faults.asking import ask
-from tests.faults.oracle import DONE, PATH
-from tests.faults.replicas_support import rss
-from tests.resume.replicas import Replicas, stream_id, two_replicas
-from tests.support.processes import RelayProcess
+from tests.support.asking import ask
+from tests.support.oracle import DONE, PATH
+from tests.support.processes import RelayProcess, rss
+from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 AUTH = {"authorization": "Bearer sk-slow"}
 MEGABYTE = 1 << 20

@@ -33,6 +33,8 @@ from relay.store.names import Names
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK, Script
 from tests.support.stores import valkey_server
 
+pytestmark = pytest.mark.slow
+
 LEASE, RETENTION, TOMBSTONE, LONGEST = 600_000, 700_000, 800_000, 900_000
 REPLICAS = ("r2", "r3")
 ENDS = (End("completed"), End("stopped", b"data: \xff\n\nid: s.0e\ndata: [DONE]\n\n"))

@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 
-from tests.faults.asking import ask as ask_url
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.faults.proxy import FaultProxy, Pass, Refuse
-from tests.resume.replicas import stream_id
+from tests.support.asking import ask as ask_url
+from tests.support.cutting import FaultProxy, Pass, Refuse
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
+from tests.support.replicas import stream_id
 from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream
-from tests.support.stores import Server, valkey_server, wait_until
+from tests.support.stores import Server, valkey_server
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 AUTH = {"authorization": "Bearer sk-keys"}
 KEY = {"idempotency-key": "order-4711"}

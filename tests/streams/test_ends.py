@@ -14,15 +14,18 @@ import pytest
 import redis
 
 from tests.conftest import Relays
-from tests.faults.asking import ask
-from tests.faults.oracle import DONE, PATH, check, frame
 from tests.faults.store_replicas import check_log, eventually
-from tests.resume.replicas import stream_id
-from tests.resume.samples import APIS, SAMPLES, Api, error_of
+from tests.support.asking import ask
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
+from tests.support.replicas import stream_id
+from tests.support.samples import APIS, SAMPLES, Api, error_of
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream
-from tests.support.stores import Server, valkey_server, wait_until
+from tests.support.stores import Server, valkey_server
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 LEASE = 1.0
 AUTH = {"authorization": "Bearer sk-one", "x-api-key": "sk-one"}

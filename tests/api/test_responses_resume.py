@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.asking import ask
-from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import is_installed, python_generation
+from tests.support.asking import ask
 from tests.support.processes import RelayProcess, needs
+from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, Send, json_response, stream
 from tests.support.sseclient import RawStream
+
+pytestmark = pytest.mark.slow
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s"}
 PATH = "/v1/responses"

@@ -16,17 +16,19 @@ from typing import Any
 import pytest
 import redis
 
-from tests.faults.asking import ask
-from tests.faults.oracle import PATH, check, frame
-from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk import scenarios_chat as chat
 from tests.sdk import scenarios_messages as messages
 from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import NODE, PYTHON_GENERATIONS, is_installed, python_generation
+from tests.support.asking import ask
+from tests.support.oracle import PATH, check, frame
 from tests.support.processes import RelayProcess, needs
+from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "1s"}
 AUTH = {"authorization": "Bearer sk-stopper"}

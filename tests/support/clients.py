@@ -12,13 +12,13 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from tests.faults.oracle import PATH, check, error_code
+from tests.support.oracle import PATH, check, error_code
 from tests.support.sseclient import RawEvent
 
 T = TypeVar("T")
@@ -301,16 +301,6 @@ def terminals(events: Iterable[RawEvent]) -> int:
     found = list(events)
     errors = sum(1 for event in found if error_code(event) is not None)
     return max(errors, sum(1 for event in found if event.data == "[DONE]"))
-
-
-def until(predicate: Callable[[], bool], timeout: float, what: str) -> float:
-    """Poll a condition; the seconds that it took."""
-    began = time.monotonic()
-    while not predicate():
-        if time.monotonic() - began > timeout:
-            raise TimeoutError(f"{what}: not within {timeout} s")
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:

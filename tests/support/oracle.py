@@ -31,7 +31,7 @@ def error_code(event: RawEvent) -> str | None:
     """The code of an error event of the chat API, None for any other event."""
     if event.data == "[DONE]":
         return None
-    error = json.loads(event.data).get("error")
+    error = event.json.get("error")
     return None if error is None else str(error["code"])
 
 
@@ -64,6 +64,6 @@ def check(events: list[RawEvent], *, first: int = 1) -> tuple[int, str | None]:
             end = end or "done"
         else:
             payload += 1
-            text = json.loads(event.data)["choices"][0]["delta"]["content"]
+            text = event.json["choices"][0]["delta"]["content"]
             assert text == word(n), f"event {n} carries {text!r} instead of {word(n)!r}"
     return payload, end

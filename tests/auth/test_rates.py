@@ -13,9 +13,9 @@ from relay.auth.rates import BOUND, Buckets
 from relay.config import LimitSettings
 from relay.config.units import parse_rate
 from relay.protocol.errors import TooMany
+from tests.auth.keyed import ENV, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.observe.frames import PATHS
-from tests.security.keyed import ENV, ask, bearer, code, config, finished, get, issued, whole
 from tests.support.scripted import Gate as Held
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import open_stream

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.faults.clients import TOKEN
-from tests.faults.oracle import PATH
+from tests.support.clients import TOKEN
+from tests.support.oracle import PATH
 
 _BODY = json.dumps({"model": "m", "messages": [], "stream": True})
 _HEADERS = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}

@@ -21,14 +21,17 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
-from tests.faults.asking import answers
-from tests.faults.oracle import DONE, PATH, check, frame, word
-from tests.resume.replicas import Replicas, stream_id, two_replicas
 from tests.sdk.install import is_installed, python_generation
+from tests.support.asking import answers
+from tests.support.oracle import DONE, PATH, check, frame, word
 from tests.support.processes import RelayProcess, needs
+from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "2s", "attach_retries": True}
 

@@ -17,13 +17,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
-from tests.faults.asking import ask
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.resume.replicas import Replicas, stream_id, two_replicas
+from tests.support.asking import ask
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
+from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.scripted import Call, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import RawStream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "abandon_after": "1s", "patience": "20s"}
 AUTH = {"authorization": "Bearer sk-leaver"}

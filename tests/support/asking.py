@@ -1,4 +1,4 @@
-"""Requests whose answers are closed behind the test, whatever it leaves open (the fixture is in conftest.py)."""
+"""Requests whose answers are closed after the test, whatever it leaves open (the fixture is in tests/conftest.py)."""
 
 from __future__ import annotations
 

@@ -13,9 +13,11 @@ import pytest
 from tests.conftest import Relays
 from tests.support.ids import end_ids, event_ids
 from tests.support.sseclient import RawEvent, open_stream
-from tests.upstreams.conftest import Pair
-from tests.upstreams.formats import APIS, PATHS, Api, error_code, headers, normal, request
-from tests.upstreams.servers import Upstream
+from tests.upstream.conftest import Pair
+from tests.upstream.formats import APIS, PATHS, Api, error_code, headers, normal, request
+from tests.upstream.servers import Upstream
+
+pytestmark = pytest.mark.slow
 
 with_llama_cpp = pytest.mark.parametrize("server", ["llama.cpp"], indirect=True)
 with_aimock = pytest.mark.parametrize("server", ["aimock"], indirect=True)

@@ -14,11 +14,11 @@ import yaml
 
 from relay.auth import keyring
 from relay.protocol.keys import new_key
+from tests.auth.keyed import ENV, Entry, ask, code, config, finished, get, issued, whole
 from tests.conftest import Relays
-from tests.security.keyed import ENV, Entry, ask, code, config, finished, get, issued, whole
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 
 def write(path: Path, content: list[Entry] | str) -> None:

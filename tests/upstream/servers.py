@@ -25,7 +25,7 @@ from typing import Any
 from relay.demo.model import HEALTH, MODEL_NAME, ModelMissing, model_path
 from relay.processes import wait_ready
 from tests.support.processes import free_port, needs
-from tests.upstreams.formats import APIS, PATHS, Api
+from tests.upstream.formats import APIS, PATHS, Api
 
 START_TIMEOUT = 60.0
 

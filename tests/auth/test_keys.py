@@ -15,13 +15,14 @@ import pytest
 from relay import server
 from relay.config import load
 from relay.protocol.keys import hash_of, new_key
+from tests.auth.keyed import ENV, UPSTREAM_KEY, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.observe.frames import CASES, PATHS
 from tests.observe.scraped import scrape_text
-from tests.security.keyed import ENV, UPSTREAM_KEY, ask, bearer, code, config, finished, get, issued, whole
 from tests.support.scripted import Gate, ScriptedUpstream, json_response, stream
 from tests.support.sseclient import open_stream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
 
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
 ENDPOINTS = [

@@ -1,4 +1,4 @@
-"""Several replicas on one store, and what is to be known about them from outside: log, memory, descriptors, tasks."""
+"""Several replicas on one store, and what is to be known about them from outside: their log and their tasks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 
 import redis
 
-from tests.faults.clients import TOKEN, until
-from tests.faults.oracle import DONE, PATH, frame
+from tests.support.clients import TOKEN
+from tests.support.oracle import DONE, PATH, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Pause, ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store
+from tests.support.waiting import wait_until
 
 LEASE = 1.0
 HEARTBEAT = 0.3
@@ -46,6 +47,36 @@ def replicas(
 ) -> Iterator[list[RelayProcess]]:
     with ExitStack() as stack:
         yield [stack.enter_context(RelayProcess(dict(config), dict(env or {}))) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The first owns the embedded store, the second reaches it through its socket."""
+
+    first: RelayProcess
+    second: RelayProcess
+
+    @property
+    def store_url(self) -> str:
+        return str(self.second.config["store"]["url"])
+
+    def __getitem__(self, number: int) -> RelayProcess:
+        return (self.first, self.second)[number % 2]
+
+
+@contextmanager
+def two_replicas(
+    config: Mapping[str, Any], first: Mapping[str, Any] | None = None, second: Mapping[str, Any] | None = None
+) -> Iterator[Replicas]:
+    """`first` and `second` are `streams` settings of the one and of the other."""
+    with RelayProcess({**config, "streams": dict(first or {})}) as owner:
+        url = f"unix://{owner.config['store']['data_dir']}/valkey.sock"
+        with RelayProcess({**config, "streams": dict(second or {}), "store": {"url": url}}) as other:
+            yield Replicas(owner, other)
+
+
+def stream_id(answer: RawStream) -> str:
+    return answer.headers["relay-stream-id"]
 
 
 def paced(count: int, pause: float, *, gate_after: int | None = None, gate: str = "gate") -> tuple[Step, ...]:
@@ -117,23 +148,6 @@ class StoreView:
         return sum(1 for _ in self._client.scan_iter("relay:replica:*", count=1000))
 
 
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def rss(pid: int) -> int:
-    """Resident memory in bytes."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        found += [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    return found
-
-
 class Probe:
     """Looks into relay processes started with `env`: their clock and their tasks (replicas_probe)."""
 
@@ -147,7 +161,7 @@ class Probe:
     def ask(self, pid: int, timeout: float = 10.0) -> dict[str, Any]:
         before = self._read(pid).get("serial", 0)
         os.kill(pid, signal.SIGUSR1)
-        until(lambda: self._read(pid).get("serial", 0) > before, timeout, f"an answer of process {pid}")
+        wait_until(lambda: self._read(pid).get("serial", 0) > before, timeout, f"an answer of process {pid}")
         return self._read(pid)
 
     def tasks(self, pid: int) -> list[str]:
