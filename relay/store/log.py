@@ -4,7 +4,7 @@ what is not one stream's is `store.directory`.
 Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
-  goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
+  goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.end_mark` makes of it.
   With `store.encryption_env` each content is sealed (see `cipher`).
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, fence, top, lease, born, seen, visits, ttl,
   `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log by
@@ -27,8 +27,8 @@ from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
 from relay.encryption import SEALED, Tampered
-from relay.protocol.closing import End, decode
-from relay.protocol.errors import KeyMissing, StoreUnavailable
+from relay.protocol.end_mark import End, decode_end
+from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
@@ -213,7 +213,7 @@ class Log:
             except Tampered:
                 return Page(frames, None, True, False)
             if field == b"end" and n == after + len(frames):
-                return Page(frames, decode(content), False, False)
+                return Page(frames, decode_end(content), False, False)
             if n != after + len(frames) + 1 or field == b"end":
                 return Page(frames, None, True, False)
             frames.append(content)
@@ -222,7 +222,7 @@ class Log:
     def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes) -> bytes:
         try:
             return self.cipher.open(stream, n, field, content)
-        except KeyMissing as error:
+        except EncryptionKeyMissing as error:
             logger.error(
                 "stream %s: entry %s was sealed under key %s; give this replica that key, too (store.encryption_env)",
                 stream,
@@ -239,7 +239,7 @@ class Log:
         key = self.names.log(stream)
         for entry_id, (field, content) in await self.commands.call(key, "XREVRANGE", key, "+", "-", "COUNT", 2):
             if field != b"end":
-                with contextlib.suppress(KeyMissing, Tampered):
+                with contextlib.suppress(EncryptionKeyMissing, Tampered):
                     return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)
         return b""
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from relay.protocol.dialect import DONE, Dialect, Watch
-from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.outcomes import Cause, Ending, Outcome, StreamFailure
 from relay.protocol.sse import Event, encode
 
 DONE_EVENT = Event(b"", DONE)
