@@ -108,7 +108,7 @@ class TestTheEnd:
         w.see(chunk(finish="stop"))
         assert w.ended_at_eof()
 
-    def test_so_it_is_with_usage_behind_the_finish_reason(self) -> None:
+    def test_so_it_is_with_usage_after_the_finish_reason(self) -> None:
         w = watch()
         w.see(chunk({"content": "Hi"}))
         w.see(chunk(finish="stop"))

@@ -73,7 +73,7 @@ export function resumeErrorOf(error) {
   return null;
 }
 
-/** The request options with which the same call goes on behind this event, in another process too. */
+/** The request options with which the same call goes on after this event, in another process too. */
 export function resume(lastEventId) {
   if (!EVENT_ID.test(lastEventId)) throw new TypeError("this is no event id of a relay (<stream id>.<n>)");
   return { headers: { "last-event-id": lastEventId } };
@@ -220,7 +220,7 @@ class Requests {
     return this.#send(this.signal, this.#asked.rest, {});
   }
 
-  /** The request that goes on behind this event; as it was at first where none has come. */
+  /** The request that goes on after this event; as it was at first where none has come. */
   again(signal, stream, lastEventId) {
     // Where something on the way drops Last-Event-ID, the key joins what it began, once for all resumes.
     if (this.#needsKey) this.#key ??= newKey();
