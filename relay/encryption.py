@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from relay.protocol.errors import KeyMissing
+from relay.protocol.errors import EncryptionKeyMissing
 
 PLAIN = "none"
 """Among the keys: entries that are not encrypted are read, too; before the keys: nothing is encrypted."""
@@ -90,14 +90,14 @@ class Cipher:
         return None if name is None else Encryptor(self._of_stream(name, stream), name)
 
     def decrypt(self, stream: str, n: int, field: bytes, content: bytes) -> bytes:
-        """What was put into a field of event n, or of the end mark after it. Raises Tampered, KeyMissing."""
+        """What was put into a field of event n, or of the end mark after it. Raises Tampered, EncryptionKeyMissing."""
         if not content.startswith(ENCRYPTED):
             if self._reads_plain:
                 return content
             raise Tampered
         name = content[_NAME]
         if name not in self._keys:
-            raise KeyMissing(name.hex())
+            raise EncryptionKeyMissing(name.hex())
         nonce = content[_SALT] + (2 * n + (field == b"end")).to_bytes(4)
         try:
             return self._of_stream(name, stream).decrypt(nonce, content[_TEXT:], field)

@@ -28,11 +28,11 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
-    EncodedBody,
+    ContentTooLarge,
     HeadersTooLarge,
     MethodNotAllowed,
+    RequestTimeout,
+    UnsupportedContentEncoding,
 )
 from relay.protocol.headers import Headers
 
@@ -81,7 +81,7 @@ class Exchange:
         self.body_read = False
         self.gone = False
         """Has the client hung up, for all that was read so far?"""
-        self.too_slow: BodyTooSlow | None = None
+        self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
         self._receive = receive
@@ -121,7 +121,7 @@ class Exchange:
     # -- the request --------------------------------------------------------------------------------------
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises ClientGone, BodyTooLarge, BodyTooSlow."""
+        """The body as it arrives. Raises ClientGone, ContentTooLarge, RequestTimeout."""
         length = self.header(b"content-length")
         if limit is not None and length is not None and length.isdigit() and int(length) > limit:
             raise self._too_large(limit)
@@ -149,7 +149,7 @@ class Exchange:
             async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited):
                 return await self._receive()
         except TimeoutError:
-            self.too_slow = BodyTooSlow(
+            self.too_slow = RequestTimeout(
                 f"The request body comes too slowly: after {timeout:g} s (limits.read_timeout) it must have come at "
                 f"{_SLOWEST_BODY} bytes a second. Send it again over a better line."
             )
@@ -158,15 +158,15 @@ class Exchange:
             self._waited += time.monotonic() - began
 
     @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
+    def _too_large(limit: int) -> ContentTooLarge:
+        return ContentTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
 
     async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
         """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
-        BodyTooLarge, EncodedBody, ClientGone."""
+        ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != "identity":
-            raise EncodedBody("The request body is compressed. Send it without Content-Encoding.")
+            raise UnsupportedContentEncoding("The request body is compressed. Send it without Content-Encoding.")
         body = b"".join([chunk async for chunk in self.chunks(limit)])
         try:
             parsed: Any = orjson.loads(body) if body or not empty else {}
@@ -269,7 +269,7 @@ class Exchange:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self.discard_body()
-        except (TimeoutError, ClientGone, BodyTooSlow):
+        except (TimeoutError, ClientGone, RequestTimeout):
             pass
 
     def id_header(self) -> tuple[bytes, bytes]:

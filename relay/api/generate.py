@@ -26,7 +26,7 @@ from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import is_logged, new_stream_id
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.producer import Call, Opened, Producer, Refused
 from relay.upstream.client import NO_EVENT_STREAM, body_of

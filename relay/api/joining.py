@@ -13,8 +13,8 @@ from enum import Enum, auto
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
-from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyMismatch, StoreUnavailable
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyKeyReused, StoreUnavailable
+from relay.protocol.outcomes import Cause, Ending
 from relay.store.directory import Claim
 from relay.streams.producer import Producer
 
@@ -51,7 +51,7 @@ class Joining:
         self._request_digest = self._registry.owners.digest(exchange.scope["path"].encode(), body) if joins else None
 
     async def join(self) -> str | None:
-        """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyMismatch,
+        """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyKeyReused,
         IdempotencyKeyInFlight, and StoreUnavailable where the key cannot be honoured."""
         if self._key is not None:
             if not 0 < len(self._key) <= LONGEST_KEY:
@@ -104,7 +104,7 @@ class Joining:
             if state is _State.OVER:
                 await self._registry.directory.release(name, claim.stream)
             elif claim.digest != request_digest:
-                raise IdempotencyMismatch
+                raise IdempotencyKeyReused
             elif state is _State.READABLE:
                 return claim.stream
             else:

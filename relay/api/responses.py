@@ -17,8 +17,8 @@ from relay.api.passthrough import any_path
 from relay.api.resume import counted, proceed
 from relay.api.services import Services
 from relay.protocol import sse
-from relay.protocol.closing import End
 from relay.protocol.dialect import JsonObject, count, parse_object
+from relay.protocol.end_mark import End
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
@@ -29,7 +29,7 @@ from relay.protocol.errors import (
     StreamNotFound,
 )
 from relay.protocol.ids import EventId
-from relay.protocol.lifecycle import StreamFailure
+from relay.protocol.outcomes import StreamFailure
 from relay.streams.registry import response_name
 
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')

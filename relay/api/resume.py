@@ -14,8 +14,8 @@ from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
-from relay.protocol.closing import told_by_relay
 from relay.protocol.dialect import Dialect
+from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 
@@ -128,7 +128,7 @@ async def _status(services: Services, exchange: Exchange, stream: str, principal
         "api": status.api,
         "state": "ended" if status.outcome else "live",
         "outcome": status.outcome or None,
-        "last_event_id": str(EventId(stream, status.top, bool(status.outcome) and told_by_relay(status.outcome))),
+        "last_event_id": str(EventId(stream, status.top, bool(status.outcome) and sent_by_relay(status.outcome))),
         "events": status.top,
         "created_at": status.born,
         "ended_at": status.ended or None,

@@ -27,8 +27,8 @@ from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
 from relay.encryption import ENCRYPTED, Tampered
-from relay.protocol.closing import End, decode
-from relay.protocol.errors import KeyMissing, StoreUnavailable
+from relay.protocol.end_mark import End, decode_end
+from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
@@ -215,7 +215,7 @@ class Log:
             except Tampered:
                 return Page(frames, None, True, False)
             if field == b"end" and n == after + len(frames):
-                return Page(frames, decode(content), False, False)
+                return Page(frames, decode_end(content), False, False)
             if n != after + len(frames) + 1 or field == b"end":
                 return Page(frames, None, True, False)
             frames.append(content)
@@ -224,7 +224,7 @@ class Log:
     def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes) -> bytes:
         try:
             return self.cipher.decrypt(stream, n, field, content)
-        except KeyMissing as error:
+        except EncryptionKeyMissing as error:
             logger.error(
                 "stream %s: entry %s was encrypted under key %s; give this replica that key, too "
                 "(store.encryption_env)",
@@ -242,7 +242,7 @@ class Log:
         key = self.names.log(stream)
         for entry_id, (field, content) in await self.commands.call(key, "XREVRANGE", key, "+", "-", "COUNT", 2):
             if field != b"end":
-                with contextlib.suppress(KeyMissing, Tampered):
+                with contextlib.suppress(EncryptionKeyMissing, Tampered):
                     return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)
         return b""
 

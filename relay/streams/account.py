@@ -13,7 +13,7 @@ from typing import Any
 from relay.metrics import Meter
 from relay.protocol.dialect import Usage
 from relay.protocol.ids import is_logged
-from relay.protocol.lifecycle import Cause, Outcome
+from relay.protocol.outcomes import Cause, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import time
 
 from relay.config import StreamSettings
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import Ending, Outcome
+from relay.protocol.outcomes import Ending, Outcome
 from relay.store.directory import Claim, Directory
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import httpx
 
 from relay.config import StreamSettings
 from relay.protocol import sse
-from relay.protocol.alike import Alike
-from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Watch
-from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.dialect import DONE, DONE_MAY_FOLLOW, FAILED, HIDDEN, TERMINAL, TOKEN, Watch
+from relay.protocol.outcomes import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.text_delta import TextDeltaTemplate
 from relay.upstream.client import Body
 
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
@@ -55,7 +55,7 @@ class UpstreamIngest:
         self._on_named = on_named
         self._idle_timeout = settings.upstream_idle_timeout
         self._parser = sse.Parser(settings.max_event_bytes)
-        self._alike = Alike(settings.max_event_bytes)
+        self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False
         self.paused = False
         self._loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class UpstreamIngest:
         self._heard = self._loop.time()
         sink = self._sink
         try:
-            if self._alike.matches(data) and self._parser.idle and self.terminal is None:
+            if self._template.matches(data) and self._parser.idle and self.terminal is None:
                 sink.append(data)
                 sink.token()
             elif (outcome := self._take(data)) is not None:
@@ -159,12 +159,12 @@ class UpstreamIngest:
             if bits & TERMINAL:
                 if self.terminal is None:
                     self.terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                if not bits & LINGER:
+                if not bits & DONE_MAY_FOLLOW:
                     return self.terminal
                 if self._lingering is None:
                     self._lingering = self._loop.call_later(LINGER_SECONDS, self._lingered)
-        if bits == TOKEN and shown == 1 and self._watch.text_alone and self._parser.idle:
-            self._alike.learn(data, event)
+        if bits == TOKEN and shown == 1 and self._watch.stateless_deltas and self._parser.idle:
+            self._template.learn(data, event)
         return None
 
     def _lingered(self) -> None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from relay.protocol import closing
-from relay.protocol.closing import End
+from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
-from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
+from relay.protocol.end_mark import End
+from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamTimeout
 from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import is_logged, new_stream_id
-from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
 from relay.streams.context import ProducerContext
@@ -231,14 +231,14 @@ class Producer:
         else:
             events = self.dialect.error_events(outcome.value, message, self.watch.last_sequence, request)
         stream = self.stream if self.logged else ""
-        return End(outcome.value, closing.frames(events, stream, self.writer.last))
+        return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
 
     async def _wait_created(self, outcome: Outcome, message: str) -> bool:
         """Is there a stream, to end in-band? An answer is owed either way, and for a stream that was being made while
         its bound fired it is that stream."""
         if self._creating is None:
             if not self.answer.done() and outcome is Cause.MAX_DURATION:
-                self.answer.set_result(UpstreamSilent(message))
+                self.answer.set_result(UpstreamTimeout(message))
             elif not self.answer.done() and outcome is Cause.SHUTDOWN:
                 self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
             return False

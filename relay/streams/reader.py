@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Callable
 
 from relay.metrics import Meter
-from relay.protocol import closing
-from relay.protocol.closing import End
+from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect
+from relay.protocol.end_mark import End
 from relay.store.log import Log, Page
 from relay.streams.feed import Feed
 
@@ -112,14 +112,14 @@ class Reader:
 
     async def _tell(self, end: End) -> bytes | None:
         """The frames of an end that the relay tells, then None."""
-        if self._told or not end.told_by_relay:
+        if self._told or not end.sent_by_relay:
             return None
         self._told = True
         if end.closing:
             return end.closing
         last = await self._log.last_frame(self.stream)
         request = f"req_{secrets.token_hex(12)}"
-        return closing.spell(self.dialect, end.outcome, self.stream, self.cursor, last, request)
+        return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request)
 
     def _take(self, feed: Feed) -> bytes:
         first = self.cursor - feed.base

@@ -17,8 +17,8 @@ from relay.auth.owners import Owners
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import StoreUnavailable, TooMany, Unavailable
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.errors import StoreUnavailable, TooManyRequests, Unavailable
+from relay.protocol.outcomes import Cause, Ending
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
@@ -125,7 +125,7 @@ class Registry:
             await self.directory.announce_replica(self.replica_id, self.settings.streams.lease)
 
     def check_room(self, owner: str) -> None:
-        """Raises TooMany, Unavailable where this replica takes no further stream of that owner."""
+        """Raises TooManyRequests, Unavailable where this replica takes no further stream of that owner."""
         limits = self.settings.limits
         retry = {"retry-after": "1"}
         if self.draining:
@@ -135,7 +135,7 @@ class Registry:
                 "This relay holds as many streams as limits.streams allows. Try again later.", headers=retry
             )
         if self._streams_of[owner] >= limits.streams_per_owner:
-            raise TooMany(
+            raise TooManyRequests(
                 "This credential holds as many streams as limits.streams_per_owner allows. "
                 "Wait for one to end, or stop one.",
                 headers=retry,

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from relay.metrics import Meter
-from relay.protocol.closing import End
-from relay.protocol.lifecycle import Cause, StreamFailure
+from relay.protocol.end_mark import End
+from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.ahead import Ahead

@@ -20,7 +20,7 @@ import orjson
 from yarl import URL
 
 from relay.protocol.dialect import error_text
-from relay.protocol.errors import UpstreamSilent, UpstreamUnreachable
+from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
@@ -199,7 +199,7 @@ class UpstreamClient:
     async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
-        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
+        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
         where the answer does not come within the idle time-out.
         """
         if self._session is None:
@@ -214,7 +214,7 @@ class UpstreamClient:
                 timeout=self._timeout,
             )
         except aiohttp.SocketTimeoutError:
-            raise UpstreamSilent(
+            raise UpstreamTimeout(
                 "The upstream did not answer within streams.upstream_idle_timeout. Try again."
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

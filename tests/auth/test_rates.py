@@ -12,7 +12,7 @@ from relay.auth.gate import Gate
 from relay.auth.rates import BOUND, Buckets
 from relay.config import LimitSettings
 from relay.config.units import parse_rate
-from relay.protocol.errors import TooMany
+from relay.protocol.errors import TooManyRequests
 from tests.auth.keyed import ENV, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.observe.frames import PATHS
@@ -95,7 +95,7 @@ def test_credentials_that_an_attacker_makes_up_do_not_fill_memory() -> None:
     assert len(buckets) == BOUND
     held = sum(sys.getsizeof(name) + sys.getsizeof(full_at) for name, full_at in buckets._full_at.items())
     assert held + sys.getsizeof(buckets._full_at) < 4 << 20
-    with pytest.raises(TooMany):
+    with pytest.raises(TooManyRequests):
         gate.acquire(caller)  # the last one is remembered
 
 

@@ -18,7 +18,7 @@ from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.errors import PositionUnknown, StoreBehind, StoreUnavailable, StreamNotFound
 from relay.protocol.ids import EventId, new_stream_id
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.outcomes import Cause, Ending
 from relay.store import scripts
 from relay.store import topology as store_topology
 from relay.store.log import Log

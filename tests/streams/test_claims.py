@@ -10,7 +10,7 @@ import pytest
 
 from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import Cause, Ending, Outcome
+from relay.protocol.outcomes import Cause, Ending, Outcome
 from relay.store.directory import Claim, Directory
 from relay.store.log import Log
 from relay.store.scripts import Script

@@ -13,7 +13,7 @@ import pytest
 
 from relay.config import StoreSettings, StreamSettings
 from relay.metrics import Metrics
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.store.pubsub import ShardSubscriptions

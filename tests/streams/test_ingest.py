@@ -12,7 +12,7 @@ import uvloop
 
 from relay.config import StreamSettings
 from relay.protocol.apis import DIALECTS
-from relay.protocol.lifecycle import Cause, Ending, StreamFailure
+from relay.protocol.outcomes import Cause, Ending, StreamFailure
 from relay.streams.ingest import UpstreamIngest
 
 IDLE = 0.3

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.feed import Feed
 from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer

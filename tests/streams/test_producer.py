@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.reader import Lost
 from tests.streams.scene import TIMEOUT, Replica, Upstream, ids, replica, take
 from tests.support.stores import Store, valkey_server

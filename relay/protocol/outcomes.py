@@ -69,7 +69,7 @@ class StreamFailure(Exception):
         super().__init__(f"{cause}: {self.message}")
 
 
-def outcome(name: str) -> Outcome:
+def parse_outcome(name: str) -> Outcome:
     """The outcome of that name. Raises ValueError for a name that is none."""
     try:
         return Ending(name)

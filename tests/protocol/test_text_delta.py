@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.protocol.alike import Alike
 from relay.protocol.chat import Chat
 from relay.protocol.dialect import TOKEN
-from relay.protocol.lifecycle import StreamFailure
 from relay.protocol.messages import Messages
+from relay.protocol.outcomes import StreamFailure
 from relay.protocol.sse import Event, Parser, encode
+from relay.protocol.text_delta import TextDeltaTemplate
 
 CHAT = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":'
@@ -33,8 +33,8 @@ def events(block: bytes) -> list[Event]:
     return list(Parser(1 << 20).feed(block))
 
 
-def learned(shape: bytes) -> Alike:
-    alike = Alike(LONGEST)
+def learned(shape: bytes) -> TextDeltaTemplate:
+    alike = TextDeltaTemplate(LONGEST)
     first = shape % b"Hello"
     alike.learn(first, events(first)[0])
     return alike
@@ -115,13 +115,13 @@ def test_other_bytes_are_not_alike() -> None:
     "block", [b'data:{"content":"a"}\n\n', b'id: 1\ndata: {"content":"a"}\n\n', b'data: {"x":"a"}\n\n']
 )
 def test_what_would_not_go_out_as_it_came_is_not_learned(block: bytes) -> None:
-    alike = Alike(LONGEST)
+    alike = TextDeltaTemplate(LONGEST)
     alike.learn(block, events(block)[0])
     assert not alike.matches(block)
 
 
 def test_an_upstream_whose_events_never_are_alike_is_given_up() -> None:
-    alike = Alike(LONGEST)
+    alike = TextDeltaTemplate(LONGEST)
     for n in range(100):
         block = CHAT.replace(b'"created":1', b'"created":%d' % n) % b"a"
         assert not alike.matches(block)

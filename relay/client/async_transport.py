@@ -10,25 +10,25 @@ from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from relay.client.credentials import AsyncHeaders, AwaitingCredentials
-from relay.client.decoding import Garbled, encoding_of
+from relay.client.cancellation import AsyncCancellation, AsyncSleep, AttemptTimedOut, Cancelled
+from relay.client.credentials import AsyncCredentials, AsyncHeaders
+from relay.client.decoding import DecodingError, encoding_of
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
-from relay.client.leaving import AsyncSleep, AwaitingLeaving, Left, TookTooLong
-from relay.client.planning import KnownRelays, Plan
-from relay.client.policy import Counters, Policy, heartbeat, retry_after
-from relay.client.resumption import Ask, Reason, Resumption, Then, Unresumable, stream_of
+from relay.client.policy import Counters, Policy, heartbeat_interval, retry_after
+from relay.client.request_plan import KnownRelays, RequestPlan
+from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable, resumable_stream_id
 
 _MOST_REDIRECTS = 5
 
 
-class AwaitingTransport:
+class AsyncTransport:
     """`inner` does the sending: by default the library's own AsyncHTTPTransport, made with `options`."""
 
     http: ClassVar[Any]
     failure: ClassVar[Any]
     timed_out: ClassVar[Any]
     body: ClassVar[Any]
-    rest: ClassVar[Any]
+    refusal_body: ClassVar[Any]
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class AwaitingTransport:
         self.counters = Counters()
         self.sleep = sleep
         self.auth = auth
-        self.renews = headers is not None or auth is not None
-        self._credentials = AwaitingCredentials(headers)
+        self.has_fresh_credentials = headers is not None or auth is not None
+        self._credentials = AsyncCredentials(headers)
         self._known = KnownRelays(self.http, self.policy, base_urls)
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -66,22 +66,22 @@ class AwaitingTransport:
         plan = self._known.plan(request)
         if plan is None:
             return await self.inner.handle_async_request(request)
-        response = await self._open(plan)
-        stream = stream_of(response.status_code, response.headers)
+        response = await self._first_response(plan)
+        stream = resumable_stream_id(response.status_code, response.headers)
         if stream is None:
             return response
-        self._known.proved(plan)
-        plan.lives(heartbeat(response.headers))
-        state = Resumption(
+        self._known.add(plan)
+        plan.on_stream_confirmed(heartbeat_interval(response.headers))
+        state = ResumableStream(
             plan.api,
             stream,
             self.policy,
-            asked_for=plan.asked_for,
-            anchored=plan.anchored,
+            requested_event_id=plan.requested_event_id,
+            first_number_known=plan.first_number_known,
             encoding=encoding_of(response.headers),
             budget=plan.budget,
             counters=self.counters,
-            fresh_credentials=self.renews,
+            fresh_credentials=self.has_fresh_credentials,
         )
         kept = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return self.http.Response(
@@ -91,56 +91,56 @@ class AwaitingTransport:
             extensions=response.extensions,
         )
 
-    async def again(self, plan: Plan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
+    async def resume(self, plan: RequestPlan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
         """The answer to a resume, and what there is to know of it where it is a refusal."""
-        request = plan.resume(stream, last_event_id, await self._credentials.fresh())
+        request = plan.resume_request(stream, last_event_id, await self._credentials.fresh())
         response = await self._send(plan, request, redirects=_MOST_REDIRECTS)
         if response.status_code in (200, 204):
-            plan.lives(heartbeat(response.headers))
+            plan.on_stream_confirmed(heartbeat_interval(response.headers))
             return response, b""
-        plan.hurry()
-        body, rest = await self._beginning(response)
-        await _finish(rest)
+        plan.limit_refusal_time()
+        body, rest = await self._read_beginning(response)
+        await _close_iterator(rest)
         await response.aclose()
         return response, body
 
-    async def _open(self, plan: Plan) -> Any:
+    async def _first_response(self, plan: RequestPlan) -> Any:
         """The head of the answer, whoever gives it."""
-        leaving = AwaitingLeaving(self.sleep)
+        cancellation = AsyncCancellation(self.sleep)
         while True:
             try:
-                response = await self._send(plan, plan.first(await self._credentials.fresh()))
+                response = await self._send(plan, plan.initial_request(await self._credentials.fresh()))
             except self.http.TransportError as error:
-                wait = plan.budget.another(0.0) if plan.repeats_lost(error) else None
+                wait = plan.budget.next_wait(0.0) if plan.may_repeat_after_error(error) else None
                 if wait is None:
-                    plan.died()
+                    plan.remember_lost()
                     raise
             else:
                 status, code = response.status_code, None
-                if plan.looks_into(status):
-                    plan.hurry()
-                    code, response = await self._code_of(response)
-                if plan.may_do_without_key(status, code):
+                if plan.needs_error_code(status):
+                    plan.limit_refusal_time()
+                    code, response = await self._error_code_of(response)
+                if plan.may_drop_key(status, code):
                     await response.aclose()
-                    return await self._send(plan, plan.without_key(await self._credentials.fresh()))
-                repeats = plan.repeats_refused(status, code)
-                wait = plan.budget.another(retry_after(response.headers)) if repeats else None
+                    return await self._send(plan, plan.request_without_key(await self._credentials.fresh()))
+                repeats = plan.may_repeat_after_refusal(status, code)
+                wait = plan.budget.next_wait(retry_after(response.headers)) if repeats else None
                 if wait is None:
                     if status != 200:
-                        plan.died()
+                        plan.remember_lost()
                     return response
                 await response.aclose()
-            await leaving.wait(wait)
+            await cancellation.wait(wait)
 
-    async def _send(self, plan: Plan, request: Any, *, redirects: int = 0) -> Any:
-        """The answer behind so many redirects: those of a first request are the library's client's to follow."""
+    async def _send(self, plan: RequestPlan, request: Any, *, redirects: int = 0) -> Any:
+        """The answer after at most so many redirects. The library's own client follows those of an initial request."""
         if self.auth is None:
-            return await self._follow(plan, request, redirects)
+            return await self._send_following_redirects(plan, request, redirects)
         flow = self.auth.async_auth_flow(request)
         try:
             request = await flow.__anext__()
             while True:
-                response = await self._follow(plan, request, redirects)
+                response = await self._send_following_redirects(plan, request, redirects)
                 response.request = request
                 try:
                     request = await flow.asend(response)
@@ -150,27 +150,27 @@ class AwaitingTransport:
         finally:
             await flow.aclose()
 
-    async def _follow(self, plan: Plan, request: Any, redirects: int) -> Any:
+    async def _send_following_redirects(self, plan: RequestPlan, request: Any, redirects: int) -> Any:
         for _ in range(redirects):
             response = await self.inner.handle_async_request(request)
-            target = plan.redirected(request, response)
+            target = plan.redirect(request, response)
             if target is None:
                 return response
             await response.aclose()
             request = target
         return await self.inner.handle_async_request(request)
 
-    async def _code_of(self, refused: Any) -> tuple[str | None, Any]:
+    async def _error_code_of(self, refused: Any) -> tuple[str | None, Any]:
         """The code of a refusal, and the refusal as if it had not been read."""
-        body, rest = await self._beginning(refused)
+        body, rest = await self._read_beginning(refused)
         return error_code(body), self.http.Response(
             refused.status_code,
             headers=refused.headers,
-            stream=self.rest(body, rest, refused.stream),
+            stream=self.refusal_body(body, rest, refused.stream),
             extensions=refused.extensions,
         )
 
-    async def _beginning(self, refused: Any) -> tuple[bytes, Any]:
+    async def _read_beginning(self, refused: Any) -> tuple[bytes, Any]:
         """What a refusal's body begins with, and what brings the rest: its sender may never end it."""
         parts: list[bytes] = []
         size = 0
@@ -195,7 +195,7 @@ class AwaitingTransport:
         await self.inner.__aexit__(*error)
 
 
-class AwaitingRest:
+class AsyncRefusalBody:
     """The body of a refusal whose beginning has been read."""
 
     def __init__(self, beginning: bytes, rest: Any, body: Any) -> None:
@@ -213,16 +213,16 @@ class AwaitingRest:
         await self._body.aclose()
 
 
-class AwaitingBody:
+class AsyncStreamBody:
     """The body that the SDK reads: one stream, out of as many answers as it takes."""
 
-    def __init__(self, transport: AwaitingTransport, plan: Plan, state: Resumption, body: Any) -> None:
+    def __init__(self, transport: AsyncTransport, plan: RequestPlan, state: ResumableStream, body: Any) -> None:
         self._transport = transport
         self._http = transport.http
         self._plan = plan
         self._state = state
         self._body = body
-        self._leaving = AwaitingLeaving(transport.sleep)
+        self._cancellation = AsyncCancellation(transport.sleep)
         self._cause: Exception | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -234,55 +234,55 @@ class AwaitingBody:
                     async for data in reads:
                         if whole := self._state.feed(data):
                             yield whole
-                            self._state.check()
-                except (self._http.TransportError, Garbled) as error:
+                            self._state.raise_pending()
+                except (self._http.TransportError, DecodingError) as error:
                     self._cause = error
                 finally:
-                    await _finish(reads)
+                    await _close_iterator(reads)
                 await self._body.aclose()
-                then = self._state.cut(None if self._cause is None else type(self._cause).__name__)
-                while isinstance(then, Ask):
-                    then = await self._ask(then)
-                if then is not Then.READ:
+                action = self._state.on_disconnect(None if self._cause is None else type(self._cause).__name__)
+                while isinstance(action, Reconnect):
+                    action = await self._reconnect(action)
+                if action is not Action.READ_BODY:
                     return
         except Unresumable as failure:
             await self._body.aclose()
             timed_out = failure.reason is Reason.TIMED_OUT
             raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
-        except Left:
+        except Cancelled:
             raise self._http.StreamClosed from None
 
-    async def _ask(self, ask: Ask) -> Ask | Then:
-        await self._leaving.wait(ask.wait)
+    async def _reconnect(self, to: Reconnect) -> Reconnect | Action:
+        await self._cancellation.wait(to.wait)
         try:
-            send = partial(self._transport.again, self._plan, self._state.stream, ask.last_event_id)
-            response, refusal = await self._leaving.attempt(send, _discard, self._plan.silence())
-        except (self._http.RequestError, TookTooLong) as error:
+            send = partial(self._transport.resume, self._plan, self._state.stream, to.last_event_id)
+            response, refusal = await self._cancellation.attempt(send, _discard, self._plan.read_timeout())
+        except (self._http.RequestError, AttemptTimedOut) as error:
             self._cause = error
-            self._plan.turn()
-            return self._state.unanswered(type(error).__name__)
+            self._plan.next_address()
+            return self._state.on_request_failed(type(error).__name__)
         self._body = response.stream
         try:
-            then = self._state.answered(response.status_code, response.headers, refusal)
+            action = self._state.on_response(response.status_code, response.headers, refusal)
         except BaseException:
             await response.aclose()
             raise
-        if then is not Then.READ:
+        if action is not Action.READ_BODY:
             await response.aclose()
-        if isinstance(then, Ask):
-            self._plan.turn()
-        elif self._leaving.left:
+        if isinstance(action, Reconnect):
+            self._plan.next_address()
+        elif self._cancellation.cancelled:
             await self.aclose()
-            raise Left
-        return then
+            raise Cancelled
+        return action
 
     async def aclose(self) -> None:
         """Ends a read, a wait or an attempt at once, whoever calls it."""
-        self._leaving.leave()
+        self._cancellation.cancel()
         await self._body.aclose()
 
 
-async def _finish(reads: Any) -> None:
+async def _close_iterator(reads: Any) -> None:
     """An iterator that is left before its end, at once: some loops do not wait for the garbage collector."""
     if hasattr(reads, "aclose"):
         await reads.aclose()

@@ -1,4 +1,4 @@
-# Written by .ci/twins.py from awaiting.py: change that, and run `make generate`.
+# Written by .ci/twins.py from async_transport.py: change that, and run `make generate`.
 """The synchronous transport and response body, for either library.
 
 A subclass names its library in `http` and its errors, and adds the library's own base class. Each stream has a state of
@@ -11,25 +11,25 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
-from relay.client.credentials import BlockingCredentials, Headers
-from relay.client.decoding import Garbled, encoding_of
+from relay.client.cancellation import AttemptTimedOut, Cancelled, Sleep, SyncCancellation
+from relay.client.credentials import Headers, SyncCredentials
+from relay.client.decoding import DecodingError, encoding_of
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
-from relay.client.leaving import BlockingLeaving, Left, Sleep, TookTooLong
-from relay.client.planning import KnownRelays, Plan
-from relay.client.policy import Counters, Policy, heartbeat, retry_after
-from relay.client.resumption import Ask, Reason, Resumption, Then, Unresumable, stream_of
+from relay.client.policy import Counters, Policy, heartbeat_interval, retry_after
+from relay.client.request_plan import KnownRelays, RequestPlan
+from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable, resumable_stream_id
 
 _MOST_REDIRECTS = 5
 
 
-class BlockingTransport:
+class SyncTransport:
     """`inner` does the sending: by default the library's own HTTPTransport, made with `options`."""
 
     http: ClassVar[Any]
     failure: ClassVar[Any]
     timed_out: ClassVar[Any]
     body: ClassVar[Any]
-    rest: ClassVar[Any]
+    refusal_body: ClassVar[Any]
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class BlockingTransport:
         self.counters = Counters()
         self.sleep = sleep
         self.auth = auth
-        self.renews = headers is not None or auth is not None
-        self._credentials = BlockingCredentials(headers)
+        self.has_fresh_credentials = headers is not None or auth is not None
+        self._credentials = SyncCredentials(headers)
         self._known = KnownRelays(self.http, self.policy, base_urls)
 
     def handle_request(self, request: Any) -> Any:
@@ -67,22 +67,22 @@ class BlockingTransport:
         plan = self._known.plan(request)
         if plan is None:
             return self.inner.handle_request(request)
-        response = self._open(plan)
-        stream = stream_of(response.status_code, response.headers)
+        response = self._first_response(plan)
+        stream = resumable_stream_id(response.status_code, response.headers)
         if stream is None:
             return response
-        self._known.proved(plan)
-        plan.lives(heartbeat(response.headers))
-        state = Resumption(
+        self._known.add(plan)
+        plan.on_stream_confirmed(heartbeat_interval(response.headers))
+        state = ResumableStream(
             plan.api,
             stream,
             self.policy,
-            asked_for=plan.asked_for,
-            anchored=plan.anchored,
+            requested_event_id=plan.requested_event_id,
+            first_number_known=plan.first_number_known,
             encoding=encoding_of(response.headers),
             budget=plan.budget,
             counters=self.counters,
-            fresh_credentials=self.renews,
+            fresh_credentials=self.has_fresh_credentials,
         )
         kept = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return self.http.Response(
@@ -92,56 +92,56 @@ class BlockingTransport:
             extensions=response.extensions,
         )
 
-    def again(self, plan: Plan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
+    def resume(self, plan: RequestPlan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
         """The answer to a resume, and what there is to know of it where it is a refusal."""
-        request = plan.resume(stream, last_event_id, self._credentials.fresh())
+        request = plan.resume_request(stream, last_event_id, self._credentials.fresh())
         response = self._send(plan, request, redirects=_MOST_REDIRECTS)
         if response.status_code in (200, 204):
-            plan.lives(heartbeat(response.headers))
+            plan.on_stream_confirmed(heartbeat_interval(response.headers))
             return response, b""
-        plan.hurry()
-        body, rest = self._beginning(response)
-        _finish(rest)
+        plan.limit_refusal_time()
+        body, rest = self._read_beginning(response)
+        _close_iterator(rest)
         response.close()
         return response, body
 
-    def _open(self, plan: Plan) -> Any:
+    def _first_response(self, plan: RequestPlan) -> Any:
         """The head of the answer, whoever gives it."""
-        leaving = BlockingLeaving(self.sleep)
+        cancellation = SyncCancellation(self.sleep)
         while True:
             try:
-                response = self._send(plan, plan.first(self._credentials.fresh()))
+                response = self._send(plan, plan.initial_request(self._credentials.fresh()))
             except self.http.TransportError as error:
-                wait = plan.budget.another(0.0) if plan.repeats_lost(error) else None
+                wait = plan.budget.next_wait(0.0) if plan.may_repeat_after_error(error) else None
                 if wait is None:
-                    plan.died()
+                    plan.remember_lost()
                     raise
             else:
                 status, code = response.status_code, None
-                if plan.looks_into(status):
-                    plan.hurry()
-                    code, response = self._code_of(response)
-                if plan.may_do_without_key(status, code):
+                if plan.needs_error_code(status):
+                    plan.limit_refusal_time()
+                    code, response = self._error_code_of(response)
+                if plan.may_drop_key(status, code):
                     response.close()
-                    return self._send(plan, plan.without_key(self._credentials.fresh()))
-                repeats = plan.repeats_refused(status, code)
-                wait = plan.budget.another(retry_after(response.headers)) if repeats else None
+                    return self._send(plan, plan.request_without_key(self._credentials.fresh()))
+                repeats = plan.may_repeat_after_refusal(status, code)
+                wait = plan.budget.next_wait(retry_after(response.headers)) if repeats else None
                 if wait is None:
                     if status != 200:
-                        plan.died()
+                        plan.remember_lost()
                     return response
                 response.close()
-            leaving.wait(wait)
+            cancellation.wait(wait)
 
-    def _send(self, plan: Plan, request: Any, *, redirects: int = 0) -> Any:
-        """The answer behind so many redirects: those of a first request are the library's client's to follow."""
+    def _send(self, plan: RequestPlan, request: Any, *, redirects: int = 0) -> Any:
+        """The answer after at most so many redirects. The library's own client follows those of an initial request."""
         if self.auth is None:
-            return self._follow(plan, request, redirects)
+            return self._send_following_redirects(plan, request, redirects)
         flow = self.auth.sync_auth_flow(request)
         try:
             request = flow.__next__()
             while True:
-                response = self._follow(plan, request, redirects)
+                response = self._send_following_redirects(plan, request, redirects)
                 response.request = request
                 try:
                     request = flow.send(response)
@@ -151,27 +151,27 @@ class BlockingTransport:
         finally:
             flow.close()
 
-    def _follow(self, plan: Plan, request: Any, redirects: int) -> Any:
+    def _send_following_redirects(self, plan: RequestPlan, request: Any, redirects: int) -> Any:
         for _ in range(redirects):
             response = self.inner.handle_request(request)
-            target = plan.redirected(request, response)
+            target = plan.redirect(request, response)
             if target is None:
                 return response
             response.close()
             request = target
         return self.inner.handle_request(request)
 
-    def _code_of(self, refused: Any) -> tuple[str | None, Any]:
+    def _error_code_of(self, refused: Any) -> tuple[str | None, Any]:
         """The code of a refusal, and the refusal as if it had not been read."""
-        body, rest = self._beginning(refused)
+        body, rest = self._read_beginning(refused)
         return error_code(body), self.http.Response(
             refused.status_code,
             headers=refused.headers,
-            stream=self.rest(body, rest, refused.stream),
+            stream=self.refusal_body(body, rest, refused.stream),
             extensions=refused.extensions,
         )
 
-    def _beginning(self, refused: Any) -> tuple[bytes, Any]:
+    def _read_beginning(self, refused: Any) -> tuple[bytes, Any]:
         """What a refusal's body begins with, and what brings the rest: its sender may never end it."""
         parts: list[bytes] = []
         size = 0
@@ -196,7 +196,7 @@ class BlockingTransport:
         self.inner.__exit__(*error)
 
 
-class BlockingRest:
+class SyncRefusalBody:
     """The body of a refusal whose beginning has been read."""
 
     def __init__(self, beginning: bytes, rest: Any, body: Any) -> None:
@@ -214,16 +214,16 @@ class BlockingRest:
         self._body.close()
 
 
-class BlockingBody:
+class SyncStreamBody:
     """The body that the SDK reads: one stream, out of as many answers as it takes."""
 
-    def __init__(self, transport: BlockingTransport, plan: Plan, state: Resumption, body: Any) -> None:
+    def __init__(self, transport: SyncTransport, plan: RequestPlan, state: ResumableStream, body: Any) -> None:
         self._transport = transport
         self._http = transport.http
         self._plan = plan
         self._state = state
         self._body = body
-        self._leaving = BlockingLeaving(transport.sleep)
+        self._cancellation = SyncCancellation(transport.sleep)
         self._cause: Exception | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -235,55 +235,55 @@ class BlockingBody:
                     for data in reads:
                         if whole := self._state.feed(data):
                             yield whole
-                            self._state.check()
-                except (self._http.TransportError, Garbled) as error:
+                            self._state.raise_pending()
+                except (self._http.TransportError, DecodingError) as error:
                     self._cause = error
                 finally:
-                    _finish(reads)
+                    _close_iterator(reads)
                 self._body.close()
-                then = self._state.cut(None if self._cause is None else type(self._cause).__name__)
-                while isinstance(then, Ask):
-                    then = self._ask(then)
-                if then is not Then.READ:
+                action = self._state.on_disconnect(None if self._cause is None else type(self._cause).__name__)
+                while isinstance(action, Reconnect):
+                    action = self._reconnect(action)
+                if action is not Action.READ_BODY:
                     return
         except Unresumable as failure:
             self._body.close()
             timed_out = failure.reason is Reason.TIMED_OUT
             raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
-        except Left:
+        except Cancelled:
             raise self._http.StreamClosed from None
 
-    def _ask(self, ask: Ask) -> Ask | Then:
-        self._leaving.wait(ask.wait)
+    def _reconnect(self, to: Reconnect) -> Reconnect | Action:
+        self._cancellation.wait(to.wait)
         try:
-            send = partial(self._transport.again, self._plan, self._state.stream, ask.last_event_id)
-            response, refusal = self._leaving.attempt(send, _discard, self._plan.silence())
-        except (self._http.RequestError, TookTooLong) as error:
+            send = partial(self._transport.resume, self._plan, self._state.stream, to.last_event_id)
+            response, refusal = self._cancellation.attempt(send, _discard, self._plan.read_timeout())
+        except (self._http.RequestError, AttemptTimedOut) as error:
             self._cause = error
-            self._plan.turn()
-            return self._state.unanswered(type(error).__name__)
+            self._plan.next_address()
+            return self._state.on_request_failed(type(error).__name__)
         self._body = response.stream
         try:
-            then = self._state.answered(response.status_code, response.headers, refusal)
+            action = self._state.on_response(response.status_code, response.headers, refusal)
         except BaseException:
             response.close()
             raise
-        if then is not Then.READ:
+        if action is not Action.READ_BODY:
             response.close()
-        if isinstance(then, Ask):
-            self._plan.turn()
-        elif self._leaving.left:
+        if isinstance(action, Reconnect):
+            self._plan.next_address()
+        elif self._cancellation.cancelled:
             self.close()
-            raise Left
-        return then
+            raise Cancelled
+        return action
 
     def close(self) -> None:
         """Ends a read, a wait or an attempt at once, whoever calls it."""
-        self._leaving.leave()
+        self._cancellation.cancel()
         self._body.close()
 
 
-def _finish(reads: Any) -> None:
+def _close_iterator(reads: Any) -> None:
     """An iterator that is left before its end, at once: some loops do not wait for the garbage collector."""
     if hasattr(reads, "close"):
         reads.close()

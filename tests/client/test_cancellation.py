@@ -136,7 +136,7 @@ def test_an_attempt_has_a_time_as_a_whole(kind: Kind) -> None:
                 await anyio.sleep(20)
             return await inner.handle_async_request(request)
 
-    busy = AsyncBusy() if kind.awaiting else Busy()
+    busy = AsyncBusy() if kind.is_async else Busy()
     script: Script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]
     seen = kind.post(script, kind.transport(Policy(silence=0.1), inner=busy))
     over.set()
@@ -192,7 +192,7 @@ def test_closing_from_another_task_ends_a_wait_at_once() -> None:
 def test_leaving_early_closes_the_connection(kind: Kind) -> None:
     first = Answer(parts=[frame(1), frame(2)])
     kind.script = [first]
-    if kind.awaiting:
+    if kind.is_async:
 
         async def leave() -> None:
             async with kind.http.AsyncClient(transport=kind.transport()).stream("POST", URL, json=BODY) as response:

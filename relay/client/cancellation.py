@@ -1,4 +1,4 @@
-"""Waits and attempts that a `close` from another thread or task ends at once: two twins, written by hand.
+"""Waits and attempts that a `close` from another thread or task ends at once, synchronous and asynchronous.
 
 What runs in `attempt` cannot be interrupted by a blocking thread, so there it runs in a thread of its own: whoever
 closes goes on, and what the attempt brings after that is thrown away.
@@ -21,46 +21,46 @@ LONGEST_WAIT = 86_400.0
 """Seconds; a longer time makes a timer overflow on some platforms."""
 
 
-class Left(Exception):
+class Cancelled(Exception):
     """The response was closed while something was still to be waited for."""
 
 
-class TookTooLong(Exception):
+class AttemptTimedOut(Exception):
     """An attempt brought no answer in its time, however busy it was."""
 
 
-class BlockingLeaving:
+class SyncCancellation:
     """`sleep` takes the place of waits, for tests."""
 
     def __init__(self, sleep: Sleep | None = None) -> None:
         self._sleep = sleep
-        self._left = threading.Event()
+        self._cancelled = threading.Event()
         self._attempt: Future[Any] | None = None
 
     @property
-    def left(self) -> bool:
-        return self._left.is_set()
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
 
-    def leave(self) -> None:
-        self._left.set()
+    def cancel(self) -> None:
+        self._cancelled.set()
         attempt = self._attempt
         if attempt is not None:
-            _settle(attempt.set_exception, Left())
+            _settle(attempt.set_exception, Cancelled())
 
     def wait(self, seconds: float) -> None:
-        """Raises Left."""
-        (self._sleep or self._left.wait)(min(seconds, LONGEST_WAIT))
+        """Raises Cancelled."""
+        (self._sleep or self._cancelled.wait)(min(seconds, LONGEST_WAIT))
         self.check()
 
     def check(self) -> None:
-        """Raises Left."""
-        if self.left:
-            raise Left
+        """Raises Cancelled."""
+        if self.cancelled:
+            raise Cancelled
 
     def attempt(self, send: Callable[[], Any], discard: Callable[[Any], None], within: float | None) -> Any:
         """What `send` returns or raises within so many seconds; what it returns too late goes to `discard`.
 
-        Raises Left and TookTooLong.
+        Raises Cancelled and AttemptTimedOut.
         """
         attempt: Future[Any] = Future()
 
@@ -80,61 +80,61 @@ class BlockingLeaving:
         try:
             return attempt.result(None if within is None else min(within, LONGEST_WAIT))
         except BaseException as error:
-            if isinstance(error, TimeoutError) and _settle(attempt.set_exception, Left()):
-                raise TookTooLong from None
-            if not _settle(attempt.set_exception, Left()) and attempt.exception() is None:
-                discard(attempt.result())  # an interrupt came just behind the answer
+            if isinstance(error, TimeoutError) and _settle(attempt.set_exception, Cancelled()):
+                raise AttemptTimedOut from None
+            if not _settle(attempt.set_exception, Cancelled()) and attempt.exception() is None:
+                discard(attempt.result())  # an interrupt came just after the answer
             raise
         finally:
             self._attempt = None
 
 
-class AwaitingLeaving:
-    """As `BlockingLeaving`; cancelling the task that waits ends a wait or an attempt, too."""
+class AsyncCancellation:
+    """As `SyncCancellation`; cancelling the task that waits ends a wait or an attempt, too."""
 
     def __init__(self, sleep: AsyncSleep | None = None) -> None:
         self._sleep = sleep
-        self._left = anyio.Event()
+        self._cancelled = anyio.Event()
 
     @property
-    def left(self) -> bool:
-        return self._left.is_set()
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
 
-    def leave(self) -> None:
-        self._left.set()
+    def cancel(self) -> None:
+        self._cancelled.set()
 
     async def wait(self, seconds: float) -> None:
-        """Raises Left."""
+        """Raises Cancelled."""
         if self._sleep is not None:
             await self._sleep(seconds)
         else:
             with anyio.move_on_after(min(seconds, LONGEST_WAIT)):
-                await self._left.wait()
+                await self._cancelled.wait()
         self.check()
 
     def check(self) -> None:
-        """Raises Left."""
-        if self.left:
-            raise Left
+        """Raises Cancelled."""
+        if self.cancelled:
+            raise Cancelled
 
     async def attempt(
         self, send: Callable[[], Awaitable[Any]], discard: Callable[[Any], Awaitable[None]], within: float | None
     ) -> Any:
         """What `send` returns or raises within so many seconds; what it returns too late goes to `discard`.
 
-        Raises Left and TookTooLong.
+        Raises Cancelled and AttemptTimedOut.
         """
         self.check()
         found: list[Any] = []
         failed: list[Exception] = []
 
-        async def leave() -> None:
-            await self._left.wait()
+        async def cancel() -> None:
+            await self._cancelled.wait()
             group.cancel_scope.cancel()
 
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(leave)
+                group.start_soon(cancel)
                 try:
                     with anyio.move_on_after(within):
                         found.append(await send())
@@ -150,7 +150,7 @@ class AwaitingLeaving:
                     await discard(late)
             raise
         if not found:
-            raise TookTooLong
+            raise AttemptTimedOut
         return found[0]
 
 

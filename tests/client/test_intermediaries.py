@@ -1,4 +1,4 @@
-"""What stands between a client and its relay, and what a user sees of it: in both libraries, blocking and awaiting."""
+"""What stands between a client and its relay, and what a user sees of it, in all four kinds of client."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_credentials_are_made_anew_for_each_request(kind: Kind) -> None:
     async def awaited() -> dict[str, str]:
         return headers()
 
-    transport = kind.transport(headers=awaited if kind.awaiting else headers)
+    transport = kind.transport(headers=awaited if kind.is_async else headers)
     refusal = refused(401, "invalid_api_key")
     seen = kind.post([Answer(parts=[frame(1), "ReadError"]), refusal, Answer(parts=[frame(2, DONE)])], transport)
     assert (seen.error, seen.body) == (None, frame(1) + frame(2, DONE))

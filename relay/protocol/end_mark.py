@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from relay.protocol import sse
 from relay.protocol.dialect import FAILED, TERMINAL, Dialect
-from relay.protocol.lifecycle import MESSAGES, Cause, Ending, StreamFailure
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, StreamFailure
 from relay.protocol.sse import Event
 
 _TOLD_BY_UPSTREAM = (Ending.COMPLETED.value, Cause.UPSTREAM_ERROR.value)
@@ -28,40 +28,40 @@ class End:
     closing: bytes = b""
 
     @property
-    def told_by_relay(self) -> bool:
-        return told_by_relay(self.outcome)
+    def sent_by_relay(self) -> bool:
+        return sent_by_relay(self.outcome)
 
     def encode(self) -> bytes:
         """The content of the log's end mark."""
         return b"%b\n%b" % (self.outcome.encode(), self.closing) if self.closing else self.outcome.encode()
 
 
-def told_by_relay(outcome: str) -> bool:
+def sent_by_relay(outcome: str) -> bool:
     """Does the relay tell this end, and not the upstream's own last event?"""
     return outcome not in _TOLD_BY_UPSTREAM
 
 
-def decode(content: bytes) -> End:
+def decode_end(content: bytes) -> End:
     """The end that an end mark's content says."""
     outcome, _, closing = content.partition(b"\n")
     return End(outcome.decode("utf-8", "replace"), closing)
 
 
-def frames(events: Sequence[Event], stream: str, n: int) -> bytes:
+def encode_frames(events: Sequence[Event], stream: str, n: int) -> bytes:
     """The frames of an end after event n; an empty `stream` is one without a log, whose frames have no ids."""
     last = f"{stream}.{n}e".encode() if stream else None
     return b"".join(sse.encode(event, last if event is events[-1] else None) for event in events)
 
 
-def spell(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
+def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
     """The frames of an end that its producer could not tell, for a reader of the stream's API; `last_frame` is that of
     event n, empty where there is none."""
     message = next((text for known, text in MESSAGES.items() if known.value == outcome), _UNKNOWN.format(outcome))
     events = dialect.error_events(outcome, message, _last_sequence(dialect, last_frame), request_id)
-    return frames(events, stream, n)
+    return encode_frames(events, stream, n)
 
 
-def outcome_without_producer(dialect: Dialect, last_frame: bytes) -> Cause | Ending:
+def outcome_from_log(dialect: Dialect, last_frame: bytes) -> Cause | Ending:
     """How a stream ended whose producer is lost: where its upstream's last event is in the log, only the end mark is
     missing, and the answer is whole."""
     bits = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.protocol.apis import BY_PATH, DIALECTS, of_path
-from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure, outcome
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure, parse_outcome
 
 OUTCOMES: list[Outcome] = [*Cause, *Ending]
 
@@ -32,14 +32,14 @@ def test_the_ends_that_are_no_failure() -> None:
 
 @pytest.mark.parametrize("end", OUTCOMES)
 def test_a_name_finds_its_outcome(end: Outcome) -> None:
-    assert outcome(end.value) is end
+    assert parse_outcome(end.value) is end
     assert str(end) == end.value
 
 
 @pytest.mark.parametrize("name", ["", "Completed", "complete", "error", "upstream-error"])
 def test_another_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a valid"):
-        outcome(name)
+        parse_outcome(name)
 
 
 @pytest.mark.parametrize("end", [end for end in OUTCOMES if end is not Ending.COMPLETED])

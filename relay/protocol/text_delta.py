@@ -3,7 +3,7 @@
 Most events of a stream are such, and parsing them was a fifth of what an event cost. Nothing is assumed of an
 upstream: the first of its kind is parsed, and a later one must have the same bytes but for a piece of text that cannot
 end its JSON string. The meaning that its `Watch` found is then theirs too; dialects in whose events more than the text
-counts (`Watch.text_alone`) are not asked.
+counts (`Watch.stateless_deltas`) are not asked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PADDED = re.compile(rb'"obfuscation": ?"')
 _TRIES = 32
 
 
-class Alike:
+class TextDeltaTemplate:
     """What the events of one stream have in common. A block of more than `longest` bytes is never alike."""
 
     def __init__(self, longest: int) -> None:
