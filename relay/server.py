@@ -25,12 +25,13 @@ from typing import Any
 
 import uvloop
 
-from relay import http_server, logs, metrics, signals
+from relay import logs, metrics, signals
 from relay.api.app import public
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
 from relay.config import Settings
+from relay.http import server as http_server
 from relay.metrics import Metrics
 from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
@@ -38,7 +39,7 @@ from relay.store.log import Log
 from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
-from relay.upstream import UpstreamClient
+from relay.upstream.client import UpstreamClient
 from relay.workers import Workers
 
 logger = logging.getLogger(__name__)

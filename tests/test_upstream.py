@@ -9,7 +9,8 @@ import pytest
 
 from relay.config import UpstreamSettings
 from relay.protocol.errors import ModelNotFound, UpstreamUnreachable
-from relay.upstream import UpstreamClient, body_of, route_model
+from relay.upstream.client import UpstreamClient, body_of
+from relay.upstream.routing import route_model
 from tests.support.processes import free_port
 from tests.support.scripted import Cut, End, Gate, Head, ScriptedUpstream, Send
 

@@ -12,7 +12,7 @@ from relay.api import openapi, pages, responses, resume
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.protocol.apis import DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect

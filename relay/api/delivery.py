@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from relay.api.exchange import ConnectionCut, Exchange
+from relay.api.exchange import Exchange
 from relay.config import Settings
+from relay.http.contract import ConnectionCut
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import Headers

@@ -14,12 +14,13 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
+from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
 from relay.protocol.cors import Cors
@@ -41,14 +42,6 @@ _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
 
 
-# In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
-ABORT = "relay.abort"
-# In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `Direct`.
-DIRECT = "relay.direct"
-READ_TIMEOUT = "relay.read_timeout"
-# In the scope's state: tells how many bytes of this answer wait for the client to take them.
-UNTAKEN = "relay.untaken"
-
 # Under a server that is not the relay's own.
 _READ_TIMEOUT = 30.0
 # A body may come as slowly as this, in bytes a second; slower ones are held open for their own sake.
@@ -59,25 +52,8 @@ _TARGET = re.compile(r"/[\x21-\x22\x24-\x7e]*")
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
 
 
-class Direct(Protocol):
-    """The body of the response that this connection is in, as chunks (RFC 9112, section 7.1), after its head and before
-    its end, which are the server's."""
-
-    def write(self, data: bytes) -> bool:
-        """Write one chunk. False where the client has not taken what came before: use `send` next."""
-
-    async def send(self, data: bytes | memoryview) -> None:
-        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
-        copied."""
-
-
 class ClientGone(Exception):
     """The client hung up before its answer."""
-
-
-class ConnectionCut(Exception):
-    """Raised out of the application to abort a response body: the connection dies without the zero chunk, so
-    that no client can take what it has for a complete answer."""
 
 
 def _nothing() -> int:
@@ -229,7 +205,7 @@ class Exchange:
 
         return part
 
-    def direct(self) -> Direct | None:
+    def direct(self) -> DirectWriter | None:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
         return self.scope.get("state", {}).get(DIRECT) if chunked else None

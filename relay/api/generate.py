@@ -15,11 +15,12 @@ import orjson
 
 from relay.api import resume, tickets
 from relay.api.delivery import Delivery, stream_headers
-from relay.api.exchange import ConnectionCut, Exchange
+from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.passthrough import forward, relay_response
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.auth.gate import Slot
+from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
@@ -27,7 +28,8 @@ from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.lifecycle import Ending
 from relay.streams.account import Request
 from relay.streams.producer import Call, Opened, Producer, Refused
-from relay.upstream import NO_EVENT_STREAM, Route, body_of
+from relay.upstream.client import NO_EVENT_STREAM, body_of
+from relay.upstream.routing import Route
 
 # A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
 _SMALL_BODY = 16 * 1024

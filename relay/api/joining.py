@@ -12,7 +12,7 @@ import asyncio
 from enum import Enum, auto
 
 from relay.api.exchange import Exchange
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyMismatch, StoreUnavailable
 from relay.protocol.lifecycle import Cause, Ending
 from relay.store.directory import Claim

@@ -9,11 +9,12 @@ import httpx
 import orjson
 
 from relay.api.exchange import Exchange
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
 from relay.protocol.errors import UpstreamMalformed
-from relay.upstream import body_of, route_path
+from relay.upstream.client import body_of
+from relay.upstream.routing import route_path
 
 _LONGEST = 16 << 20
 _PATIENCE = 30.0

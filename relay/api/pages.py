@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from relay.api.exchange import Exchange
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.config import Settings
 from relay.protocol.errors import MethodNotAllowed
 from relay.protocol.headers import Headers

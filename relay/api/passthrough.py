@@ -8,13 +8,15 @@ from collections.abc import AsyncIterable, Sequence
 import httpx
 import orjson
 
-from relay.api.exchange import ConnectionCut, Exchange
+from relay.api.exchange import Exchange
 from relay.api.models import list_models
-from relay.api.replica import Replica
+from relay.api.services import Replica
+from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
 from relay.protocol.errors import UpstreamUnreachable
-from relay.upstream import Route, body_of, route_path
+from relay.upstream.client import body_of
+from relay.upstream.routing import Route, route_path
 
 # A body has no meaning with these (RFC 9110, section 9.3): an upstream that does not read it takes it for the next
 # request of the connection, which is another client's.

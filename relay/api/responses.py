@@ -14,8 +14,8 @@ import orjson
 
 from relay.api.exchange import Exchange
 from relay.api.passthrough import any_path
-from relay.api.replica import Replica
 from relay.api.resume import counted, proceed
+from relay.api.services import Replica
 from relay.protocol import sse
 from relay.protocol.closing import End
 from relay.protocol.dialect import JsonObject, count, parse_object

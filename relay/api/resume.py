@@ -12,7 +12,7 @@ import orjson
 from relay.api import tickets
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.protocol.closing import told_by_relay
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed

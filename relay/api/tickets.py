@@ -13,7 +13,7 @@ import time
 from urllib.parse import parse_qs
 
 from relay.api.exchange import Exchange
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.protocol.errors import BadRequest, TicketRefused
 from relay.protocol.headers import Headers
 from relay.streams.registry import BY_TICKET, Asking

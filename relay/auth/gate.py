@@ -16,12 +16,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from relay.auth.keyring import Key, Keyring
-from relay.auth.rates import Buckets, Rate, parse_rate
+from relay.auth.rates import Buckets
 from relay.config import LimitSettings, UpstreamSettings
+from relay.config.units import Rate, parse_rate
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooMany
 from relay.protocol.headers import Headers, credential
-from relay.upstream import Route, route_model
+from relay.upstream.routing import Route, route_model
 
 # What an upstream answers from the request alone.
 _STATELESS = frozenset(

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.auth.keys import digest, is_key
-from relay.auth.rates import Rate, parse_rate
-from relay.auth.settings import KeySettings
 from relay.config import SettingsError
+from relay.config.auth import KeySettings
+from relay.config.units import Rate, parse_rate
+from relay.protocol.keys import digest, is_key
 
 logger = logging.getLogger(__name__)
 

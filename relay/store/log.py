@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
+from relay.encryption import SEALED, Tampered
 from relay.protocol.closing import End, decode
 from relay.protocol.errors import KeyMissing, StoreUnavailable
 from relay.store import scripts
-from relay.store.cipher import SEALED, Tampered
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
 from relay.store.names import Names

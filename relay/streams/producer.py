@@ -23,11 +23,12 @@ from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
 from relay.store.log import Renewed
 from relay.streams.account import Account
+from relay.streams.context import Services
 from relay.streams.feed import Feed
-from relay.streams.intake import LINGER_SECONDS, Intake
-from relay.streams.services import Services
+from relay.streams.ingest import LINGER_SECONDS, Intake
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream import NO_EVENT_STREAM, Route, body_of, is_event_stream, refusal_text
+from relay.upstream.client import NO_EVENT_STREAM, body_of, is_event_stream, refusal_text
+from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
 

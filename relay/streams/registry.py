@@ -26,12 +26,12 @@ from relay.streams.account import Account, Request
 from relay.streams.ahead import Ahead
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
+from relay.streams.context import Services
 from relay.streams.leases import Leases
 from relay.streams.lookup import Lookup
 from relay.streams.producer import Call, Producer
-from relay.streams.services import Services
 from relay.streams.tail import Tail
-from relay.upstream import Route
+from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from relay.api import joining, openapi
 from relay.api.app import public
-from relay.api.replica import Replica
+from relay.api.services import Replica
 from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Metrics

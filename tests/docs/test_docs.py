@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay import metrics
-from relay.config import reference
+from relay.config.reference import reference
 from relay.protocol import errors
 from relay.protocol.lifecycle import Cause, Ending
 
@@ -27,7 +27,7 @@ METRICS = (ROOT / "grafana/METRICS.md").read_text(encoding="utf-8")
 def test_settings_reference_is_the_code_s_own() -> None:
     table = SETTINGS.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
     assert table == reference(), (
-        "run: python -m relay.config, and put its output between the marks in deploy/SETTINGS.md"
+        "run: python -m relay.config.reference, and put its output between the marks in deploy/SETTINGS.md"
     )
 
 

@@ -27,7 +27,8 @@ from relay.streams.account import Request
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream import Body, Sink, route_model
+from relay.upstream.client import Body, Sink
+from relay.upstream.routing import route_model
 from tests.model.simulated import Node, Pending, Server, Topology
 from tests.model.state import COMPLETED, FORCED, TOLD, Rules, State
 from tests.model.virtual import VirtualLoop

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from relay import server
-from relay.auth.keys import hash_of, new_key
 from relay.config import load
+from relay.protocol.keys import hash_of, new_key
 from tests.conftest import Relays
 from tests.observe.frames import CASES, PATHS
 from tests.observe.scraped import scrape_text

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from relay.auth.gate import Gate
-from relay.auth.rates import BOUND, Buckets, parse_rate
+from relay.auth.rates import BOUND, Buckets
 from relay.config import LimitSettings
+from relay.config.units import parse_rate
 from relay.protocol.errors import TooMany
 from tests.conftest import Relays
 from tests.observe.frames import PATHS

@@ -24,7 +24,8 @@ from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream import Body, Route, Sink, route_model
+from relay.upstream.client import Body, Sink
+from relay.upstream.routing import Route, route_model
 from tests.faults.oracle import DONE, frame
 
 OWNER = "owner"

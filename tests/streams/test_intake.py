@@ -13,7 +13,7 @@ import uvloop
 from relay.config import StreamSettings
 from relay.protocol.apis import DIALECTS
 from relay.protocol.lifecycle import Cause, Ending, StreamFailure
-from relay.streams.intake import Intake
+from relay.streams.ingest import Intake
 
 IDLE = 0.3
 

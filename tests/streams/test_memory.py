@@ -16,7 +16,7 @@ import pytest
 
 from relay.protocol.lifecycle import Ending
 from relay.streams.feed import Feed
-from relay.streams.intake import Intake
+from relay.streams.ingest import Intake
 from relay.streams.producer import Producer
 from relay.streams.reader import Lost, Reader
 from relay.streams.tail import TailFeed

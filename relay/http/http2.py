@@ -54,8 +54,8 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
-from relay.api.exchange import UNTAKEN
-from relay.http1 import Context, Http1
+from relay.http.contract import UNTAKEN
+from relay.http.http1 import Context, Http1
 
 # A client may cancel at once as many requests as two times fill a connection, and so many more each second: a proxy's
 # clients may all hang up together. (nghttp2, whose connections are one client's, has 1000 and 33.)

@@ -1,91 +1,22 @@
-"""Settings: a YAML file, the environment (`RELAY_` + the path, joined by `__`) and flags; later ones win.
-
-An unknown key or a bad value raises SettingsError with a message that names it. Every field's description
-is the settings reference's text (`python -m relay.config` prints it; README.md holds it).
-"""
+"""What can be set, each with its default and the text of the settings reference."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from relay.auth.settings import AuthSettings, KeySettings, Rate, explain, variable
+from relay.config.auth import AuthSettings
+from relay.config.units import Address, Duration, DurationOrNever, DurationOrZero, RateText, Section, Size, variable
+from relay.encryption import PLAIN, Cipher
 from relay.protocol.apis import ApiName
-from relay.store.cipher import PLAIN, Cipher
 
 
-class SettingsError(Exception):
-    """The settings cannot be used; the message names the key, the value's fault and where it stood."""
-
-
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2}
-
-
-def _duration(value: object) -> object:
-    if value == "0":
-        return 0.0
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
-        if not match:
-            raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
-        return float(match[1]) * _DURATION_UNITS[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
-    return value
-
-
-def _duration_or_never(value: object) -> object:
-    return float("inf") if value == "never" else _duration(value)
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+)\s*([KMG]iB|[KM]?B)?", value.strip())
-        if not match:
-            raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
-        return int(match[1]) * _SIZE_UNITS[match[2] or ""]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
-    return value
-
-
-def parse_duration(text: str) -> float:
-    """Raises ValueError."""
-    seconds = _duration(text)
-    assert isinstance(seconds, float)
-    return seconds
-
-
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
-DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
-DurationOrNever = Annotated[float, BeforeValidator(_duration_or_never), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-
-
-def _address(value: str) -> str:
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
-        raise ValueError("write an address as host:port, such as 127.0.0.1:8080 or [::1]:8080")
-    return value
-
-
-Address = Annotated[str, AfterValidator(_address)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StoreSettings(_Section):
+class StoreSettings(Section):
     url: Annotated[str, Field(pattern=r"^(embedded$|rediss?://|unix://|rediss?\+sentinel://|rediss?\+cluster://)")] = (
         Field(
             "embedded",
@@ -131,7 +62,7 @@ class StoreSettings(_Section):
         return Cipher(os.environ.get(self.encryption_env, "") if self.encryption_env else PLAIN)
 
 
-class UpstreamSettings(_Section):
+class UpstreamSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
         description="The upstream's name in metrics and logs."
     )
@@ -171,7 +102,7 @@ class UpstreamSettings(_Section):
         return os.environ[self.api_key_env] if self.api_key_env else None
 
 
-class StreamSettings(_Section):
+class StreamSettings(Section):
     heartbeat: Duration = Field(15.0, description="A silent stream gets a sign of life this often.")
     patience: Duration = Field(
         10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
@@ -192,7 +123,7 @@ class StreamSettings(_Section):
     attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")
 
 
-class TicketSettings(_Section):
+class TicketSettings(Section):
     scope: Literal["off", "read", "read+stop"] = Field(
         "read",
         description="What the ticket in `Relay-Stream-Url` lets its holder do; a request's `Relay-Ticket` header says "
@@ -201,13 +132,13 @@ class TicketSettings(_Section):
     ttl: Duration = Field(3600.0, description="How long a ticket is good for.")
 
 
-class CorsSettings(_Section):
+class CorsSettings(Section):
     origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#@\s]+)$")]] = Field(
         [], description="Origins whose pages may call the relay (`https://app.example`, or `*`)."
     )
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     body: Size = Field(32 * 1024**2, description="The largest JSON request body.")
     readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
     streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")
@@ -217,13 +148,13 @@ class LimitSettings(_Section):
         description="How long a new connection may take for its first request's head, and a request's body to reach a "
         "pace of 1 KiB/s; time that the relay or the upstream takes is not counted.",
     )
-    open_rate: Rate | None = Field(
+    open_rate: RateText | None = Field(
         None, description="Requests of one owner that go upstream, on one replica, such as `600/m`. Absent: no limit."
     )
-    resume_rate: Rate | None = Field(
+    resume_rate: RateText | None = Field(
         None, description="Requests of one owner for streams that are there: resume, status, stop, retrieve."
     )
-    replay_rate: Rate | None = Field(
+    replay_rate: RateText | None = Field(
         None, description="Events of one owner's resumes that are sent once more, such as `100000/m`."
     )
     idle_timeout: Duration = Field(
@@ -233,13 +164,13 @@ class LimitSettings(_Section):
     write_timeout: Duration = Field(30.0, description="A reader that takes nothing for so long is dropped.")
 
 
-class DrainSettings(_Section):
+class DrainSettings(Section):
     timeout: DurationOrZero = Field(
         600.0, description="After SIGTERM, how long own streams may run on before they are ended."
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
     format: Literal["text", "json"] = Field("text", description="For people or for machines.")
 
@@ -296,133 +227,3 @@ class Settings(BaseSettings):
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any) -> Any:
         # load() merges file, environment and flags itself, so that each error can name its source.
         return (init_settings,)
-
-
-def load(
-    config: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Settings:
-    """The settings of a file, the environment and flags (nested dicts). Raises SettingsError."""
-    merged: dict[str, Any] = {}
-    if config is not None:
-        _merge(merged, _read(config))
-    _merge(merged, _from_environment(os.environ if environ is None else environ))
-    _merge(merged, dict(flags or {}))
-    try:
-        settings = Settings(**merged)
-    except ValidationError as error:
-        raise SettingsError("\n".join(_explain(e) for e in error.errors())) from None
-    if not settings.upstreams:
-        raise SettingsError(
-            "upstreams: there is none; name one with --upstream URL, or list them in the file given by --config"
-        )
-    return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path}: cannot be read ({error}); check the path") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--config {path}: is not YAML ({error})") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"--config {path}: must hold keys and values at the top, such as `bind: 0.0.0.0:8080`")
-    for key in content:
-        if not isinstance(key, str):
-            raise SettingsError(
-                f"--config {path}: {key!r} is no such setting; keys are words (quote `on`, `yes`, `no`)"
-            )
-    return content
-
-
-# Kubernetes puts RELAY_SERVICE_HOST, RELAY_PORT, RELAY_PORT_8080_TCP … into every pod beside a Service called
-# `relay`, RELAY_METRICS_PORT … beside one called `relay-metrics`; tests and embedded store have words of their own.
-_NOT_SETTINGS = re.compile(r"RELAY_(([A-Z0-9]+_)*SERVICE_(HOST|PORT.*)|([A-Z0-9]+_)*PORT(_[0-9].*)?|TEST_.*)")
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    found = {k: v for k, v in environ.items() if k.startswith("RELAY_") and not _NOT_SETTINGS.fullmatch(k)}
-    known = Settings.model_fields
-    for name in found:
-        first, *rest = name.removeprefix("RELAY_").lower().split("__")
-        kind = known[first].annotation if first in known else None
-        if kind is None or (rest and not (isinstance(kind, type) and issubclass(kind, BaseModel))):
-            raise SettingsError(
-                f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
-            )
-    source = EnvSettingsSource(Settings, case_sensitive=False)
-    source.env_vars = {k.lower(): v for k, v in found.items()}
-    try:
-        return dict(source())
-    except Exception as error:  # the library's own SettingsError has no narrower base
-        raise SettingsError(f"environment: {error}; lists are written as JSON") from None
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _explain(error: Any) -> str:
-    if error["loc"][:1] == ("auth",):
-        return explain(error)
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting; see the settings reference in README.md"
-    if error["type"] == "missing":
-        return f"{where}: is missing"
-    message: str = error["msg"].removeprefix("Value error, ")
-    if not where:
-        return message
-    if where in ("store", "store.url"):  # a password may stand in it
-        return f"{where}: {message} (its value is not shown)"
-    return f"{where}: {message} (it is {error['input']!r})"
-
-
-def reference() -> str:
-    """The settings reference as a Markdown table."""
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for path, field in _walk(Settings, ""):
-        rows.append(f"| `{path}` | {_default(field)} | {field.description} |")
-    return "\n".join(rows)
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Any:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _walk(kind, f"{prefix}{name}.")
-        elif name == "keys":
-            yield from _walk(KeySettings, f"{prefix}keys[].")
-        else:
-            yield f"{prefix}{name}", field
-            if name == "upstreams":
-                yield from _walk(UpstreamSettings, "upstreams[].")
-
-
-def _default(field: FieldInfo) -> str:
-    default: object = field.default
-    if field.is_required():
-        return "required"
-    if default is None or default == [] or default == "":
-        return ""
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, float):
-        return f"`{default:g}s`"
-    if isinstance(default, int) and default >= 1024**2 and default % 1024**2 == 0:
-        return f"`{default // 1024**2}MiB`"
-    if isinstance(default, list):
-        return f"`[{', '.join(str(item) for item in default)}]`"
-    return f"`{default}`"
-
-
-if __name__ == "__main__":
-    print(reference())

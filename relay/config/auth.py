@@ -16,7 +16,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -25,18 +24,13 @@ from pydantic import (
     model_validator,
 )
 
-from relay.auth.keys import is_hash, is_key
-from relay.auth.rates import parse_rate
+from relay.config.units import RateText, Section, variable
+from relay.protocol.keys import is_hash, is_key
 
 _SECRET_CHARS = 32
 _LABEL = r"[A-Za-z0-9_.@-]{1,64}"
 # libyaml's parser, where PyYAML has it: 5 times as fast as its own.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _rate(text: str) -> str:
-    parse_rate(text)
-    return text
 
 
 def _hash(text: str) -> str:
@@ -59,21 +53,11 @@ def _instant(value: object) -> object:
     return value
 
 
-def variable(name: str) -> str:
-    """An environment variable that holds a secret. Raises ValueError."""
-    if name.upper().startswith("RELAY_"):
-        raise ValueError("take a name that does not begin with RELAY_: these are settings")
-    return name
-
-
-Rate = Annotated[
-    str, AfterValidator(_rate), Field(json_schema_extra={"type": "string", "pattern": "^[1-9][0-9]{0,8}/(s|m|h)$"})
-]
 _Name = Annotated[str, AfterValidator(_label), Field(json_schema_extra={"type": "string", "pattern": f"^{_LABEL}$"})]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class _Section(Section):
+    model_config = ConfigDict(hide_input_in_errors=True)
 
 
 class KeySettings(_Section):
@@ -90,7 +74,7 @@ class KeySettings(_Section):
         description="Patterns of further paths under `/v1/` that it may use. Upstream all keys are one account: who "
         "may use `/v1/files*` sees everybody's files.",
     )
-    rate: Rate | None = Field(
+    rate: RateText | None = Field(
         None, description="How often it may send a request that goes upstream, such as `60/m`, on each replica."
     )
     concurrency: Annotated[int, Field(gt=0)] | None = Field(
@@ -108,7 +92,7 @@ class AuthSettings(_Section):
         "a stream owns it. `keys`: clients show keys that `relay key new` made, listed in `auth.keys` or "
         "`auth.keys_file`; every upstream needs `api_key_env`.",
     )
-    keys: list[KeySettings] = []
+    keys: list[KeySettings] = Field([])
     keys_file: Path | None = Field(
         None,
         description="A YAML or JSON file with a list of further keys. It and the settings' own `auth.keys` are read "
@@ -175,7 +159,7 @@ def explain(error: Any) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         shown = where if re.fullmatch("[a-z_]{1,32}", where[-1]) else [*where[:-1], "?"]
-        return f"{'.'.join(shown)}: no such setting; see the settings reference in README.md"
+        return f"{'.'.join(shown)}: no such setting; see the settings reference in deploy/SETTINGS.md"
     if error["type"] == "missing":
         return f"{'.'.join(where)}: is missing"
     return f"{'.'.join(where)}: {error['msg'].removeprefix('Value error, ')} (its value is not shown)"

@@ -13,7 +13,7 @@ from relay.metrics import Meter, Metrics
 from relay.protocol.errors import ApiError
 from relay.protocol.headers import Headers
 from relay.streams.registry import Registry
-from relay.upstream import UpstreamClient
+from relay.upstream.client import UpstreamClient
 
 
 def _store_of_others() -> bool:
