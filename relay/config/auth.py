@@ -159,7 +159,7 @@ def explain(error: Any) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         shown = where if re.fullmatch("[a-z_]{1,32}", where[-1]) else [*where[:-1], "?"]
-        return f"{'.'.join(shown)}: no such setting; see the settings reference in README.md"
+        return f"{'.'.join(shown)}: no such setting; see the settings reference in deploy/SETTINGS.md"
     if error["type"] == "missing":
         return f"{'.'.join(where)}: is missing"
     return f"{'.'.join(where)}: {error['msg'].removeprefix('Value error, ')} (its value is not shown)"

@@ -100,7 +100,7 @@ def _explain(error: Any) -> str:
         return explain(error)
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting; see the settings reference in README.md"
+        return f"{where}: no such setting; see the settings reference in deploy/SETTINGS.md"
     if error["type"] == "missing":
         return f"{where}: is missing"
     message: str = error["msg"].removeprefix("Value error, ")
