@@ -14,8 +14,7 @@ import yaml
 from jsonschema import Draft7Validator
 
 import relay
-from relay.config import reference
-from relay.config import Settings, SettingsError, load
+from relay.config import Settings, SettingsError, load, reference
 from tests.helm import chart
 
 HELM = chart.ROOT / "helm"
