@@ -170,8 +170,8 @@ def _failures() -> list[Panel]:
         ),
         rows_of(
             "Failures by cause and model",
-            "Over the time shown. The causes are explained in the README under How a stream ends; each failed stream "
-            "has a line `stream ended` at level warning in the log.",
+            "Over the time shown. The causes are explained in relay/protocol/README.md under How a stream ends; each "
+            "failed stream has a line `stream ended` at level warning in the log.",
             {"streams": Ask(f"round(sum by (upstream, model, cause) ({failed})) > 0")},
             units={"streams": "short"},
             width=8,

@@ -15,8 +15,8 @@ from typing import Any
 from relay import __version__, bench
 from relay.auth import command as key
 from relay.auth.keyring import Keyring
-from relay.auth.settings import KeySettings
 from relay.config import Settings, SettingsError, load
+from relay.config.auth import KeySettings
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,12 +25,13 @@ from typing import Any
 
 import uvloop
 
-from relay import http_server, logs, metrics, signals
-from relay.api.app import public
-from relay.api.replica import Replica
+from relay import logs, metrics, signals
+from relay.api.app import create_app
+from relay.api.services import Services
 from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
 from relay.config import Settings
+from relay.http import server as http_server
 from relay.metrics import Metrics
 from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
@@ -38,7 +39,7 @@ from relay.store.log import Log
 from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
-from relay.upstream import UpstreamClient
+from relay.upstream.client import UpstreamClient
 from relay.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -89,13 +90,13 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
             stack.callback(supervisor.stop)
         setup = _Setup(settings, keyring, listener, url, supervisor)
         if counted is not None:
-            _replica(setup, counted)
+            _run_replica(setup, counted)
             return 0
 
         def work() -> None:
             if store is not None:
                 store.disown()
-            _replica(setup, Metrics())
+            _run_replica(setup, Metrics())
 
         Workers(settings.workers, work).run(on_ending=listener.close if store is None else lambda: None)
     return 0
@@ -132,7 +133,7 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _replica(setup: _Setup, counted: Metrics) -> None:
+def _run_replica(setup: _Setup, counted: Metrics) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(setup, counted))
 
@@ -184,8 +185,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
-        replica = Replica(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
-        await http_server.serve(public(replica), setup.listener, until_drained, settings.limits)
+        services = Services(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
+        await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:
             task.cancel()

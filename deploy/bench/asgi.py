@@ -14,7 +14,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from relay import cli, http_server
+from relay import cli
+from relay.http import server as http_server
 
 
 class _Undrained:

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import redis
 
-from relay.auth.keys import hash_of, new_key
 from relay.bench import gateways
-from relay.bench.gateways import free_port, nginx_binary, started
-from relay.bench.measure import BenchError, Target, pinned, stop
+from relay.bench.gateways import nginx_binary, started
+from relay.bench.measure import BenchError, Target, pinned
+from relay.processes import free_port, stop
+from relay.protocol.keys import hash_of, new_key
 from relay.store.embedded import server_binary
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,7 +1,7 @@
 """One request and its answer, on bare ASGI.
 
 Starlette routes; its middlewares and response classes wrap every `send` and are kept off the stream's way.
-Every way out leaves nothing behind: a refused request's body is read to its end (within bounds), because
+Whatever way it ends, nothing of it is left: a refused request's body is read to its end (within bounds), because
 a client that is still sending would see a reset instead of the answer, and because the server waits for
 room in the request's queue before it can be done with the connection.
 """
@@ -13,13 +13,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
+from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
 from relay.protocol.cors import Cors
@@ -27,27 +28,21 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
-    EncodedBody,
+    ContentTooLarge,
     HeadersTooLarge,
     MethodNotAllowed,
+    RequestTimeout,
+    UnsupportedContentEncoding,
 )
 from relay.protocol.headers import Headers
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
 
-
-# In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
-ABORT = "relay.abort"
-# In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `Direct`.
-DIRECT = "relay.direct"
-READ_TIMEOUT = "relay.read_timeout"
-# In the scope's state: tells how many bytes of this answer wait for the client to take them.
-UNTAKEN = "relay.untaken"
 
 # Under a server that is not the relay's own.
 _READ_TIMEOUT = 30.0
@@ -59,25 +54,8 @@ _TARGET = re.compile(r"/[\x21-\x22\x24-\x7e]*")
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
 
 
-class Direct(Protocol):
-    """The body of the response that this connection is in, as chunks (RFC 9112, section 7.1), after its head and before
-    its end, which are the server's."""
-
-    def write(self, data: bytes) -> bool:
-        """Write one chunk. False where the client has not taken what came before: use `send` next."""
-
-    async def send(self, data: bytes | memoryview) -> None:
-        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
-        copied."""
-
-
 class ClientGone(Exception):
     """The client hung up before its answer."""
-
-
-class ConnectionCut(Exception):
-    """Raised out of the application to abort a response body: the connection dies without the zero chunk, so
-    that no client can take what it has for a complete answer."""
 
 
 def _nothing() -> int:
@@ -101,7 +79,9 @@ class Exchange:
         """Who asks: set at the gate, where the path has one."""
         self.started = False
         self.body_read = False
-        self.too_slow: BodyTooSlow | None = None
+        self.gone = False
+        """Has the client hung up, for all that was read so far?"""
+        self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
         self._receive = receive
@@ -141,7 +121,7 @@ class Exchange:
     # -- the request --------------------------------------------------------------------------------------
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises ClientGone, BodyTooLarge, BodyTooSlow."""
+        """The body as it arrives. Raises ClientGone, ContentTooLarge, RequestTimeout."""
         length = self.header(b"content-length")
         if limit is not None and length is not None and length.isdigit() and int(length) > limit:
             raise self._too_large(limit)
@@ -169,7 +149,7 @@ class Exchange:
             async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited):
                 return await self._receive()
         except TimeoutError:
-            self.too_slow = BodyTooSlow(
+            self.too_slow = RequestTimeout(
                 f"The request body comes too slowly: after {timeout:g} s (limits.read_timeout) it must have come at "
                 f"{_SLOWEST_BODY} bytes a second. Send it again over a better line."
             )
@@ -178,15 +158,15 @@ class Exchange:
             self._waited += time.monotonic() - began
 
     @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
+    def _too_large(limit: int) -> ContentTooLarge:
+        return ContentTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
 
     async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
         """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
-        BodyTooLarge, EncodedBody, ClientGone."""
+        ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != "identity":
-            raise EncodedBody("The request body is compressed. Send it without Content-Encoding.")
+            raise UnsupportedContentEncoding("The request body is compressed. Send it without Content-Encoding.")
         body = b"".join([chunk async for chunk in self.chunks(limit)])
         try:
             parsed: Any = orjson.loads(body) if body or not empty else {}
@@ -208,8 +188,27 @@ class Exchange:
 
     async def until_gone(self) -> None:
         """Returns when the client has hung up."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        while not self.gone:
+            self.gone = (await self._receive())["type"] == "http.disconnect"
+
+    async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` returns. Where its client hangs up first, the work is cancelled. Raises ConnectionCut then.
+
+        Before the body has been read nobody else may read the connection: then the work is awaited as it is.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.until_gone()) if self.body_read else None
+        try:
+            await asyncio.wait([task] if gone is None else [task, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionCut
+            return task.result()
+        finally:
+            if gone is not None:
+                gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     # -- the answer ---------------------------------------------------------------------------------------
 
@@ -229,7 +228,7 @@ class Exchange:
 
         return part
 
-    def direct(self) -> Direct | None:
+    def direct(self) -> DirectWriter | None:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
         return self.scope.get("state", {}).get(DIRECT) if chunked else None
@@ -270,7 +269,7 @@ class Exchange:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self.discard_body()
-        except (TimeoutError, ClientGone, BodyTooSlow):
+        except (TimeoutError, ClientGone, RequestTimeout):
             pass
 
     def id_header(self) -> tuple[bytes, bytes]:

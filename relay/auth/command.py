@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from relay.auth.keys import hash_of, is_key, new_key
-from relay.auth.settings import KeySettings, explain
 from relay.config import SettingsError, parse_duration
+from relay.config.auth import KeySettings, explain
+from relay.protocol.keys import hash_of, is_key, new_key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

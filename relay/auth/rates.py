@@ -8,30 +8,12 @@ credential never seen has a full bucket anyway.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from relay.config.units import Rate
 
 BOUND = 16384
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many in so many seconds, `text` as the settings have it."""
-
-    count: int
-    seconds: float
-    text: str
-
-
-def parse_rate(text: str) -> Rate:
-    """Raises ValueError."""
-    match = re.fullmatch(r"([1-9][0-9]{0,8})/(s|m|h)", text)
-    if match is None:
-        raise ValueError("write a rate as a whole number above 0 and s, m or h, such as 60/m")
-    return Rate(int(match[1]), _SECONDS[match[2]], text)
 
 
 class Buckets:

@@ -7,26 +7,23 @@ it is left. A gateway that does not start raises BenchError with the end of its 
 from __future__ import annotations
 
 import grp
-import http.client
 import importlib.resources
 import importlib.util
 import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from relay.bench.measure import BenchError, Target, pinned, stop
+from relay.bench.measure import BenchError, Target, pinned
+from relay.processes import ProcessEnded, free_port, start, stop, wait_ready
 
 _START_TIMEOUT = 60.0
-_POLL = 0.05
 _LOG_END = 2000
 
 # An owner's streams and a stream's readers are limited for the sake of others, who do not exist here.
@@ -64,13 +61,6 @@ http {{
     }}
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -137,38 +127,20 @@ def started(
     """A gateway's process, from the moment that it answers HTTP with anything but 503."""
     log = folder / "output.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = start(
             [*pinned(core), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the benchmark, which ends what it started in order
         )
     try:
-        _wait_ready(process, port, ready, log)
+        try:
+            wait_ready(process, f"127.0.0.1:{port}", ready, _START_TIMEOUT, lambda status: status != 503)
+        except (ProcessEnded, TimeoutError) as error:
+            what = "has ended while starting" if isinstance(error, ProcessEnded) else "did not answer in time"
+            end = log.read_text(errors="replace")[-_LOG_END:]
+            raise BenchError(f"the gateway on port {port} {what}; the end of what it said:\n{end}") from None
         yield process.pid
     finally:
         stop(process)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        try:
-            connection.request("GET", path)
-            if connection.getresponse().status != 503:
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-        try:
-            process.wait(_POLL)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    what = "has ended while starting" if process.poll() is not None else "did not answer in time"
-    end = log.read_text(errors="replace")[-_LOG_END:]
-    raise BenchError(f"the gateway on port {port} {what}; the end of what it said:\n{end}")

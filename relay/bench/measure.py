@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 
 from relay import __version__
 from relay.bench import figures
+from relay.processes import start, stop
 
 DIRECT = "direct"
 _WARM_UP = {"kind": "unpaced", "streams": 10, "length": 20}
 # Of the rate at which one core and a gateway of some 2 ms per request can take new streams.
 _STARTS_PER_SECOND = 200.0
-_STOP_TIMEOUT = 5.0
 
 
 class BenchError(Exception):
@@ -167,12 +167,11 @@ class Bench:
 
     def _start(self, stack: ExitStack, module: str, *arguments: str) -> subprocess.Popen[str]:
         core = self._core
-        process = subprocess.Popen(
+        process = start(
             [*pinned(core), sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which ends what it started in order
         )
         stack.callback(stop, process)
         return process
@@ -195,20 +194,6 @@ def pinned(core: int | None) -> list[str]:
         return []
     code = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); os.execvp(sys.argv[2], sys.argv[2:])"
     return [sys.executable, "-I", "-S", "-c", code, str(core)]
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    """SIGTERM, and SIGKILL for one that does not end."""
-    if process.poll() is None:
-        process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 def two_cores() -> tuple[int | None, int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from relay.auth.keys import hash_of, new_key
+from relay.protocol.keys import hash_of, new_key
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream

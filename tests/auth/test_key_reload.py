@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from relay.auth import keyring
-from relay.auth.keys import new_key
+from relay.protocol.keys import new_key
 from tests.auth.keyed import ENV, Entry, ask, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess

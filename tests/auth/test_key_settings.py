@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from relay.auth.keyring import Keyring
-from relay.auth.keys import digest, hash_of, is_key, new_key
-from relay.auth.settings import AuthSettings, KeySettings
 from relay.config import SettingsError, load
+from relay.config.auth import AuthSettings, KeySettings
+from relay.protocol.keys import digest, hash_of, is_key, new_key
 
 HASH = "sha256:" + "5e" * 32
 KEY = new_key()

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from relay import server
-from relay.auth.keys import hash_of, new_key
 from relay.config import load
+from relay.protocol.keys import hash_of, new_key
 from tests.auth.keyed import ENV, UPSTREAM_KEY, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.observe.scraped import scrape_text

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from relay.auth.gate import Gate
-from relay.auth.rates import BOUND, Buckets, parse_rate
+from relay.auth.rates import BOUND, Buckets
 from relay.config import LimitSettings
-from relay.protocol.errors import TooMany
+from relay.config.units import parse_rate
+from relay.protocol.errors import TooManyRequests
 from tests.auth.keyed import ENV, ask, bearer, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.support.scripted import Gate as Held
@@ -88,14 +89,14 @@ def test_credentials_that_an_attacker_makes_up_do_not_fill_memory() -> None:
     gate = Gate(LimitSettings(open_rate="1/h", resume_rate="1/h", replay_rate="1/h"), None, buckets)
     for number in range(BOUND + 1000):
         caller = gate.caller([(b"authorization", b"Bearer %d" % number + b"x" * 2000)])
-        gate.open(caller)
-        gate.resume(caller.identity)
-        gate.replay(caller.identity, 5)
+        gate.acquire(caller)
+        gate.charge_resume(caller.identity)
+        gate.charge_replay(caller.identity, 5)
     assert len(buckets) == BOUND
     held = sum(sys.getsizeof(name) + sys.getsizeof(full_at) for name, full_at in buckets._full_at.items())
     assert held + sys.getsizeof(buckets._full_at) < 4 << 20
-    with pytest.raises(TooMany):
-        gate.open(caller)  # the last one is remembered
+    with pytest.raises(TooManyRequests):
+        gate.acquire(caller)  # the last one is remembered
 
 
 def rate_told(answer: Any) -> tuple[int, str, str]:

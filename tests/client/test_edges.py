@@ -77,8 +77,8 @@ def post(
         await asyncio.to_thread(sleep, seconds)
 
     if not resuming:
-        transport = kind.http.AsyncHTTPTransport() if kind.awaiting else kind.http.HTTPTransport()
-    elif kind.awaiting:
+        transport = kind.http.AsyncHTTPTransport() if kind.is_async else kind.http.HTTPTransport()
+    elif kind.is_async:
         transport = kind.client.AsyncResumingTransport(policy=policy, sleep=awaited)
     else:
         transport = kind.client.ResumingTransport(policy=policy, sleep=sleep)
@@ -226,7 +226,7 @@ def test_a_stream_that_is_read_again_is_resumed(scene: Scene, kind: Kind, what: 
 
 
 def _plain(kind: Kind) -> Any:
-    return kind.http.AsyncHTTPTransport() if kind.awaiting else kind.http.HTTPTransport()
+    return kind.http.AsyncHTTPTransport() if kind.is_async else kind.http.HTTPTransport()
 
 
 def _url(scene: Scene) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from relay.auth.settings import KeySettings
-from relay.config import Settings, SettingsError, load, reference
+from relay.config import Settings, SettingsError, load
+from relay.config.auth import KeySettings
+from relay.config.reference import reference
 
 UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
 

@@ -8,34 +8,50 @@ from pathlib import Path
 import pytest
 
 from relay import metrics
-from relay.config import reference
+from relay.config.reference import reference
 from relay.protocol import errors
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.outcomes import Cause, Ending
 
 ROOT = Path(__file__).parents[2]
+
+# Where what is told about the relay's behaviour stands: each test names its document here.
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+HTTP_API = (ROOT / "relay/api/README.md").read_text(encoding="utf-8")
+PROTOCOL = (ROOT / "relay/protocol/README.md").read_text(encoding="utf-8")
+CLIENT = (ROOT / "relay/client/README.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "deploy/SETTINGS.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "grafana/METRICS.md").read_text(encoding="utf-8")
 
 
 def test_settings_reference_is_the_code_s_own() -> None:
-    table = README.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
-    assert table == reference(), "run: python -m relay.config, and put its output between the marks in README.md"
+    table = SETTINGS.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
+    assert table == reference(), (
+        "run: python -m relay.config.reference, and put its output between the marks in deploy/SETTINGS.md"
+    )
 
 
 def test_metrics_reference_is_the_code_s_own() -> None:
-    table = README.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0].strip()
-    assert table == metrics.reference(), "run: python -m relay.metrics, and put its output between the marks"
+    table = METRICS.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0].strip()
+    assert table == metrics.reference(), (
+        "run: python -m relay.metrics, and put its output between the marks in METRICS.md"
+    )
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
 def test_the_client_example_is_the_one_that_is_run(name: str) -> None:
-    shown = README.split(f"<!-- client-{name} -->\n```python\n")[1].split("```")[0]
+    shown = CLIENT.split(f"<!-- client-{name} -->\n```python\n")[1].split("```")[0]
     assert shown == (ROOT / "tests/client/examples" / f"{name}.py").read_text()
+
+
+def test_the_argument_that_the_readme_shows_is_the_example_s() -> None:
+    (argument,) = re.findall(r"`(OpenAI\(http_client=.+?\)\)\))`", README)
+    assert f"client = {argument}\n" in (ROOT / "tests/client/examples/after.py").read_text()
 
 
 @pytest.mark.parametrize("outcome", [*Cause, *Ending])
 def test_every_outcome_is_documented(outcome: str) -> None:
-    assert f"`{outcome}`" in README
+    assert f"`{outcome}`" in PROTOCOL
 
 
 @pytest.mark.parametrize(
@@ -50,12 +66,12 @@ def test_every_outcome_is_documented(outcome: str) -> None:
         errors.StoreBehind,
         errors.StoreUnavailable,
         errors.IdempotencyKeyInFlight,
-        errors.IdempotencyMismatch,
+        errors.IdempotencyKeyReused,
     ],
 )
 def test_every_resume_outcome_is_documented(kind: type[errors.ApiError]) -> None:
     code = kind.code
-    assert f"`{code}`" in README
+    assert f"`{code}`" in HTTP_API
 
 
 def test_the_error_tree_in_the_docstring_is_the_tree() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from relay.protocol.lifecycle import Cause
+from relay.protocol.outcomes import Cause
 from tests.conftest import Relays
 from tests.observe.scraped import Scrape, scrape, until
 from tests.support.ids import event_ids

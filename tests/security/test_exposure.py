@@ -20,7 +20,7 @@ from tests.support.processes import RelayProcess, free_port, needs
 from tests.support.scripted import End, Head, ScriptedUpstream, Send
 from tests.support.sseclient import open_stream
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SETTINGS = (Path(__file__).parents[2] / "deploy/SETTINGS.md").read_text(encoding="utf-8")
 _LISTEN = "0A"
 
 
@@ -67,7 +67,7 @@ def test_no_port_is_open_but_those_of_the_settings(upstream: ScriptedUpstream, r
 
 def test_every_port_is_documented() -> None:
     """A port is opened by a setting that ends in `bind`; each is in the settings reference, with where it listens."""
-    rows = re.findall(r"^\| `(\w*bind)` \| `([\d.]+):\d+` \| (.+) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w*bind)` \| `([\d.]+):\d+` \| (.+) \|$", SETTINGS, re.MULTILINE)
     assert {name for name, _, _ in rows} == {"bind", "metrics_bind"}
     assert {host for _, host, _ in rows} == {"127.0.0.1"}, "by default nobody else's machine reaches the relay"
 

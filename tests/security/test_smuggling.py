@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from relay.http1 import Lines
+from relay.http.http1 import Lines
 from tests.security.wire import H2, Site, request, say
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Head, ScriptedUpstream, Send, json_response

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from relay.store.names import Names

@@ -24,7 +24,8 @@ from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream import Body, Route, Sink, route_model
+from relay.upstream.client import Body, Sink
+from relay.upstream.routing import Route, route_model
 from tests.support.oracle import DONE, frame
 from tests.support.waiting import until
 
@@ -46,7 +47,7 @@ class Upstream(Body):
 
     def send(self, *frames: bytes) -> None:
         assert self._sink is not None
-        self._sink.arrived(b"".join(frames))
+        self._sink.data_received(b"".join(frames))
 
     def number(self, first: int, last: int) -> None:
         """Events first to last, one by one."""
@@ -56,7 +57,7 @@ class Upstream(Body):
     def end(self, *, broken: bool = False) -> None:
         self._over = True
         if self._sink is not None:
-            self._sink.ended(httpx.ReadError("broken") if broken else None)
+            self._sink.eof_received(httpx.ReadError("broken") if broken else None)
             self._sink = None
 
     def complete(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.protocol.errors import InvalidLastEventId, PositionUnknown, StoreBehind, StoreUnavailable, TooMany
+from relay.protocol.errors import InvalidLastEventId, PositionUnknown, StoreBehind, StoreUnavailable, TooManyRequests
 from relay.streams.reader import Lost, Reader
 from tests.streams.scene import TIMEOUT, Held, Replica, Upstream, ids, replica, take, until_it_says
 from tests.support.clients import Client, Fleet
@@ -152,7 +152,7 @@ def test_a_resume_that_is_refused_is_no_reader(play: Play, why: str) -> None:
                 await second.attach(stream, 3, api="messages")
         elif why == "too-many":
             second.lookup._readers_per_stream = 0
-            with pytest.raises(TooMany):
+            with pytest.raises(TooManyRequests):
                 await second.attach(stream, 3)
         elif why == "end-seen":
             assert (await second.attach(stream, 3, end=True)).reader is None

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.feed import Feed
-from relay.streams.intake import Intake
+from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Lost, Reader
 from relay.streams.tail import TailFeed
@@ -25,7 +25,7 @@ from tests.streams.scene import TIMEOUT, Replica, Upstream, replica, take
 from tests.support.stores import Store, valkey_server
 from tests.support.waiting import until
 
-KINDS = (Feed, Intake, LogWriter, Producer, Reader, TailFeed)
+KINDS = (Feed, UpstreamIngest, LogWriter, Producer, Reader, TailFeed)
 
 
 @pytest.fixture(scope="module")

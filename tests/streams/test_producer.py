@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.reader import Lost
 from tests.streams.scene import TIMEOUT, Replica, Upstream, ids, replica, take
 from tests.support.stores import Store, valkey_server
@@ -83,7 +83,7 @@ def test_a_fault_in_one_readers_connection_cuts_that_reader_alone(
                 def fail(data: bytes) -> bool:
                     raise RuntimeError("injected")
 
-                faulty.express = fail
+                faulty.write_through = fail
                 reading = asyncio.ensure_future(faulty.read())
                 await asyncio.sleep(0)
                 upstream.number(last + 1, last + 1)

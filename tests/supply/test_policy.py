@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from relay.api.openapi import description
-from relay.config import Settings, reference
+from relay.config import Settings
+from relay.config.reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text()

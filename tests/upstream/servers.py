@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay.demo_model import MODEL_NAME, ModelMissing, model_path, wait_ready
+from relay.demo.model import HEALTH, MODEL_NAME, ModelMissing, model_path
+from relay.processes import wait_ready
 from tests.support.processes import free_port, needs
 from tests.support.streams import APIS, PATHS, Api
 
@@ -64,10 +65,10 @@ def llama_cpp(folder: Path) -> Iterator[Upstream]:
         needs(False, str(missing))
         raise
     port = free_port()
-    command = [sys.executable, "-m", "relay.demo_model", "--port", str(port), "--model-path", str(weights)]
+    command = [sys.executable, "-m", "relay.demo.model", "--port", str(port), "--model-path", str(weights)]
     with _process(command, folder / "llama.log") as process:
         upstream = Upstream("llama.cpp", MODEL_NAME, f"http://127.0.0.1:{port}")
-        wait_ready(upstream.url, process, START_TIMEOUT)
+        wait_ready(process, upstream.url.removeprefix("http://"), HEALTH, START_TIMEOUT)
         yield upstream
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from relay.config import UpstreamSettings
 from relay.protocol.errors import ModelNotFound, UpstreamUnreachable
-from relay.upstream import UpstreamClient, body_of, route_model
+from relay.upstream.client import UpstreamClient, body_of
+from relay.upstream.routing import route_model
 from tests.support.processes import free_port
 from tests.support.scripted import Cut, End, Gate, Head, ScriptedUpstream, Send
 
@@ -43,11 +44,11 @@ class Heard:
         self.text = b""
         self.over: asyncio.Future[httpx.TransportError | None] = asyncio.get_running_loop().create_future()
 
-    def arrived(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         assert not self.over.done()
         self.text += data
 
-    def ended(self, error: httpx.TransportError | None) -> None:
+    def eof_received(self, error: httpx.TransportError | None) -> None:
         self.over.set_result(error)
 
 
@@ -172,7 +173,7 @@ def test_the_first_upstream_that_matches_takes_the_model() -> None:
         UpstreamSettings(name="c", base_url="http://c/prefix/", apis=["chat"], models=["gpt-*"]),
     ]
     found = route_model(upstreams, "chat", "openai/gpt-5")
-    assert (found.upstream.name, found.model, found.label) == ("b", "gpt-5", "openai/*")
+    assert (found.upstream.name, found.model, found.pattern) == ("b", "gpt-5", "openai/*")
     assert route_model(upstreams, "chat", "gpt-5").url("/v1/x?y=1") == "http://c/prefix/v1/x?y=1"
     with pytest.raises(ModelNotFound):
         route_model(upstreams, "chat", "claude")

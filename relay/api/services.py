@@ -1,0 +1,27 @@
+"""What the API needs of its replica."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relay.auth.gate import Gate
+from relay.config import Settings
+from relay.metrics import Metrics
+from relay.streams.registry import Registry
+from relay.upstream.client import UpstreamClient
+
+
+def _store_of_others() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    registry: Registry
+    upstreams: UpstreamClient
+    metrics: Metrics
+    gate: Gate
+    store_lost: Callable[[], bool] = _store_of_others
+    """The relay's own store has ended and does not come back: nothing that it begins can be resumed."""

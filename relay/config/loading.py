@@ -1,0 +1,111 @@
+"""Reading the settings: a YAML file, the environment (`RELAY_` + the path, joined by `__`) and flags; later ones win.
+
+An unknown key or a bad value raises SettingsError with a message that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import EnvSettingsSource
+
+from relay.config.auth import explain
+from relay.config.settings import Settings
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the key, the value's fault and where it stood."""
+
+
+def load(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of a file, the environment and flags (nested dicts). Raises SettingsError."""
+    merged: dict[str, Any] = {}
+    if config is not None:
+        _merge(merged, _read(config))
+    _merge(merged, _from_environment(os.environ if environ is None else environ))
+    _merge(merged, dict(flags or {}))
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(e) for e in error.errors())) from None
+    if not settings.upstreams:
+        raise SettingsError(
+            "upstreams: there is none; name one with --upstream URL, or list them in the file given by --config"
+        )
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: cannot be read ({error}); check the path") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--config {path}: is not YAML ({error})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: must hold keys and values at the top, such as `bind: 0.0.0.0:8080`")
+    for key in content:
+        if not isinstance(key, str):
+            raise SettingsError(
+                f"--config {path}: {key!r} is no such setting; keys are words (quote `on`, `yes`, `no`)"
+            )
+    return content
+
+
+# Kubernetes puts RELAY_SERVICE_HOST, RELAY_PORT, RELAY_PORT_8080_TCP … into every pod beside a Service called
+# `relay`, RELAY_METRICS_PORT … beside one called `relay-metrics`; tests and embedded store have words of their own.
+_NOT_SETTINGS = re.compile(r"RELAY_(([A-Z0-9]+_)*SERVICE_(HOST|PORT.*)|([A-Z0-9]+_)*PORT(_[0-9].*)?|TEST_.*)")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found = {k: v for k, v in environ.items() if k.startswith("RELAY_") and not _NOT_SETTINGS.fullmatch(k)}
+    known = Settings.model_fields
+    for name in found:
+        first, *rest = name.removeprefix("RELAY_").lower().split("__")
+        kind = known[first].annotation if first in known else None
+        if kind is None or (rest and not (isinstance(kind, type) and issubclass(kind, BaseModel))):
+            raise SettingsError(
+                f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
+            )
+    source = EnvSettingsSource(Settings, case_sensitive=False)
+    source.env_vars = {k.lower(): v for k, v in found.items()}
+    try:
+        return dict(source())
+    except Exception as error:  # the library's own SettingsError has no narrower base
+        raise SettingsError(f"environment: {error}; lists are written as JSON") from None
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: Any) -> str:
+    if error["loc"][:1] == ("auth",):
+        return explain(error)
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such setting; see the settings reference in deploy/SETTINGS.md"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    message: str = error["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    if where in ("store", "store.url"):  # a password may stand in it
+        return f"{where}: {message} (its value is not shown)"
+    return f"{where}: {message} (it is {error['input']!r})"

@@ -1,0 +1,106 @@
+"""How durations, sizes, rates, addresses and names are written in settings.
+
+What does not have its form raises ValueError, with a message that shows one that has.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the settings: a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2}
+
+
+def to_seconds(value: object) -> object:
+    if value == "0":
+        return 0.0
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+        if not match:
+            raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
+        return float(match[1]) * _DURATION_UNITS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("write a duration as a number with ms, s, m, h or d, such as 15s")
+    return value
+
+
+def to_seconds_or_never(value: object) -> object:
+    return float("inf") if value == "never" else to_seconds(value)
+
+
+def to_bytes(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*([KMG]iB|[KM]?B)?", value.strip())
+        if not match:
+            raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
+        return int(match[1]) * _SIZE_UNITS[match[2] or ""]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("write a size as a whole number with B, KiB, MiB or GiB, such as 8MiB")
+    return value
+
+
+def parse_duration(text: str) -> float:
+    """Raises ValueError."""
+    seconds = to_seconds(text)
+    assert isinstance(seconds, float)
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(to_seconds), Field(gt=0, allow_inf_nan=False)]
+DurationOrZero = Annotated[float, BeforeValidator(to_seconds), Field(ge=0, allow_inf_nan=False)]
+DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
+
+
+def check_address(value: str) -> str:
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
+        raise ValueError("write an address as host:port, such as 127.0.0.1:8080 or [::1]:8080")
+    return value
+
+
+Address = Annotated[str, AfterValidator(check_address)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in so many seconds, `text` as the settings have it."""
+
+    count: int
+    seconds: float
+    text: str
+
+
+def parse_rate(text: str) -> Rate:
+    """Raises ValueError."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})/(s|m|h)", text)
+    if match is None:
+        raise ValueError("write a rate as a whole number above 0 and s, m or h, such as 60/m")
+    return Rate(int(match[1]), _DURATION_UNITS[match[2]], text)
+
+
+def _rate(text: str) -> str:
+    parse_rate(text)
+    return text
+
+
+RateText = Annotated[
+    str, AfterValidator(_rate), Field(json_schema_extra={"type": "string", "pattern": "^[1-9][0-9]{0,8}/(s|m|h)$"})
+]
+
+
+def variable(name: str) -> str:
+    """An environment variable that holds a secret. Raises ValueError."""
+    if name.upper().startswith("RELAY_"):
+        raise ValueError("take a name that does not begin with RELAY_: these are settings")
+    return name

@@ -1,0 +1,30 @@
+"""What the server offers the application beyond ASGI, and how the application cuts a connection."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+# In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
+ABORT = "relay.abort"
+# In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `DirectWriter`.
+DIRECT = "relay.direct"
+READ_TIMEOUT = "relay.read_timeout"
+# In the scope's state: tells how many bytes of this answer wait for the client to take them.
+UNTAKEN = "relay.untaken"
+
+
+class DirectWriter(Protocol):
+    """The body of the response that this connection is in, as chunks (RFC 9112, section 7.1), after its head and before
+    its end, which are the server's."""
+
+    def write(self, data: bytes) -> bool:
+        """Write one chunk. False where the client has not taken what came before: use `send` next."""
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
+        copied."""
+
+
+class ConnectionCut(Exception):
+    """Raised out of the application to abort a response body: the connection dies without the zero chunk, so
+    that no client can take what it has for a complete answer."""

@@ -1,0 +1,284 @@
+"""The HTTP server: Hypercorn's connections and protocols (HTTP/1.1, h2c) on the relay's own listener.
+
+Hypercorn's own accept loop is not used, for two reasons. A kept-alive connection that its client closes
+while idle keeps its descriptor until the keep-alive time-out (its connection waits for its own idle timer);
+and its shutdown offers no moment between "take no more" and "3 seconds left", which a drain needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import socket
+import sys
+import termios
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.config import Config
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+from starlette.types import ASGIApp
+
+from relay.config import LimitSettings
+from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut
+from relay.http.http1 import CORK, Context
+from relay.http.http2 import Protocol
+from relay.protocol.headers import MAX_HEADER_BYTES
+
+# Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
+_BACKLOG = 4096
+_HTTP2_STREAMS = 1000
+_WRITE_AHEAD = 64 * 1024
+_GRACE = 3.0
+_SETTLE = 0.25
+# For what a client had sent, or was about to, when the drain began: more than any network takes, on a busy machine.
+_CROSSING = 1.0
+
+
+class _Chunks:
+    """A `DirectWriter` on a connection of Hypercorn's, whose state does not change between a head and an end. For the
+    same bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._transport = writer.transport
+
+    def write(self, data: bytes) -> bool:
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return transport.get_write_buffer_size() < _WRITE_AHEAD
+
+    async def send(self, data: bytes | memoryview) -> None:
+        try:
+            if isinstance(data, memoryview):
+                if not self._transport.is_closing():
+                    self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+            elif data:
+                self.write(data)
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError):
+            raise ConnectionCut from None
+
+
+def _untaken(writer: asyncio.StreamWriter) -> Callable[[], int]:
+    """Tells how many bytes this process and the kernel hold for the peer. The kernel asks for more only once a third of
+    its buffer, which may be megabytes, is free: before that only its own queue shows that the peer takes anything."""
+    transport = writer.transport
+    descriptor = writer.get_extra_info("socket").fileno()
+
+    def untaken() -> int:
+        queued = bytearray(4)
+        try:
+            fcntl.ioctl(descriptor, termios.TIOCOUTQ, queued)
+        except OSError:
+            pass
+        return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+    return untaken
+
+
+class _Connection(TCPServer):
+    """Raises OSError where the client has gone by now."""
+
+    protocol: Protocol
+
+    def __init__(self, limits: LimitSettings, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._limits = limits
+        connection = self.writer.get_extra_info("socket")
+        self._ends = [
+            parse_socket_addr(connection.family, end()) for end in (connection.getpeername, connection.getsockname)
+        ]
+
+    async def run(self) -> None:
+        client, server = self._ends
+        try:
+            async with TaskGroup(self.loop) as group:
+                self._task_group = group
+                state = ConnectionState(self.state)
+                self.protocol = Protocol(
+                    self.app, self.config, self.context, group, state, False, client, server, self.protocol_send
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass  # the client has gone
+        finally:
+            await self._close()
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout):
+                await self.protocol.until_to_be_closed()
+                if self._request_is_coming():
+                    await self.context.terminated.wait()
+        except TimeoutError:
+            pass
+        self.writer.close()  # before the loop can read anything more
+        await asyncio.shield(self._initiate_server_close())
+
+    def _request_is_coming(self) -> bool:
+        """Has a part of one arrived, be it in the kernel only? Then it will be answered."""
+        if self.protocol.protocol.is_amid_a_head() or self.reader._buffer:  # type: ignore[attr-defined]
+            return True
+        descriptor = self.writer.get_extra_info("socket").fileno()
+        return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
+
+
+def _cork(writer: asyncio.StreamWriter) -> None:
+    if hasattr(socket, "TCP_CORK"):
+        with contextlib.suppress(OSError):  # the client has gone
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+
+class _NoCuts(logging.Filter):
+    """Cutting a connection is an answer, not an error of the application."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, ConnectionCut)
+
+
+def _config() -> Config:
+    config = Config()
+    config.include_server_header = False
+    # Heads up to this size reach the application, which answers in the API's own error shape.
+    config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
+    config.h2_max_header_list_size = 8 * MAX_HEADER_BYTES
+    # Proxies put many streams on one connection; by default it is 100, and a client that needs more waits.
+    config.h2_max_concurrent_streams = _HTTP2_STREAMS
+    # At this number, 1000 by default, an HTTP/2 connection is closed under all the streams that it carries.
+    config.keep_alive_max_requests = 1 << 62
+    config.accesslog = None
+    logger = logging.getLogger("relay.http")
+    logger.addFilter(_NoCuts())
+    config.errorlog = logger
+    return config
+
+
+class Server:
+    """Connections on `listener`, which it closes."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: LimitSettings) -> None:
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]
+        self._listener = listener
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._config = _config()
+        self._context = Context()
+        self._accepting: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._accepting = await self._loop.create_server(self._protocol, sock=self._listener, backlog=_BACKLOG)
+
+    async def drain(self, *, listening: bool) -> None:
+        """Have every connection end as soon as no request runs on it, and return when what was on its way is here.
+
+        New connections are refused from now on. With `listening` they are taken, for one request each. A connection
+        ends with its next answer, over HTTP/2 with all that run on it (RFC 9113, section 6.8), and at once where it has
+        been idle for a moment.
+        """
+        if not listening:
+            await self._stop_accepting()
+        await self._send_away()
+        await self._ended(_CROSSING)
+        await self._context.settled.set()
+
+    async def answered(self) -> None:
+        """In a drain: return when no request is under way any more."""
+        while busy := [task for task, connection in self._connections.items() if connection.protocol.begun]:
+            await asyncio.wait(busy)
+
+    async def close(self) -> None:
+        """No more connections, a moment for the requests of those just accepted, and one for all answers to end."""
+        await self._stop_accepting()
+        await self._send_away()
+        await self._ended(_SETTLE)
+        await self._context.settled.set()
+        await self._context.terminated.set()
+        await self._ended(_GRACE)
+        left = [*self._connections, *self._farewells]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _stop_accepting(self) -> None:
+        """Close the listener. Connections that the kernel has accepted are taken over first: it would reset them, with
+        requests that their clients may have sent."""
+        if self._accepting is None:
+            return
+        waiting = []
+        with contextlib.suppress(OSError):
+            while True:
+                waiting.append(self._listener.accept()[0])
+        self._accepting.close()
+        self._accepting = None
+        for connection in waiting:
+            with contextlib.suppress(OSError):
+                await self._loop.connect_accepted_socket(self._protocol, connection)
+
+    async def _send_away(self) -> None:
+        if self._context.draining.is_set():
+            return
+        await self._context.draining.set()
+        for connection in self._connections.values():
+            task = asyncio.create_task(connection.protocol.go_away(_CROSSING))
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
+
+    async def _ended(self, timeout: float) -> None:
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=timeout)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        reader = asyncio.StreamReader(loop=self._loop)
+        return asyncio.StreamReaderProtocol(reader, self._connected, loop=self._loop)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        state = {
+            ABORT: writer.transport.abort,
+            CORK: functools.partial(_cork, writer),
+            DIRECT: _Chunks(writer),
+            READ_TIMEOUT: self._limits.read_timeout,
+            UNTAKEN: _untaken(writer),
+        }
+        try:
+            connection = _Connection(
+                self._limits, self._app, self._loop, self._config, self._context, state, reader, writer
+            )
+        except OSError:
+            writer.close()
+            return
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
+        await connection
+
+
+async def serve(
+    app: ASGIApp, listener: socket.socket, until: Callable[[Server], Awaitable[None]], limits: LimitSettings
+) -> None:
+    """Serve until `until` returns; then open connections have a moment to end."""
+    server = Server(app, listener, limits)
+    await server.start()
+    try:
+        await until(server)
+    finally:
+        await server.close()

@@ -1,0 +1,40 @@
+"""What the producers of a replica share, and what they tell it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from relay.config import StreamSettings
+from relay.store.log import Log
+from relay.streams.ahead import Ahead
+from relay.streams.commit import Committer
+
+if TYPE_CHECKING:
+    from relay.streams.producer import Producer
+
+
+class Host(Protocol):
+    """The replica, as its producers know it."""
+
+    def on_created(self, producer: Producer) -> None:
+        """The stream has come to be."""
+
+    def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
+        """The upstream has named its answer. Where that makes a name of the stream's: done when the store has it."""
+
+    def on_ended(self, producer: Producer) -> None:
+        """The producer is done, and there will be nothing more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerContext:
+    """What all producers of a replica share."""
+
+    settings: StreamSettings
+    log: Log
+    replica: str
+    committer: Committer
+    ahead: Ahead
+    host: Host

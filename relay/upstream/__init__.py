@@ -1,0 +1,1 @@
+"""Upstreams: which one a request goes to, and the call to it."""
