@@ -13,7 +13,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.support.oracle import DONE, PATH, check, error_code, frame, word
 from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Call, End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
+from tests.support.site import Site
 from tests.support.sseclient import RawEvent, RawStream
 from tests.support.waiting import wait_until
 
@@ -40,12 +40,6 @@ STREAMS = {
 AUTH = {"authorization": "Bearer sk-bounds"}
 WRITE_TIMEOUT = 2.0
 EVENT_STREAM = Head(200, {"content-type": "text/event-stream"})
-
-
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    relay: RelayProcess
 
 
 @pytest.fixture(scope="module")
