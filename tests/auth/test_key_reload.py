@@ -75,7 +75,7 @@ def test_a_broken_file_leaves_the_keys_as_they_were_and_is_told_without_quoting_
     broken = ["", "hello", "- {owner: team-a", "- {owner: team-a}", f"- hash: {secret}\n  owner: a", f"- {secret}"]
     for number, content in enumerate(broken, 1):
         write(path, content)
-        wait_until(lambda n=number: relay.log().count("cannot be read again") == n, 10, f"the complaint of {content!r}")
+        wait_until(lambda n=number: relay.log().count("cannot be read again") == n, 10, f"the complaint of {content!r}")  # type: ignore[misc]
         assert works(relay, key), content
     path.unlink()
     wait_until(lambda: relay.log().count("cannot be read again") == len(broken) + 1, 10, "the complaint of no file")

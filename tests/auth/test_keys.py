@@ -101,7 +101,7 @@ class TestWhoIsLetIn:
         for place in places:
             headers = {**place, "anthropic-version": "2023-06-01", "x-other-api-key": f"k={key}"}
             for model in ("m", "n"):
-                body = {"model": model, "stream": model == "m", "messages": []}
+                body: dict[str, Any] = {"model": model, "stream": model == "m", "messages": []}
                 with open_stream(relay.url + PATHS["messages"], headers=headers, body=body) as answer:
                     assert answer.status == 200, place
                     answer.read()
@@ -361,7 +361,7 @@ def test_nothing_of_a_key_is_told_anywhere(upstream: ScriptedUpstream, relays: R
                 told += answer.read().decode()
         assert "rate_limit_exceeded" in told
         client = store.servers[0].client()
-        held = "".join(f"{name} {client.dump(name)!r}" for name in client.keys("*") if name != "relay:secret")
+        held = "".join(f"{name!s} {client.dump(name)!r}" for name in client.keys("*") if name != "relay:secret")
         assert held.count("relay:") > 2
         places: dict[str, Any] = {"answers": told, "metrics": scrape_text(relay), "store": held, "log": relay.log()}
         assert "stream ended" in places["log"]

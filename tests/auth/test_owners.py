@@ -144,7 +144,7 @@ def commands(store: Store, stream_id: str, act: Callable[[], object]) -> list[st
     client = store.servers[0].client()
     found: list[str] = []
     renewing = False
-    with client.monitor() as monitor:
+    with client.monitor() as monitor:  # type: ignore[no-untyped-call]
         act()
         client.echo("done")
         while "ECHO done" not in (command := str((said := monitor.next_command())["command"])):

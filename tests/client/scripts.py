@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sdk import scenarios_chat as chat
 from tests.sdk import scenarios_messages as messages
 from tests.sdk import scenarios_responses as responses
+from tests.support import streams
 from tests.support.scripted import Gate, Pause, Step, stream
 
 WORDS = tuple(f"wörd{n}\u2028🌍 " for n in range(40))
@@ -15,12 +16,12 @@ PARTS = ('{"cities": [0', *(f", {n}" for n in range(1, 20)), "]}")
 def _chat() -> tuple[str, ...]:
     return (
         chat.ROLE,
-        *(chat.chunk({"content": word}) for word in WORDS),
+        *(streams.chat({"content": word}) for word in WORDS),
         chat.tool_delta(0, "", id="call_a", name="get_weather"),
         *(chat.tool_delta(0, part) for part in PARTS),
-        chat.chunk({}, "tool_calls"),
+        streams.chat({}, "tool_calls"),
         chat.USAGE_CHUNK,
-        chat.DONE,
+        streams.DONE,
     )
 
 
@@ -38,7 +39,7 @@ def _responses() -> tuple[str, ...]:
     at = {"content_index": 0, "logprobs": []}
     message = {"id": "msg_1", "type": "message", "role": "assistant"}
     call = {"id": "fc_1", "type": "function_call", "call_id": "call_a", "name": "get_weather"}
-    text = responses.item(
+    text = streams.item(
         0,
         {**message, "status": "in_progress", "content": []},
         {**message, "status": "completed", "content": [whole]},
@@ -47,7 +48,7 @@ def _responses() -> tuple[str, ...]:
         {"type": "response.output_text.done", "text": TEXT, **at},
         {"type": "response.content_part.done", "content_index": 0, "part": whole},
     )
-    tool = responses.item(
+    tool = streams.item(
         1,
         {**call, "arguments": "", "status": "in_progress"},
         {**call, "arguments": "".join(PARTS), "status": "completed"},

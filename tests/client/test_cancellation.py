@@ -56,7 +56,8 @@ def test_closing_from_another_thread_ends_an_attempt_at_once() -> None:
             if "last-event-id" in request.headers:
                 begun.set()
                 over.wait(20)
-            return inner.handle_request(request)
+            answer: httpx.Response = inner.handle_request(request)
+            return answer
 
     inner = kind.transport().inner
     kind.script = [Answer(parts=[frame(1), "ReadError"]), late]
@@ -87,7 +88,8 @@ def test_closing_from_another_task_ends_an_attempt_at_once() -> None:
             if "last-event-id" in request.headers:
                 begun.set()
                 await anyio.sleep(60)
-            return await inner.handle_async_request(request)
+            answer: httpx.Response = await inner.handle_async_request(request)
+            return answer
 
     async def no_wait(seconds: float) -> None:
         pass
@@ -112,7 +114,7 @@ def test_closing_from_another_task_ends_an_attempt_at_once() -> None:
     for run in (asyncio.run, trio.run):
         kind.script = [Answer(parts=[frame(1), "ReadError"])]
         begun = anyio.Event()
-        run(scene if run is trio.run else scene())  # type: ignore[operator]
+        asyncio.run(scene()) if run is asyncio.run else trio.run(scene)
 
 
 def test_an_attempt_has_a_time_as_a_whole(kind: Kind) -> None:
@@ -127,14 +129,16 @@ def test_an_attempt_has_a_time_as_a_whole(kind: Kind) -> None:
                 kind.requests.append(request)
                 over.wait(20)
                 raise kind.http.ReadError("late")
-            return inner.handle_request(request)
+            answer: httpx.Response = inner.handle_request(request)
+            return answer
 
     class AsyncBusy(kind.http.AsyncBaseTransport):  # type: ignore[misc,name-defined]
         async def handle_async_request(self, request: Any) -> Any:
             if len(kind.requests) == 1:
                 kind.requests.append(request)
                 await anyio.sleep(20)
-            return await inner.handle_async_request(request)
+            answer: httpx.Response = await inner.handle_async_request(request)
+            return answer
 
     busy = AsyncBusy() if kind.is_async else Busy()
     script: Script = [Answer(parts=[frame(1), "ReadError"]), whole_from(2)]

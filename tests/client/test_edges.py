@@ -122,7 +122,7 @@ def test_a_stream_that_is_gone_is_an_error(scene: Scene, kind: Kind, lost: str, 
         client = scene.store.servers[0].client()
         for log in client.scan_iter("relay:{st_*}:log"):
             stream = log.removesuffix(":log")
-            wait_until(lambda meta=f"{stream}:meta": client.hexists(meta, "end"), 20)
+            wait_until(lambda meta=f"{stream}:meta": client.hexists(meta, "end"), 20)  # type: ignore[misc]
             client.delete(log)
             if lost == "everything":
                 client.delete(f"{stream}:meta")

@@ -12,15 +12,15 @@ import pytest
 from tests.client.cases import PATH, load
 from tests.client_js.conftest import Bench, environment
 from tests.client_js.install import NODE
-from tests.client_js.scripts import script
-from tests.client_js.test_fetch import PATHS, at_first, ids, is_whole
+from tests.client_js.scripts import PATHS, script
+from tests.client_js.test_fetch import at_first, ids, is_whole
 from tests.support.cutting_http import CuttingProxy, Fate
 from tests.support.processes import needs
 
 pytestmark = pytest.mark.slow
 
 MODULES = NODE / "node_modules"
-RUNTIMES = {
+RUNTIMES: dict[str, list[str | Path]] = {
     "bun": [MODULES / "@oven/bun-linux-x64/bin/bun"],
     "deno": [MODULES / "@deno/linux-x64-glibc/deno", "run", "--no-remote", "--no-npm", "--no-config", "--allow-all"],
 }

@@ -149,7 +149,7 @@ class H2Client:
     def _take(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.ResponseReceived():
-                self.answers[event.stream_id].headers = dict(event.headers)
+                self.answers[event.stream_id].headers = {str(k): str(v) for k, v in event.headers}
             case h2.events.DataReceived():
                 answer = self.answers[event.stream_id]
                 answer.body += event.data

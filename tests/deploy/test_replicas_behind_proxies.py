@@ -99,7 +99,7 @@ def test_clients_do_not_notice_that_replicas_come_and_go(upstream: ScriptedUpstr
         with Pooled([front.url], 8) as pooled:
             for relay in both:
                 before = pooled.seen["whole"]
-                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")
+                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")  # type: ignore[misc]
                 relay.signal(signal.SIGTERM)
                 assert relay.wait(20) == 0
                 relay.start()

@@ -40,7 +40,7 @@ def is_private(name: str) -> bool:
 
 def imports(tree: ast.AST) -> dict[str, tuple[str, str]]:
     """What a name of the file stands for: a module, and a name in it ('' for the module itself)."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name.partition(".")[0]: (alias.name, "") for alias in node.names}

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://code.example/owner/relay"
 
 
-def built() -> ProjectMetadata:
+def built() -> ProjectMetadata[PluginManager]:
     return ProjectMetadata(str(ROOT), PluginManager())
 
 

@@ -232,7 +232,7 @@ def test_readers_per_stream(upstream: ScriptedUpstream) -> None:
             assert (refused.status, refused.json["error"]["code"]) == (429, "too_many_readers")
             assert int(refused.headers["retry-after"]) >= 1
             there[0].close()
-            wait_until(lambda replica=replica: read(replica, name).status == 200, 5, "room for one more")
+            wait_until(lambda replica=replica: read(replica, name).status == 200, 5, "room for one more")  # type: ignore[misc]
         upstream.open("readers")
         assert check(first.events()) == (1, "done")
 

@@ -165,7 +165,7 @@ def test_clients_with_pools_do_not_notice_that_replicas_come_and_go(
         with Pooled([relay.url for relay in trio], 8) as pooled:
             for relay in trio:
                 before = pooled.seen["whole"]
-                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")
+                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")  # type: ignore[misc]
                 relay.signal(signal.SIGTERM)
                 assert relay.wait(30) == 0
                 relay.start()

@@ -137,7 +137,7 @@ def test_who_hops_to_a_replica_that_lags_behind_is_not_told_that_the_log_does(
         with post(lagging, "m", second.id) as hopped:
             assert hopped.status == 200, hopped.read()
             upstream.open("two")
-            assert [event.id for event in hopped.events()] == [f"{second.id[:-1]}{n}" for n in (3, 4)]
+            assert [event.id for event in hopped.events()] == [f"{(second.id or '')[:-1]}{n}" for n in (3, 4)]
         assert len(follower.events()) == 3
         follower.close()
 
@@ -563,8 +563,8 @@ def test_a_thousand_reconnects_of_one_client_leave_nothing_behind(
             reconnect(1000)
             assert time.monotonic() - began < 60
             for p, open_before, memory in settled:
-                wait_until(lambda p=p, n=open_before: descriptors(p.pid) <= n, 10, "descriptors given back")
-                wait_until(lambda p=p: len(probe.tasks(p.pid)) <= baseline[p.pid], 10, "tasks ended")
+                wait_until(lambda p=p, n=open_before: descriptors(p.pid) <= n, 10, "descriptors given back")  # type: ignore[misc]
+                wait_until(lambda p=p: len(probe.tasks(p.pid)) <= baseline[p.pid], 10, "tasks ended")  # type: ignore[misc]
                 assert rss(p.pid) - memory < 8 << 20
             upstream.open("gate")
             assert check(seen + answer.events()) == (60, "done")
@@ -601,8 +601,8 @@ def test_a_crowd_that_comes_back_at_once(
                 assert visit.raw == b"".join(event.raw for event in seen[i % streams][200:300])
             for pid, (open_before, tasks) in idle.items():
                 # The other replica has opened what it needs for tailing, once: a few tasks and descriptors.
-                wait_until(lambda p=pid, n=open_before: descriptors(p) <= n + 2, 20, "descriptors given back")
-                wait_until(lambda p=pid, n=tasks: len(probe.tasks(p)) <= n + 2, 20, "tasks ended")
+                wait_until(lambda p=pid, n=open_before: descriptors(p) <= n + 2, 20, "descriptors given back")  # type: ignore[misc]
+                wait_until(lambda p=pid, n=tasks: len(probe.tasks(p)) <= n + 2, 20, "tasks ended")  # type: ignore[misc]
             memory = memory or {pid: rss(pid) for pid in idle}
         assert max(rss(pid) - memory[pid] for pid in idle) < 12 << 20
 

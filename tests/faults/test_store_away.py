@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -306,7 +307,8 @@ class TestOutOfMemory:
 def lease_left(server: Server, stream: str) -> float:
     """Milliseconds, by the store's clock."""
     seconds, micros = server.command("TIME")
-    return float(server.command("HGET", f"relay:{{{stream}}}:meta", "lease")) - seconds * 1000 - micros / 1000
+    lease: str = server.command("HGET", f"relay:{{{stream}}}:meta", "lease")
+    return float(float(lease) - seconds * 1000 - micros / 1000)
 
 
 class TestCutOff:
@@ -478,7 +480,8 @@ def _on_record(server: Server) -> set[str]:
     client = server.client()
     found: set[str] = set()
     for key in client.scan_iter("relay:replica:*", count=1000):
-        found |= set(client.smembers(key))
+        members: Any = client.smembers(key)
+        found |= members
     return found
 
 

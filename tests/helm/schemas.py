@@ -49,7 +49,8 @@ def _folder(kubernetes: str) -> Path:
 def _registry(kubernetes: str) -> Registry[Any]:
     definitions = json.loads((_folder(kubernetes) / "_definitions.json").read_text())
     resource = Resource.from_contents(definitions, default_specification=DRAFT202012)
-    return Registry().with_resource("/api/_definitions.json", resource)
+    registry: Registry[Any] = Registry().with_resource("/api/_definitions.json", resource)
+    return registry
 
 
 @functools.cache

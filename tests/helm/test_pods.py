@@ -96,7 +96,8 @@ def test_a_roll_out_leaves_time_for_the_drain(name: str) -> None:
 
 def test_pre_stop_waits_in_the_way_that_the_cluster_knows() -> None:
     def pre_stop(name: str, kubernetes: str, **drain: Any) -> dict[str, Any]:
-        found = chart.case(name, kubernetes=kubernetes, **({"drain": drain} if drain else {}))
+        more: dict[str, Any] = {"drain": drain} if drain else {}
+        found = chart.case(name, kubernetes=kubernetes, **more)
         shown: dict[str, Any] = chart.container(found)["lifecycle"]["preStop"]
         return shown
 
@@ -197,7 +198,7 @@ def test_the_bundled_valkey_keeps_streams_and_lets_only_the_password_in(tmp_path
         )
         try:
             wait_until(lambda: _answers(client), 15, "the store")  # noqa: B023
-            kept = client.xadd("s", {"a": "b"}, id="1-0") if not client.exists("s") else client.xrange("s")[0][0]
+            kept = client.xadd("s", {"a": "b"}, id="1-0") if not client.exists("s") else _first_id(client)
             assert kept == "1-0"
             shown = client.config_get("maxmemory*")
             assert (shown["maxmemory"], shown["maxmemory-policy"]) == (str(64 * 1024**2), "noeviction")
@@ -213,6 +214,11 @@ def test_the_bundled_valkey_keeps_streams_and_lets_only_the_password_in(tmp_path
             server.wait(15)
             log.close()
     assert list((tmp_path / "appendonlydir").iterdir())
+
+
+def _first_id(client: redis.Redis) -> Any:
+    found: Any = client.xrange("s")
+    return found[0][0]
 
 
 def _answers(client: redis.Redis) -> bool:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,9 @@ KEY = "a-key-of-the-test-s"
 
 
 def chat() -> list[str]:
-    frames = [{"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in WORDS]
+    frames: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in WORDS
+    ]
     frames.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     return [*(f"data: {json.dumps(frame)}\n\n" for frame in frames), "data: [DONE]\n\n"]
 
@@ -37,7 +40,7 @@ def messages() -> list[str]:
     said = [
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}} for word in WORDS
     ]
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "message_start", "message": {"id": "m", "role": "assistant", "content": [], "usage": {}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         *said,
@@ -49,7 +52,7 @@ def messages() -> list[str]:
 
 
 def responses() -> list[str]:
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}},
         *({"type": "response.output_text.delta", "delta": word} for word in WORDS),
         {"type": "response.completed", "response": {"id": "resp_1", "status": "completed", "usage": {}}},

@@ -74,7 +74,7 @@ def scrape_text(relay: RelayProcess) -> str:
 
 
 def scrape(relay: RelayProcess) -> Scrape:
-    return Scrape(list(text_string_to_metric_families(scrape_text(relay))))
+    return Scrape(list(text_string_to_metric_families(scrape_text(relay))))  # type: ignore[no-untyped-call]
 
 
 def until(relay: RelayProcess, holds: Callable[[Scrape], bool], what: str, timeout: float = 15.0) -> Scrape:

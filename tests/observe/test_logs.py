@@ -170,7 +170,7 @@ class TestCanaries:
         for name, steps in _scenes().items():
             upstream.on(name, *steps)
             upstream.on(f"keyed-{name}", *steps)
-        paths = {
+        paths: dict[str, dict[str, Any]] = {
             PATHS["chat"]: {"messages": [{"role": "user", "content": PROMPT}]},
             PATHS["messages"]: {"messages": [{"role": "user", "content": PROMPT}], "system": PROMPT},
             PATHS["responses"]: {"input": PROMPT},

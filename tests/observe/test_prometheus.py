@@ -81,7 +81,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         RelayProcess(settings(upstream.url, store.url)) as one,
         RelayProcess(settings(upstream.url, store.url)) as two,
     ):
-        targets = [
+        targets: list[dict[str, Any]] = [
             {"targets": [one.config["metrics_bind"]], "labels": {"namespace": "llm"}},
             {"targets": [two.config["metrics_bind"]]},
         ]

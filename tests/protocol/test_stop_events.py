@@ -14,6 +14,7 @@ from relay.protocol.sse import Event, Parser
 from tests.sdk import scenarios_chat as chat
 from tests.sdk import scenarios_messages as messages
 from tests.sdk import scenarios_responses as responses
+from tests.support import streams
 
 _CALLS = responses.whole(responses.message(0), responses.function_call(1))
 _THOUGHTS = responses.whole(responses.reasoning(0), responses.message(1))
@@ -33,7 +34,7 @@ POINTS = [(api, name, at) for (api, name), sent in STREAMS.items() for at in ran
 
 def watch(api: str, *frames: str) -> tuple[Watch, list[Event], int]:
     """A watch that has seen the frames, the events, and the bits of the last."""
-    seen = DIALECTS[api].watch()  # type: ignore[index]
+    seen = DIALECTS[api].watch()
     events = list(Parser(1 << 20).feed("".join(frames).encode()))
     bits = 0
     for event in events:
@@ -56,7 +57,7 @@ def test_a_whole_at_every_point(api: str, name: str, at: int) -> None:
     assert not bits & TERMINAL
     whole = events + seen.stop_events("req_1")
     {"chat": whole_chat, "messages": whole_messages, "responses": whole_responses}[api](whole)
-    again = DIALECTS[api].watch()  # type: ignore[index]
+    again = DIALECTS[api].watch()
     assert [bool(again.see(event) & TERMINAL) for event in whole] == [False] * (len(whole) - 1) + [True]
 
 
@@ -121,7 +122,7 @@ def test_an_unfinished_summary_is_in_the_final_output() -> None:
 
 def test_every_choice_of_a_chat_is_finished() -> None:
     def chunk(index: int, reason: str | None) -> str:
-        return chat.frame(
+        return streams.data(
             {"id": "c", "choices": [{"index": index, "delta": {"content": "x"}, "finish_reason": reason}]}
         )
 
@@ -134,8 +135,8 @@ def test_every_choice_of_a_chat_is_finished() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        chat.frame({"error": chat.ERROR}),
-        chat.chunk(None, error=chat.ERROR, choices=[chat.ERROR_CHOICE]),
+        streams.data({"error": chat.ERROR}),
+        streams.chat(None, error=chat.ERROR, choices=[chat.ERROR_CHOICE]),
     ],
 )
 def test_a_failed_chat_is_not_made_a_success(error: str) -> None:

@@ -25,7 +25,12 @@ MESSAGES = (
     b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}\n\n'
 )
 OPENAI = CHAT.replace(b"null}]}", b'null}],"usage":null,"obfuscation":"x9Kq"}')
-SHAPES = {"chat": (CHAT, Chat), "spaced": (SPACED, Chat), "padded": (OPENAI, Chat), "messages": (MESSAGES, Messages)}
+SHAPES: dict[str, tuple[bytes, type[Chat] | type[Messages]]] = {
+    "chat": (CHAT, Chat),
+    "spaced": (SPACED, Chat),
+    "padded": (OPENAI, Chat),
+    "messages": (MESSAGES, Messages),
+}
 LONGEST = 4096
 
 

@@ -186,7 +186,7 @@ class H2:
             case h2.events.StreamReset():
                 self.answers[event.stream_id].reset = True
             case h2.events.ConnectionTerminated():
-                self.goodbye = int(event.error_code)
+                self.goodbye = int(event.error_code or 0)
             case _:
                 pass
 

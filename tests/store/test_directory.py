@@ -227,7 +227,7 @@ class TestAliases:
 
     def test_name_and_time_to_live_are_one_command(self) -> None:
         """What dies between two leaves a name that stays for ever."""
-        sent: list[tuple[str, ...]] = []
+        sent: list[tuple[Any, ...]] = []
 
         class Recorder:
             async def call(self, key: bytes, *command: Any) -> Any:
@@ -315,7 +315,7 @@ class TestReplicas:
             channel = bench.log.names.replica(replica)
             await bench.age(replica)
             ear = await bench.topology.node_of(channel).dial()
-            await ear.send_command("SSUBSCRIBE", channel)  # type: ignore[no-untyped-call]
+            await ear.send_command("SSUBSCRIBE", channel)
             assert (await ear.read_response(disable_decoding=True))[:2] == [b"ssubscribe", channel]
             assert not await bench.directory.replica_gone(replica)
             assert await bench.directory.tell(replica, "stop", "st_x")

@@ -245,8 +245,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule(replica=replicas)
     def a_stranger_asks(self, replica: str) -> None:
         before = self._fields()
-        args = [scripts.STATUS, [self.meta, self.log], replica, "1", "somebody else"]
-        assert self.twins.each_run(*args) == [None, None]
+        asked = self.twins.each_run(scripts.STATUS, [self.meta, self.log], replica, "1", "somebody else")
+        assert asked == [None, None]
         assert self._fields() == before
 
     @rule(replica=replicas)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -67,7 +67,7 @@ class Store:
         return Claims(self.directory, name, SETTINGS)
 
 
-def play(story: Callable[[Store], Awaitable[None]]) -> None:
+def play(story: Callable[[Store], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(story(Store()))
 
 

@@ -181,7 +181,8 @@ class TestOneStreamsFault:
             bad.raises.clear()
             bad.put()  # it is behind by what it did not take in, which the log tells it
             await bad.holds(2)
-            assert bad.told[-1] == (MISMATCH, 2)
+            last: object = bad.told[-1]
+            assert last == (MISMATCH, 2)
 
         play(url, story)
 
@@ -194,7 +195,7 @@ class TestOneStreamsFault:
             for stream in (good[0], bad, *good[1:]):
                 stream.put(b"1", outcome="completed")
             for stream in good:
-                await stream.until(lambda stream=stream: stream.told == [(OK, 1)])
+                await stream.until(lambda stream=stream: stream.told == [(OK, 1)])  # type: ignore[misc]
             await bad.until(lambda: bad.told[:1] == [fault])
             again = await it.stream(f"again-{method}")
             again.put(b"1")
@@ -251,6 +252,7 @@ class TestOneStreamsFault:
 class TestAStoreThatIsAway:
     @pytest.mark.parametrize("how", ["killed", "silent"])
     def test_told_in_time_and_asked_until_it_answers(self, how: str, tmp_path: Path) -> None:
+        server: Server
         hold = 1.2
 
         async def story(it: Scene) -> None:
@@ -263,7 +265,7 @@ class TestAStoreThatIsAway:
             for stream in streams:
                 stream.put(b"2")
             for stream in streams:
-                await stream.until(lambda stream=stream: bool(stream.count("away")))
+                await stream.until(lambda stream=stream: bool(stream.count("away")))  # type: ignore[misc]
             assert hold - 0.1 <= time.monotonic() - began < hold + 1.0
             # Who comes while it is away is told at once.
             late = Stream("late", it.log, it.committer)
@@ -308,6 +310,8 @@ class TestAStoreThatIsAway:
         play(server.url, story, hold=1.0, timeout=0.3)
 
     def test_a_short_one_is_not_told(self, tmp_path: Path) -> None:
+        server: Server
+
         async def story(it: Scene) -> None:
             stream = await it.stream("s")
             stream.put(b"1")
@@ -329,7 +333,7 @@ class TestAStoreThatIsAway:
             for stream in (one, two):
                 stream.put(b"1")
             for stream in (one, two):
-                await stream.until(lambda stream=stream: bool(stream.count("away")))
+                await stream.until(lambda stream=stream: bool(stream.count("away")))  # type: ignore[misc]
             server.command("CONFIG", "SET", "maxmemory", "0")
             for stream in (one, two):
                 await stream.holds(1)
@@ -365,7 +369,7 @@ class TestAStoreThatIsAway:
             for stream in rest:
                 await stream.holds(1)
             for stream in lost:
-                await stream.until(lambda stream=stream: bool(stream.count("away")))
+                await stream.until(lambda stream=stream: bool(stream.count("away")))  # type: ignore[misc]
             for stream in rest:
                 # The Cluster as a whole goes down, where not told otherwise, once it misses a shard; not before.
                 assert "away" not in stream.told
@@ -553,6 +557,8 @@ class TestHoldClock:
 
 
 def test_a_store_that_never_was_there(tmp_path: Path) -> None:
+    server: Server
+
     async def story(it: Scene) -> None:
         with pytest.raises(StoreUnavailable):
             await it.stream("s")

@@ -11,6 +11,7 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,7 @@ from relay.streams.feed import Feed
 from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Lost, Reader
+from relay.streams.registry import Registry
 from relay.streams.tail import TailFeed
 from relay.streams.writer import LogWriter
 from tests.streams.scene import TIMEOUT, Replica, Upstream, replica, take
@@ -240,13 +242,16 @@ def test_nothing_of_a_stream_outlives_it(store: Store, story: Callable[[Replica,
         logging.disable(logging.NOTSET)
 
 
+def _is_over(registry: Registry) -> bool:
+    return not registry._running and not registry._background
+
+
 async def settled(*replicas: Replica) -> None:
     """Everything that goes on in the background is done."""
     for each in replicas:
         registry = each.registry
-        await until(
-            lambda registry=registry: not registry._running and not registry._background, TIMEOUT, "the stream's end"
-        )
-        await until(lambda each=each: not each.tail._feeds, TIMEOUT, "the tails' end")
+        ended = partial(_is_over, registry)
+        await until(ended, TIMEOUT, "the stream's end")
+        await until(lambda each=each: not each.tail._feeds, TIMEOUT, "the tails' end")  # type: ignore[misc]
     for _ in range(3):
         await asyncio.sleep(0)

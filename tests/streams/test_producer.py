@@ -41,7 +41,7 @@ def test_a_fault_in_one_stream_ends_that_stream_alone(
                 raise RuntimeError("injected")
 
             if when == "on-a-renewal":
-                producer.on_renewed = fail  # type: ignore[method-assign]
+                producer.on_renewed = fail  # type: ignore[assignment,method-assign]
                 await first.registry._leases.renew(list(first.registry.producers_to_renew()))
             else:
                 producer.feed.watch(fail)
@@ -139,7 +139,7 @@ def test_a_stop_while_the_stream_is_being_made_is_its_end(store: Store) -> None:
             producer.stop(Ending.STOPPED)
             await asyncio.sleep(0.01)
 
-        first.log.create = create  # type: ignore[method-assign]
+        first.log.create = create  # type: ignore[assignment,method-assign]
         producer, reader = await first.begin(upstream, read=False)
         frames = await take(reader)
         assert ids(frames) == ["", "0e"]

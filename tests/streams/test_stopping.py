@@ -134,8 +134,8 @@ def test_stopped_midway(site: Site, api: str, point: str, where: int) -> None:
     assert (answer.status, answer.read()) == (204, b"")
     assert call.ended.wait(SOON), "the upstream call still runs"
     assert call.cancelled
-    for again in (0, 1):
-        assert stop(site.replicas[again], name).status == 204
+    for number in (0, 1):
+        assert stop(site.replicas[number], name).status == 204
 
     seen_here += here.events()
     seen_there += there.events()

@@ -63,7 +63,7 @@ class Desk:
         self.writer = LogWriter(
             new_stream_id(),
             Names_(),  # type: ignore[arg-type]
-            self.listener,  # type: ignore[arg-type]
+            self.listener,
             submit=self._submit,
             meter=Metrics().meter("chat", "u", "m"),
             ahead=ahead or Ahead(1 << 30),

@@ -128,7 +128,8 @@ class CuttingProxy(ServerThread):
             await _end(client, "rst")
             return
         try:
-            server.write(head + asked.body)
+            body = chunk(asked.body) + chunk(b"") if asked.body and is_chunked(head) else asked.body
+            server.write(head + body)
             await self._forward(asked, fate, reader, client)
         except _Over:
             pass

@@ -87,7 +87,7 @@ class Server:
         """One client per server, decoding, closed with it; it reconnects after a restart."""
         return self._client
 
-    def command(self, *words: str | int) -> Any:
+    def command(self, *words: str | int | bytes) -> Any:
         return self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
     def start(self, *, wait: bool = True) -> None:

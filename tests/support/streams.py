@@ -47,7 +47,7 @@ def chunk(delta: Body | None, finish: str | None = None, **more: Any) -> Body:
     return {**base, "system_fingerprint": "fp_1", "choices": choices, **more}
 
 
-def chat(delta: Body, finish: str | None = None, **more: Any) -> str:
+def chat(delta: Body | None, finish: str | None = None, **more: Any) -> str:
     """A chunk as an event."""
     return event(chunk(delta, finish, **more))
 

@@ -67,7 +67,8 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports close a moment after their abort
+        for _ in range(3):  # transports close a moment after their abort
+            await asyncio.sleep(0)
 
 
 class ServerThread(LoopThread):

@@ -66,7 +66,7 @@ def test_a_pushed_body_is_all_there_and_ends_once(
         content = response.stream._response.content  # type: ignore[union-attr]
 
         def has_read_all_it_will() -> bool:
-            stopped = content._protocol._reading_paused  # type: ignore[attr-defined]
+            stopped = content._protocol._reading_paused
             return content.exception() is not None or content.is_eof() or stopped
 
         while late and not has_read_all_it_will():  # noqa: ASYNC110 - aiohttp offers nothing to wait for
