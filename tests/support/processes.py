@@ -6,6 +6,8 @@ does not become ready fails the test with the end of its log.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import itertools
 import os
 import random
@@ -18,6 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -33,20 +36,41 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 _RANGE = range(10_000, 32_000)
-_WORKERS = 16
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS
-_mine = _RANGE[_worker::_WORKERS]
-_next = itertools.count(random.randrange(len(_mine)))
+_SHARES = 32
+
+
+def _share() -> list[int]:
+    """A part of the range that no other process on this machine has, for as long as this one lives."""
+    for number in range(_SHARES):
+        try:
+            lock = os.open(Path(tempfile.gettempdir()) / f"relay-test-ports-{number}", os.O_CREAT | os.O_RDWR)
+        except PermissionError:  # another user's
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return list(_RANGE[number::_SHARES])  # the lock goes with the process
+    raise RuntimeError(f"{_SHARES} processes that test share the ports of this machine already")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    mine = _share()
+    first = random.randrange(len(mine))
+    return itertools.cycle(mine[first:] + mine[:first])
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody else is given: each pytest worker has its own, and each goes out once.
+    """A TCP port on loopback that nobody else is given: each process that tests has its own, and each goes out once
+    before any goes out again. So a server that is restarted finds its port as it left it.
 
     They lie below the ephemeral range. A port inside it can be taken by any outgoing connection until its server
     binds it, or while that server is down, even by a client's own attempt to reach it, which then meets itself.
     """
     while True:
-        port = _mine[next(_next) % len(_mine)]
+        port = next(_ports())
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
