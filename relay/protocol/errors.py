@@ -1,7 +1,7 @@
 """Every refusal that the relay itself answers before a stream, as one tree.
 
     ApiError
-    ├── BadRequest                     400  invalid_json, missing_model, invalid_request …
+    ├── BadRequest                     400  invalid_request, invalid_json, missing_model
     │   ├── InvalidLastEventId         400  invalid_last_event_id
     │   └── ResumeNotSupported         400  resume_not_supported
     ├── InvalidApiKey                  401  invalid_api_key
@@ -20,11 +20,11 @@
     ├── UnsupportedContentEncoding     415  unsupported_content_encoding
     ├── IdempotencyKeyReused           422  idempotency_key_reused
     ├── HeadersTooLarge                431  headers_too_large
-    ├── TooManyRequests                429  too_many_readers, too_many_streams, rate_limit_exceeded
+    ├── TooManyRequests                429  too_many_streams, too_many_readers, rate_limit_exceeded
     ├── UpstreamUnreachable            502  upstream_unreachable
     ├── UpstreamMalformed              502  upstream_malformed
     ├── UpstreamTimeout                504  upstream_timeout
-    └── Unavailable                    503  draining, too_busy
+    └── Unavailable                    503  too_busy, draining
         ├── StoreBehind                503  store_behind
         └── StoreUnavailable           503  store_unavailable
             └── EncryptionKeyMissing   503  store_unavailable
@@ -37,13 +37,18 @@ How an error is spelled is the dialect's business (`relay.protocol.dialect`). Ev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 
 class ApiError(Exception):
-    """`status` is the HTTP status, `code` the machine-readable reason, `headers` what goes with the answer."""
+    """`status` is the HTTP status, `code` the machine-readable reason, `headers` what goes with the answer.
+
+    `further_codes` are those that a refusal of this class may bear beside its own.
+    """
 
     status = 500
     code = "internal_error"
+    further_codes: ClassVar[tuple[str, ...]] = ("no_response",)
 
     def __init__(self, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -55,6 +60,7 @@ class ApiError(Exception):
 class BadRequest(ApiError):
     status = 400
     code = "invalid_request"
+    further_codes = ("invalid_json", "missing_model")
 
 
 class InvalidLastEventId(BadRequest):
@@ -91,6 +97,7 @@ class PathNotAllowed(ApiError):
 class TicketRefused(ApiError):
     status = 403
     code = "invalid_ticket"
+    further_codes = ("ticket_expired", "ticket_read_only")
 
 
 class ModelNotFound(ApiError):
@@ -195,6 +202,7 @@ class HeadersTooLarge(ApiError):
 class TooManyRequests(ApiError):
     status = 429
     code = "too_many_streams"
+    further_codes = ("too_many_readers", "rate_limit_exceeded")
 
 
 class UpstreamUnreachable(ApiError):
@@ -215,6 +223,7 @@ class UpstreamTimeout(ApiError):
 class Unavailable(ApiError):
     status = 503
     code = "too_busy"
+    further_codes = ("draining",)
 
 
 class StoreUnavailable(Unavailable):
