@@ -32,7 +32,7 @@ ACCEPTED: dict[str, str] = {}
 # Of known forms, and yet no secrets: file and kind to reason.
 NO_SECRETS = {
     ("tests/observe/test_logs.py", "Basic Auth Credentials"): "a made-up key in the URL of an upstream",
-    ("tests/test_config.py", "Basic Auth Credentials"): "a made-up password in the URL of a store",
+    ("tests/config/test_config.py", "Basic Auth Credentials"): "a made-up password in the URL of a store",
 }
 # They guess: by entropy, by the name of a variable; an address is no secret.
 _GUESSES = {"Base64HighEntropyString", "HexHighEntropyString", "KeywordDetector", "IPPublicDetector"}

@@ -1,4 +1,4 @@
-"""Writes the client's blocking half from its awaiting half, and its half for httpx2 from the one for httpx.
+"""Writes the client's synchronous transport from the asynchronous one, and its transports for httpx2 from httpx's.
 
     python .ci/twins.py [--check]
 
@@ -16,10 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = ROOT / "relay" / "client"
 
-BLOCKING = {
+SYNC = {
     r"async (?=def|for|with)": "",
     r"await ": "",
-    r"\bAwaiting(\w+)\b": r"Blocking\1",
+    r"\bAsync(Transport|StreamBody|RefusalBody|Credentials|Cancellation)\b": r"Sync\1",
     r"\bAsync(HTTPTransport|Iterator|Iterable|Generator|Headers|Sleep)\b": r"\1",
     r"\bhandle_async_request\b": "handle_request",
     r"\basync_auth_flow\b": "sync_auth_flow",
@@ -32,14 +32,14 @@ BLOCKING = {
     r"\baiter\(": "iter(",
     r"\banext\(": "next(",
     r"\bStopAsyncIteration\b": "StopIteration",
-    r"relay\.client\.awaiting": "relay.client.blocking",
+    r"relay\.client\.async_transport": "relay.client.sync_transport",
     r"The asynchronous": "The synchronous",
 }
 HTTPX2 = {
     r"\bhttpx\b": "httpx2",
     r"openai before 3, anthropic before 2, litellm and others": "openai from 3, anthropic from 2, and others",
 }
-TWINS = (("awaiting.py", "blocking.py", BLOCKING), ("httpx.py", "httpx2.py", HTTPX2))
+TWINS = (("async_transport.py", "sync_transport.py", SYNC), ("httpx.py", "httpx2.py", HTTPX2))
 MARK = "# Written by .ci/twins.py from {}: change that, and run `make generate`.\n"
 
 

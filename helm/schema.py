@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from relay import config
+from relay.config import units
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = HERE / "relay" / "values.schema.json"
@@ -32,10 +33,10 @@ _SOME_DURATION = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)" + 
 _SIZE = r"^[0-9]*[1-9][0-9]*\s*([KMG]iB|[KM]?B)?$"
 
 _FORMS: dict[object, Schema] = {
-    config._duration: {"x-duration": True},
-    config._duration_or_never: {"x-duration": True, "x-never": True},
-    config._address: {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):[0-9]{1,5}$"},
-    config._size: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}]},
+    units.to_seconds: {"x-duration": True},
+    units.to_seconds_or_never: {"x-duration": True, "x-never": True},
+    units.check_address: {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):[0-9]{1,5}$"},
+    units.to_bytes: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}]},
 }
 
 

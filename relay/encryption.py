@@ -1,11 +1,11 @@
-"""Events at rest: each entry of a log is sealed on its own with AES-256-GCM (NIST SP 800-38D).
+"""Events at rest: each entry of a log is encrypted on its own with AES-256-GCM (NIST SP 800-38D).
 
-An entry: version (1 byte), name of the server key (4), salt of the sealer (8), ciphertext, tag (16). The key is
+An entry: version (1 byte), name of the server key (4), salt of its writer (8), ciphertext, tag (16). The key is
 HKDF-SHA256 (RFC 5869) of a server key and the stream's id, the nonce is the salt and the entry's position, the
-associated data its field: an entry opens nowhere but in its own stream, at its own place and in its own role.
+associated data its field: an entry can be decrypted only in its own stream, at its own place and in its own role.
 
-Promises: no nonce is used for two texts (a sealer draws 64 random bits, and what it seals at a position does not
-change); what does not open is never handed on.
+Promises: no nonce is used for two texts (a writer draws 64 random bits, and what it encrypts at a position does
+not change); what cannot be decrypted is never handed on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from relay.protocol.errors import KeyMissing
+from relay.protocol.errors import EncryptionKeyMissing
 
 PLAIN = "none"
-"""Among the keys: entries that are not sealed are read, too; before the keys: nothing is sealed."""
+"""Among the keys: entries that are not encrypted are read, too; before the keys: nothing is encrypted."""
 
-SEALED = b"\x01"
-"""The version, with which what is sealed begins, and no frame or outcome."""
+ENCRYPTED = b"\x01"
+"""The version, with which what is encrypted begins, and no frame or outcome."""
 _NAME = slice(1, 5)
 _SALT = slice(5, 13)
 _TEXT = 13
@@ -38,15 +38,15 @@ class Tampered(Exception):
     """An entry is not what a relay has put in this place."""
 
 
-class Sealer:
-    """Seals the entries of one stream, for one writer."""
+class Encryptor:
+    """Encrypts the entries of one stream, for one writer."""
 
     __slots__ = ("_aead", "_head", "_salt")
 
     def __init__(self, aead: AESGCM, name: bytes) -> None:
         self._aead = aead
         self._salt = os.urandom(8)
-        self._head = SEALED + name + self._salt
+        self._head = ENCRYPTED + name + self._salt
 
     def end(self, n: int, content: bytes) -> bytes:
         """The end mark after event n."""
@@ -62,8 +62,8 @@ class Sealer:
 
 
 class Cipher:
-    """The server's keys, as the settings give them: 32 bytes each in base64, separated by commas. The first seals, each
-    of them opens. Raises ValueError, with a message that repeats none of them."""
+    """The server's keys, as the settings give them: 32 bytes each in base64, separated by commas. The first
+    encrypts, each of them decrypts. Raises ValueError, with a message that repeats none of them."""
 
     def __init__(self, keys: str = PLAIN) -> None:
         words = [word.strip() for word in keys.split(",")]
@@ -75,29 +75,29 @@ class Cipher:
             if (name := _derived(key, b"relay key name")[:4]) in self._keys:
                 raise ValueError(f"key {place} is there twice; take it out")
             self._keys[name] = key
-        self._opens_plain = PLAIN in words
-        self._seals_with = None if words[0] == PLAIN else next(iter(self._keys))
+        self._reads_plain = PLAIN in words
+        self._encrypts_with = None if words[0] == PLAIN else next(iter(self._keys))
         self._of_stream = lru_cache(_STREAMS_KNOWN)(self._derive)
 
     @property
     def names(self) -> list[str]:
-        """What tells the keys apart, as errors call them; the one that seals comes first."""
+        """What tells the keys apart, as errors call them; the one that encrypts comes first."""
         return [name.hex() for name in self._keys]
 
-    def sealer(self, stream: str) -> Sealer | None:
-        """None where nothing is sealed."""
-        name = self._seals_with
-        return None if name is None else Sealer(self._of_stream(name, stream), name)
+    def encryptor(self, stream: str) -> Encryptor | None:
+        """None where nothing is encrypted."""
+        name = self._encrypts_with
+        return None if name is None else Encryptor(self._of_stream(name, stream), name)
 
-    def open(self, stream: str, n: int, field: bytes, content: bytes) -> bytes:
-        """What was put into a field of event n, or of the end mark after it. Raises Tampered, KeyMissing."""
-        if not content.startswith(SEALED):
-            if self._opens_plain:
+    def decrypt(self, stream: str, n: int, field: bytes, content: bytes) -> bytes:
+        """What was put into a field of event n, or of the end mark after it. Raises Tampered, EncryptionKeyMissing."""
+        if not content.startswith(ENCRYPTED):
+            if self._reads_plain:
                 return content
             raise Tampered
         name = content[_NAME]
         if name not in self._keys:
-            raise KeyMissing(name.hex())
+            raise EncryptionKeyMissing(name.hex())
         nonce = content[_SALT] + (2 * n + (field == b"end")).to_bytes(4)
         try:
             return self._of_stream(name, stream).decrypt(nonce, content[_TEXT:], field)

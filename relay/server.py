@@ -26,8 +26,8 @@ from typing import Any
 import uvloop
 
 from relay import logs, metrics, signals
-from relay.api.app import public
-from relay.api.services import Replica
+from relay.api.app import create_app
+from relay.api.services import Services
 from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
 from relay.config import Settings
@@ -90,13 +90,13 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
             stack.callback(supervisor.stop)
         setup = _Setup(settings, keyring, listener, url, supervisor)
         if counted is not None:
-            _replica(setup, counted)
+            _run_replica(setup, counted)
             return 0
 
         def work() -> None:
             if store is not None:
                 store.disown()
-            _replica(setup, Metrics())
+            _run_replica(setup, Metrics())
 
         Workers(settings.workers, work).run(on_ending=listener.close if store is None else lambda: None)
     return 0
@@ -133,7 +133,7 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _replica(setup: _Setup, counted: Metrics) -> None:
+def _run_replica(setup: _Setup, counted: Metrics) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(setup, counted))
 
@@ -185,8 +185,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
-        replica = Replica(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
-        await http_server.serve(public(replica), setup.listener, until_drained, settings.limits)
+        services = Services(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
+        await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:
             task.cancel()

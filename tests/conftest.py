@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.asking import answers
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
 
@@ -16,8 +17,8 @@ from tests.support.scripted import ScriptedUpstream
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
 
-# Folders whose every test needs large servers or several SDKs.
-_SLOW = ("client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture", "upstreams")
+# Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
+_SLOW = ("auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
     "deploy/test_silence.py",
@@ -28,7 +29,7 @@ _LONGEST = (
     "observe/test_metrics.py",
     "store/test_topologies.py",
     "security/test_at_rest.py",
-    "upstreams/test_streams.py",
+    "upstream/test_streams.py",
     "client_js/test_sdks.py",
     "client/test_survival.py",
     "faults/test_bounds.py",
@@ -75,3 +76,11 @@ def relays() -> Iterator[Relays]:
     factory = Relays()
     yield factory
     factory.stop_all()
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    """Close what `tests.support.asking.ask` has opened."""
+    yield
+    while answers:
+        answers.pop().close()

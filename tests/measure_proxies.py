@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, __file__.rsplit("/tests/", 1)[0])
 
 from tests.deploy.proxies import NAMES, proxy
-from tests.faults.oracle import DONE, PATH, frame
+from tests.support.oracle import DONE, PATH, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Pause, ScriptedUpstream, Step, stream
 

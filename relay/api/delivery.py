@@ -99,14 +99,14 @@ class Delivery:
         now = self._loop.time
         if direct is not None:
 
-            def express(data: bytes, write: Callable[[bytes], bool] = direct.write) -> bool:
+            def write_through(data: bytes, write: Callable[[bytes], bool] = direct.write) -> bool:
                 if len(data) > _SLICE:
                     self._held_back = data
                     return False
                 self._last_write = now()
                 return write(data)
 
-            reader.express = express
+            reader.write_through = write_through
         while True:
             data = await reader.read()
             if data is None:

@@ -1,7 +1,7 @@
 """One request and its answer, on bare ASGI.
 
 Starlette routes; its middlewares and response classes wrap every `send` and are kept off the stream's way.
-Every way out leaves nothing behind: a refused request's body is read to its end (within bounds), because
+Whatever way it ends, nothing of it is left: a refused request's body is read to its end (within bounds), because
 a client that is still sending would see a reset instead of the answer, and because the server waits for
 room in the request's queue before it can be done with the connection.
 """
@@ -13,8 +13,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
@@ -28,15 +28,17 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
-    EncodedBody,
+    ContentTooLarge,
     HeadersTooLarge,
     MethodNotAllowed,
+    RequestTimeout,
+    UnsupportedContentEncoding,
 )
 from relay.protocol.headers import Headers
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
@@ -77,7 +79,9 @@ class Exchange:
         """Who asks: set at the gate, where the path has one."""
         self.started = False
         self.body_read = False
-        self.too_slow: BodyTooSlow | None = None
+        self.gone = False
+        """Has the client hung up, for all that was read so far?"""
+        self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
         self._receive = receive
@@ -117,7 +121,7 @@ class Exchange:
     # -- the request --------------------------------------------------------------------------------------
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises ClientGone, BodyTooLarge, BodyTooSlow."""
+        """The body as it arrives. Raises ClientGone, ContentTooLarge, RequestTimeout."""
         length = self.header(b"content-length")
         if limit is not None and length is not None and length.isdigit() and int(length) > limit:
             raise self._too_large(limit)
@@ -145,7 +149,7 @@ class Exchange:
             async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited):
                 return await self._receive()
         except TimeoutError:
-            self.too_slow = BodyTooSlow(
+            self.too_slow = RequestTimeout(
                 f"The request body comes too slowly: after {timeout:g} s (limits.read_timeout) it must have come at "
                 f"{_SLOWEST_BODY} bytes a second. Send it again over a better line."
             )
@@ -154,15 +158,15 @@ class Exchange:
             self._waited += time.monotonic() - began
 
     @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
+    def _too_large(limit: int) -> ContentTooLarge:
+        return ContentTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
 
     async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
         """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
-        BodyTooLarge, EncodedBody, ClientGone."""
+        ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != "identity":
-            raise EncodedBody("The request body is compressed. Send it without Content-Encoding.")
+            raise UnsupportedContentEncoding("The request body is compressed. Send it without Content-Encoding.")
         body = b"".join([chunk async for chunk in self.chunks(limit)])
         try:
             parsed: Any = orjson.loads(body) if body or not empty else {}
@@ -184,8 +188,27 @@ class Exchange:
 
     async def until_gone(self) -> None:
         """Returns when the client has hung up."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        while not self.gone:
+            self.gone = (await self._receive())["type"] == "http.disconnect"
+
+    async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` returns. Where its client hangs up first, the work is cancelled. Raises ConnectionCut then.
+
+        Before the body has been read nobody else may read the connection: then the work is awaited as it is.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.until_gone()) if self.body_read else None
+        try:
+            await asyncio.wait([task] if gone is None else [task, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionCut
+            return task.result()
+        finally:
+            if gone is not None:
+                gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     # -- the answer ---------------------------------------------------------------------------------------
 
@@ -246,7 +269,7 @@ class Exchange:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self.discard_body()
-        except (TimeoutError, ClientGone, BodyTooSlow):
+        except (TimeoutError, ClientGone, RequestTimeout):
             pass
 
     def id_header(self) -> tuple[bytes, bytes]:

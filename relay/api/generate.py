@@ -7,7 +7,7 @@ than until the upstream has them, however long the stream lives.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -17,15 +17,16 @@ from relay.api import resume, tickets
 from relay.api.delivery import Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
+from relay.api.outgoing import RequestBody, upstream_request
 from relay.api.passthrough import forward, relay_response
-from relay.api.services import Replica
+from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import is_logged, new_stream_id
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.producer import Call, Opened, Producer, Refused
 from relay.upstream.client import NO_EVENT_STREAM, body_of
@@ -35,101 +36,88 @@ from relay.upstream.routing import Route
 _SMALL_BODY = 16 * 1024
 
 
-class Outgoing:
-    """The bytes of a request on their way upstream: whoever takes them is the only one that holds them."""
-
-    __slots__ = ("_data", "size")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    def take(self) -> bytes:
-        data, self._data = self._data, b""
-        return data
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self.take()
-
-
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Request:
     """A request that has been read, and where it goes. `joining` is None where it asks for no stream."""
 
     route: Route
-    body: Outgoing
+    body: RequestBody
     owner: str = ""
     stream: str = ""
     joining: Joining | None = None
     asks_for_usage: bool = False
 
 
-async def generate(replica: Replica, exchange: Exchange, dialect: Dialect) -> None:
+async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
     if exchange.header(b"last-event-id") is not None:
-        await resume.by_post(replica, exchange, dialect)
+        await resume.by_post(services, exchange, dialect)
         return
-    asked = await _read(replica, exchange, dialect)
-    if asked.joining is None:
-        await forward(replica, exchange, asked.route, asked.body.take())
+    request = await _read(services, exchange, dialect)
+    if request.joining is None:
+        await forward(services, exchange, request.route, request.body.take())
     else:
-        await _stream(replica, exchange, dialect, asked, asked.joining)
+        await _stream(services, exchange, dialect, request, request.joining)
 
 
-async def _read(replica: Replica, exchange: Exchange, dialect: Dialect) -> _Asked:
-    raw, body = await exchange.json(replica.settings.limits.body)
+async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Request:
+    raw, body = await exchange.json(services.settings.limits.body)
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
-    route = exchange.caller.route(replica.settings.upstreams, dialect.name, model, body)
+    route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
     if route.model != model or exchange.caller.restricted:
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
     if body.get("stream") is not True:
-        return _Asked(route, Outgoing(raw))
-    registry = replica.registry
-    owner = await registry.owner_of_new(exchange.caller.identity)
+        return _Request(route, RequestBody(raw))
+    registry = services.registry
+    owner = await registry.owners.of_new_stream(
+        exchange.caller.identity, may_degrade=services.settings.store.outage == "degrade"
+    )
     logged = route.upstream.buffer
     if logged:
         await registry.check_store()
-        if not registry.secret_known:
+        if not registry.owners.secret_known:
             # Under the owner that this replica makes up meanwhile, nobody would find the stream in the log.
-            replica.metrics.meter(dialect.name, route.upstream.name, route.label).degraded()
+            services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
-    joining = Joining(replica, exchange, stream, owner, raw)
+    joining = Joining(services, exchange, stream, owner, raw)
     asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
-    return _Asked(route, Outgoing(raw), owner, stream, joining, asking is not None)
+    return _Request(route, RequestBody(raw), owner, stream, joining, asking is not None)
 
 
-async def _stream(replica: Replica, exchange: Exchange, dialect: Dialect, asked: _Asked, joining: Joining) -> None:
+async def _stream(
+    services: Services, exchange: Exchange, dialect: Dialect, request: _Request, joining: Joining
+) -> None:
     """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
-    registry = replica.registry
-    route = asked.route
-    detached = is_logged(asked.stream) and "respond-async" in _preferences(exchange)
-    scope = tickets.scope_of(replica, exchange)
+    registry = services.registry
+    route = request.route
+    detached = is_logged(request.stream) and "respond-async" in _preferences(exchange)
+    scope = tickets.scope_of(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
-            replica.gate.resume(exchange.caller.identity)
-            await _accept(replica, exchange, joined, scope)
+            services.gate.charge_resume(exchange.caller.identity)
+            await _accept(services, exchange, joined, scope)
         else:
-            await resume.from_start(replica, exchange, joined, dialect)
+            await resume.from_start(services, exchange, joined, dialect)
         return
     try:  # only now: who joins needs no room
-        registry.check_room(asked.owner)
-        slot = replica.gate.open(exchange.caller)
+        registry.check_room(request.owner)
+        slot = services.gate.acquire(exchange.caller)
     except ApiError:
         joining.release()
         raise
     producer = registry.begin(
-        asked.stream,
+        request.stream,
         dialect,
         route,
-        owner=asked.owner,
+        owner=request.owner,
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
-        hide_usage=asked.asks_for_usage and route.upstream.usage == "observe",
-        call=_call(replica, exchange, dialect, route, asked.body, preference_met=detached),
+        hide_usage=request.asks_for_usage and route.upstream.usage == "observe",
+        call=_call(services, exchange, dialect, route, request.body, preference_met=detached),
     )
     if slot.counted:
         registry.later(_release_at_end(producer, slot))
@@ -137,21 +125,21 @@ async def _stream(replica: Replica, exchange: Exchange, dialect: Dialect, asked:
         registry.later(joining.follow(producer))
     if detached:
         try:
-            await producer.become_stream()
+            await producer.ensure_created()
         except ApiError:
             producer.stop(Ending.ABANDONED)
             raise
         if producer.logged:
             registry.run_detached(producer)
-            await _accept(replica, exchange, producer.stream, scope)
+            await _accept(services, exchange, producer.stream, scope)
             return
     reader = registry.lookup.first_reader(producer)
     try:
-        upstream_headers = await _opened(replica, exchange, producer, expected=joining.expected)
+        upstream_headers = await _opened(services, exchange, producer, expected=joining.expected)
     except ConnectionCut:
         reader.close()
         if joining.expected:
-            registry.later(_see_through(replica, producer))
+            registry.later(_see_through(services, producer))
         raise
     except BaseException:
         reader.close()
@@ -160,29 +148,28 @@ async def _stream(replica: Replica, exchange: Exchange, dialect: Dialect, asked:
         reader.close()
         return
     headers = stream_headers(
-        producer.stream, replica.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
+        producer.stream, services.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
     )
-    headers += tickets.url_header(replica, producer.stream, scope if producer.logged else "")
-    await Delivery(exchange, reader, producer.dialect, replica.settings).run(headers)
+    headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
+    await Delivery(exchange, reader, producer.dialect, services.settings).run(headers)
 
 
 def _call(
-    replica: Replica, exchange: Exchange, dialect: Dialect, route: Route, body: Outgoing, *, preference_met: bool
+    services: Services, exchange: Exchange, dialect: Dialect, route: Route, body: RequestBody, *, preference_met: bool
 ) -> Call:
-    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay behind it."""
-    headers = rules.to_upstream(
-        [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
-        api_key=route.upstream.api_key(),
+    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it."""
+    upstream = upstream_request(
+        services,
+        exchange,
+        route,
+        dialect.name,
         identity=True,
         length=body.size,
-        request_id=exchange.request_id,
-        more=route.upstream.headers,
+        headers=[item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
     )
-    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
-    meter = replica.metrics.meter(dialect.name, route.upstream.name, route.label)
 
     async def call() -> httpx.Response:
-        return await replica.ask(meter, "POST", url, headers, body.take() if body.size <= _SMALL_BODY else body)
+        return await upstream.send(body.take() if body.size <= _SMALL_BODY else body)
 
     return call
 
@@ -192,7 +179,7 @@ def _preferences(exchange: Exchange) -> set[str]:
     return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
 
 
-async def _accept(replica: Replica, exchange: Exchange, stream: str, scope: str) -> None:
+async def _accept(services: Services, exchange: Exchange, stream: str, scope: str) -> None:
     """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1)."""
     location = f"/streams/{stream}"
     headers = [
@@ -200,7 +187,7 @@ async def _accept(replica: Replica, exchange: Exchange, stream: str, scope: str)
         (b"preference-applied", b"respond-async"),
         (b"relay-stream-id", stream.encode()),
         (b"relay-resumable", b"true"),
-        *tickets.url_header(replica, stream, scope),
+        *tickets.url_header(services, stream, scope),
     ]
     await exchange.answer(202, orjson.dumps({"id": stream, "object": "relay.stream", "location": location}), headers)
 
@@ -213,45 +200,43 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
         slot.release()
 
 
-async def _see_through(replica: Replica, producer: Producer) -> None:
+async def _see_through(services: Services, producer: Producer) -> None:
     """The client has gone before its answer, but its next attempt finds this generation by its key: it goes on,
     and its abandon clock runs."""
-    await asyncio.wait((producer.answer,), timeout=replica.settings.streams.patience)
+    await asyncio.wait((producer.answer,), timeout=services.settings.streams.patience)
     if not producer.answer.done():
         try:
-            await producer.become_stream()
+            await producer.ensure_created()
         except ApiError:
             producer.stop(Ending.ABANDONED)
     elif not producer.answer.cancelled() and isinstance(refused := producer.answer.result(), Refused):
         await body_of(refused.response).aclose()
 
 
-async def _opened(replica: Replica, exchange: Exchange, producer: Producer, *, expected: bool) -> rules.Headers | None:
+async def _opened(
+    services: Services, exchange: Exchange, producer: Producer, *, expected: bool
+) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
-    gone = asyncio.ensure_future(exchange.until_gone())
+    patience = services.settings.streams.patience
     try:
-        await asyncio.wait(
-            (producer.answer, gone),
-            timeout=replica.settings.streams.patience,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if gone.done():
-            if not expected:
-                # Nobody holds this stream's id yet, so nobody can come back for it.
-                producer.stop(Ending.ABANDONED)
+        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=patience))
+        if exchange.gone:
             raise ConnectionCut
-    finally:
-        gone.cancel()
+    except ConnectionCut:
+        if not expected:
+            # Nobody holds this stream's id yet, so nobody can come back for it.
+            producer.stop(Ending.ABANDONED)
+        raise
     if not producer.answer.done():
         try:
-            await producer.become_stream()
+            await producer.ensure_created()
         except ApiError:
             producer.stop(Ending.ABANDONED)
             raise
         return [exchange.id_header()]  # an upstream that has not answered yet has not named the request either
     if producer.answer.cancelled():
         # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
-        if producer.made.done() and producer.made.result():
+        if producer.created.done() and producer.created.result():
             return [exchange.id_header()]
         raise ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
     answer = producer.answer.result()

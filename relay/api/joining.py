@@ -12,14 +12,14 @@ import asyncio
 from enum import Enum, auto
 
 from relay.api.exchange import Exchange
-from relay.api.services import Replica
-from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyMismatch, StoreUnavailable
-from relay.protocol.lifecycle import Cause, Ending
+from relay.api.services import Services
+from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyKeyReused, StoreUnavailable
+from relay.protocol.outcomes import Cause, Ending
 from relay.store.directory import Claim
 from relay.streams.producer import Producer
 
 LONGEST_KEY = 255
-_LOOK_EVERY = 0.1
+_POLL_INTERVAL = 0.1
 
 
 class _State(Enum):
@@ -34,10 +34,10 @@ class Joining:
     """One request's claim. After `join` has answered None, the request is to generate under `stream`, and `follow` or
     `release` says what became of that."""
 
-    def __init__(self, replica: Replica, exchange: Exchange, stream: str, owner: str, body: bytes) -> None:
-        """`body` is as the client asked, and is not kept."""
-        self._registry = replica.registry
-        self._settings = replica.settings.streams
+    def __init__(self, services: Services, exchange: Exchange, stream: str, owner: str, body: bytes) -> None:
+        """`body` is as the client request_digest, and is not kept."""
+        self._registry = services.registry
+        self._settings = services.settings.streams
         self._stream = stream
         self._owner = owner
         self._claimed: str | None = None
@@ -47,21 +47,21 @@ class Joining:
         count = exchange.header(b"x-stainless-retry-count") or "0"
         self._retries = int(count[:4]) if count.isascii() and count.isdigit() else 0
         # Without the secret that the replicas share, no name is the same on another one.
-        joins = self._registry.secret_known and (self._key is not None or self._settings.attach_retries)
-        self._asked = self._registry.digest(exchange.scope["path"].encode(), body) if joins else None
+        joins = self._registry.owners.secret_known and (self._key is not None or self._settings.attach_retries)
+        self._request_digest = self._registry.owners.digest(exchange.scope["path"].encode(), body) if joins else None
 
     async def join(self) -> str | None:
-        """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyMismatch,
+        """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyKeyReused,
         IdempotencyKeyInFlight, and StoreUnavailable where the key cannot be honoured."""
         if self._key is not None:
             if not 0 < len(self._key) <= LONGEST_KEY:
                 raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters. Send a shorter one.")
-            if self._asked is None:
+            if self._request_digest is None:
                 raise StoreUnavailable
-            return await self._by_key(self._key, self._asked)
-        if self._asked is not None:
+            return await self._by_key(self._key, self._request_digest)
+        if self._request_digest is not None:
             try:
-                return await self._by_retry(self._asked)
+                return await self._by_retry(self._request_digest)
             except StoreUnavailable:
                 return None
         return None
@@ -81,7 +81,7 @@ class Joining:
             return
         outcome = None
         try:
-            if await asyncio.shield(producer.made) and not producer.logged:
+            if await asyncio.shield(producer.created) and not producer.logged:
                 self._registry.claims.unlogged(self._claimed, self._stream)
             await producer.done()
             outcome = producer.outcome if producer.is_persisted else None
@@ -90,12 +90,12 @@ class Joining:
 
     # -- by key ---------------------------------------------------------------------------------------------
 
-    async def _by_key(self, key: str, asked: str) -> str | None:
-        name = "key:" + self._registry.digest(self._owner.encode(), key.encode("latin-1"))
+    async def _by_key(self, key: str, request_digest: str) -> str | None:
+        name = "key:" + self._registry.owners.digest(self._owner.encode(), key.encode("latin-1"))
         loop = asyncio.get_running_loop()
         until = loop.time() + self._settings.patience + self._settings.lease
         while True:
-            claim = await self._registry.claims.claim(name, self._stream, asked)
+            claim = await self._registry.claims.claim(name, self._stream, request_digest)
             if claim.stream == self._stream:
                 self._claimed = name
                 self.expected = True
@@ -103,8 +103,8 @@ class Joining:
             state = await self._state(name, claim)
             if state is _State.OVER:
                 await self._registry.directory.release(name, claim.stream)
-            elif claim.digest != asked:
-                raise IdempotencyMismatch
+            elif claim.digest != request_digest:
+                raise IdempotencyKeyReused
             elif state is _State.READABLE:
                 return claim.stream
             else:
@@ -139,37 +139,37 @@ class Joining:
         now = asyncio.get_running_loop().time()
         if not local.joinable or now >= until or (producer is not None and not producer.logged):
             raise IdempotencyKeyInFlight
-        if producer is not None and not producer.made.done():
-            await asyncio.wait([producer.made], timeout=until - now)
+        if producer is not None and not producer.created.done():
+            await asyncio.wait([producer.created], timeout=until - now)
         else:
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_INTERVAL)
 
     # -- by retry -------------------------------------------------------------------------------------------
 
-    async def _by_retry(self, asked: str) -> str | None:
-        name = "retry:" + self._registry.digest(self._owner.encode(), asked.encode())
+    async def _by_retry(self, request_digest: str) -> str | None:
+        name = "retry:" + self._registry.owners.digest(self._owner.encode(), request_digest.encode())
         if self._retries:
             stream = await self._registry.directory.resolve_alias(name)
             if stream is not None:
                 # One that is still to come is in flight, however soon it ends then.
                 status = await self._registry.log.get_status(stream)
-                if (status is None or not status.outcome) and await self._comes_to_be(name, stream):
+                if (status is None or not status.outcome) and await self._wait_in_log(name, stream):
                     return stream
         await self._registry.directory.set_latest(name, self._stream)
         self.expected = True
         return None
 
-    async def _comes_to_be(self, name: str, stream: str) -> bool:
+    async def _wait_in_log(self, name: str, stream: str) -> bool:
         """Wait for the stream that has the name. It comes to be within its replica's patience, or never."""
         producer = self._registry.local(stream)
         if producer is not None:
-            return await asyncio.shield(producer.made) and producer.logged
+            return await asyncio.shield(producer.created) and producer.logged
         try:
             async with asyncio.timeout(self._settings.patience + self._settings.lease):
                 while await self._registry.log.get_status(stream) is None:
                     if await self._registry.directory.resolve_alias(name) != stream:
                         return False
-                    await asyncio.sleep(_LOOK_EVERY)
+                    await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
             return False
         return True

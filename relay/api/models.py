@@ -9,7 +9,8 @@ import httpx
 import orjson
 
 from relay.api.exchange import Exchange
-from relay.api.services import Replica
+from relay.api.outgoing import upstream_request
+from relay.api.services import Services
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
 from relay.protocol.errors import UpstreamMalformed
@@ -21,12 +22,12 @@ _PATIENCE = 30.0
 _NOT_OF_THE_LIST = (b"content-length", b"content-type", b"content-encoding", b"etag", b"last-modified")
 
 
-async def list_models(replica: Replica, exchange: Exchange) -> None:
-    slot = replica.gate.open(exchange.caller)
+async def list_models(services: Services, exchange: Exchange) -> None:
+    slot = services.gate.acquire(exchange.caller)
     try:
         await exchange.discard_body()
         async with asyncio.timeout(_PATIENCE):
-            status, head, body = await _listed(replica, exchange)
+            status, head, body = await _listed(services, exchange)
     except (TimeoutError, httpx.HTTPError):
         raise UpstreamMalformed("The upstream did not send its list of models to its end. Try again.") from None
     finally:
@@ -34,19 +35,19 @@ async def list_models(replica: Replica, exchange: Exchange) -> None:
     await exchange.answer(status, body, head)
 
 
-async def _listed(replica: Replica, exchange: Exchange) -> tuple[int, rules.Headers, bytes]:
+async def _listed(services: Services, exchange: Exchange) -> tuple[int, rules.Headers, bytes]:
     anthropic = exchange.header(b"anthropic-version") is not None
-    route = route_path(replica.settings.upstreams, "/v1/models", anthropic=anthropic)
-    headers = rules.to_upstream(
-        [item for item in exchange.headers if not item[0].startswith(b"if-")],
-        api_key=route.upstream.api_key(),
+    route = route_path(services.settings.upstreams, "/v1/models", anthropic=anthropic)
+    request = upstream_request(
+        services,
+        exchange,
+        route,
+        api_label("/v1/models"),
         identity=True,
         length=None,
-        request_id=exchange.request_id,
+        headers=[item for item in exchange.headers if not item[0].startswith(b"if-")],
     )
-    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
-    meter = replica.metrics.meter(api_label("/v1/models"), route.upstream.name, route.label)
-    response = await replica.ask(meter, "GET", url, headers, b"")
+    response = await request.send(b"")
     body = b""
     try:
         async for chunk in body_of(response):

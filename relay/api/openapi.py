@@ -148,7 +148,7 @@ def _paths() -> Json:
     paths["/streams/{id}"] = {
         "parameters": [{"$ref": "#/components/parameters/stream"}],
         "get": {
-            "summary": "Read a stream from its start or behind a position; with `Accept: application/json`, its status",
+            "summary": "Read a stream from its start or after a position; with `Accept: application/json`, its status",
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
             "parameters": [
                 {"$ref": "#/components/parameters/Last-Event-ID"},

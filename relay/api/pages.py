@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from relay.api.exchange import Exchange
-from relay.api.services import Replica
+from relay.api.services import Services
 from relay.config import Settings
 from relay.protocol.errors import MethodNotAllowed
 from relay.protocol.headers import Headers
@@ -53,7 +53,7 @@ def files(settings: Settings) -> dict[str, File]:
     return found
 
 
-async def answer(replica: Replica, exchange: Exchange, *, file: File) -> None:
+async def answer(services: Services, exchange: Exchange, *, file: File) -> None:
     if exchange.method not in ("GET", "HEAD"):
         raise MethodNotAllowed("Use GET or HEAD.", headers={"allow": "GET, HEAD"})
     await exchange.discard_body()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Sequence
 
 import httpx
@@ -10,7 +9,8 @@ import orjson
 
 from relay.api.exchange import Exchange
 from relay.api.models import list_models
-from relay.api.services import Replica
+from relay.api.outgoing import upstream_request
+from relay.api.services import Services
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
@@ -25,7 +25,7 @@ _BODILESS = ("GET", "HEAD")
 _NO_PAGE = (b"content-security-policy", b"sandbox")
 
 
-async def any_path(replica: Replica, exchange: Exchange, *, own: bool = False) -> None:
+async def any_path(services: Services, exchange: Exchange, *, own: bool = False) -> None:
     """Every other path under /v1/. A JSON body's model decides the upstream, else the path's API does. `own`: what the
     path names is known to be the caller's."""
     path = exchange.scope["path"]
@@ -33,62 +33,47 @@ async def any_path(replica: Replica, exchange: Exchange, *, own: bool = False) -
     if not own:
         caller.check_path(exchange.method, path)
     if exchange.method == "GET" and path == "/v1/models" and caller.restricted:
-        await list_models(replica, exchange)
+        await list_models(services, exchange)
         return
     anthropic = exchange.header(b"anthropic-version") is not None
     kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
     if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
-        raw, body = await exchange.json(replica.settings.limits.body, empty=True)
+        raw, body = await exchange.json(services.settings.limits.body, empty=True)
         model = body.get("model")
         if isinstance(model, str) and model:
-            route = caller.route(replica.settings.upstreams, None, model, body)
+            route = caller.route(services.settings.upstreams, None, model, body)
             if route.model != model or caller.restricted:
                 raw = orjson.dumps({**body, "model": route.model})
-            await forward(replica, exchange, route, raw)
+            await forward(services, exchange, route, raw)
             return
         caller.check_unnamed(path)
-        await forward(replica, exchange, route_path(replica.settings.upstreams, path, anthropic=anthropic), raw)
+        await forward(services, exchange, route_path(services.settings.upstreams, path, anthropic=anthropic), raw)
         return
     if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
         caller.check_unnamed(path)
-    route = route_path(replica.settings.upstreams, path, anthropic=anthropic)
-    await forward(replica, exchange, route, exchange.chunks())
+    route = route_path(services.settings.upstreams, path, anthropic=anthropic)
+    await forward(services, exchange, route, exchange.chunks())
 
 
-async def forward(replica: Replica, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
-    slot = replica.gate.open(exchange.caller)
+async def forward(services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
+    slot = services.gate.acquire(exchange.caller)
     try:
-        await _forward(replica, exchange, route, body)
+        await _forward(services, exchange, route, body)
     finally:
         slot.release()
 
 
-async def _forward(replica: Replica, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
+async def _forward(services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
     if not isinstance(body, bytes) and (exchange.method in _BODILESS or not exchange.has_body()):
         await exchange.discard_body()
         exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
         body = b""
-    headers = rules.to_upstream(
-        exchange.headers,
-        api_key=route.upstream.api_key(),
-        identity=False,
-        length=len(body) if body and isinstance(body, bytes) else None,
-        request_id=exchange.request_id,
-        more=route.upstream.headers,
+    length = len(body) if body and isinstance(body, bytes) else None
+    request = upstream_request(
+        services, exchange, route, api_label(exchange.scope["path"]), identity=False, length=length
     )
-    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
-    meter = replica.metrics.meter(api_label(exchange.scope["path"]), route.upstream.name, route.label)
-    sending = asyncio.ensure_future(replica.ask(meter, exchange.method, url, headers, body))
-    if exchange.body_read:
-        gone = asyncio.ensure_future(exchange.until_gone())
-        await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not sending.done():
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            raise ConnectionCut
-        gone.cancel()
     try:
-        response = await sending
+        response = await exchange.unless_gone(request.send(body))
     except UpstreamUnreachable as error:
         raise exchange.too_slow or error from None
     await relay_response(exchange, response, route.upstream.headers)
@@ -97,21 +82,10 @@ async def _forward(replica: Replica, exchange: Exchange, route: Route, body: byt
 async def relay_response(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:
     """An upstream's answer to the client as it is: an answer that breaks off breaks off here too. `more` are patterns
     of further headers that come back with it."""
-    gone = asyncio.ensure_future(exchange.until_gone()) if exchange.body_read else None
-    stream = body_of(response)
-    relaying = asyncio.ensure_future(_relay_body(exchange, response, more))
     try:
-        watched = (relaying,) if gone is None else (relaying, gone)
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        if not relaying.done():
-            relaying.cancel()
-            await asyncio.gather(relaying, return_exceptions=True)
-            raise ConnectionCut
-        await relaying
+        await exchange.unless_gone(_relay_body(exchange, response, more))
     finally:
-        if gone is not None:
-            gone.cancel()
-        await stream.aclose()
+        await body_of(response).aclose()
     await exchange.end()
 
 

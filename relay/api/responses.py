@@ -1,6 +1,6 @@
 """The responses API's own resume: what the relay streamed is retrieved and cancelled from the log.
 
-`GET /v1/responses/{id}?stream=true&starting_after=N` continues behind the event whose `sequence_number` is N,
+`GET /v1/responses/{id}?stream=true&starting_after=N` continues after the event whose `sequence_number` is N,
 `POST /v1/responses/{id}/cancel` stops the generation, so the unmodified OpenAI SDK resumes any response that
 went through the relay. A response that the relay does not have is the upstream's: passed through.
 """
@@ -15,10 +15,10 @@ import orjson
 from relay.api.exchange import Exchange
 from relay.api.passthrough import any_path
 from relay.api.resume import counted, proceed
-from relay.api.services import Replica
+from relay.api.services import Services
 from relay.protocol import sse
-from relay.protocol.closing import End
 from relay.protocol.dialect import JsonObject, count, parse_object
+from relay.protocol.end_mark import End
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
@@ -29,68 +29,68 @@ from relay.protocol.errors import (
     StreamNotFound,
 )
 from relay.protocol.ids import EventId
-from relay.protocol.lifecycle import StreamFailure
+from relay.protocol.outcomes import StreamFailure
 from relay.streams.registry import response_name
 
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
 _DONE = b"data: [DONE]\n"
 
 
-async def retrieve(replica: Replica, exchange: Exchange) -> None:
+async def retrieve(services: Services, exchange: Exchange) -> None:
     query = parse_qs(exchange.query)
     if exchange.method == "GET" and query.get("stream", [""])[-1].lower() == "true":
-        stream = await _stream_of(replica, exchange)
+        stream = await _stream_of(services, exchange)
         if stream is not None:
-            await _from_log(replica, exchange, stream, query.get("starting_after", [""])[-1])
+            await _from_log(services, exchange, stream, query.get("starting_after", [""])[-1])
             return
     own = False
     if exchange.method == "GET" and exchange.caller.key is not None:
         try:
-            own = await _stream_of(replica, exchange) is not None
+            own = await _stream_of(services, exchange) is not None
         except ResponseIdAmbiguous:
             own = True  # whichever answer it is, it is the caller's
-    await _upstream_s(replica, exchange, own=own)
+    await _upstream_s(services, exchange, own=own)
 
 
-async def cancel(replica: Replica, exchange: Exchange) -> None:
-    stream = await _stream_of(replica, exchange) if exchange.method == "POST" else None
+async def cancel(services: Services, exchange: Exchange) -> None:
+    stream = await _stream_of(services, exchange) if exchange.method == "POST" else None
     if stream is None:
-        await _upstream_s(replica, exchange, own=False)
+        await _upstream_s(services, exchange, own=False)
         return
     await exchange.discard_body()
-    owner = await replica.registry.owner_of(exchange.caller.identity)
-    await replica.registry.lookup.stop(stream, owner)
-    await exchange.answer(200, orjson.dumps(await _last_response(replica, stream)))
+    owner = await services.registry.owners.of_credential(exchange.caller.identity)
+    await services.registry.lookup.stop(stream, owner)
+    await exchange.answer(200, orjson.dumps(await _last_response(services, stream)))
 
 
-async def _from_log(replica: Replica, exchange: Exchange, stream: str, after: str) -> None:
+async def _from_log(services: Services, exchange: Exchange, stream: str, after: str) -> None:
     await exchange.discard_body()
-    with counted(replica, "responses"):
+    with counted(services, "responses"):
         if after and not re.fullmatch(r"[0-9]{1,18}", after):
             raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
-        n, end = await _position_after(replica, stream, int(after)) if after else (0, False)
-    await proceed(replica, exchange, EventId(stream, n, end), "responses", exchange.caller.identity)
+        n, end = await _position_after(services, stream, int(after)) if after else (0, False)
+    await proceed(services, exchange, EventId(stream, n, end), "responses", exchange.caller.identity)
 
 
-async def _upstream_s(replica: Replica, exchange: Exchange, *, own: bool) -> None:
+async def _upstream_s(services: Services, exchange: Exchange, *, own: bool) -> None:
     """What is not answered from the log. Upstream all keys are one account: with a key only the response of a stream of
     its owner's is to be had there, unless its `paths` allow more. Raises NotFound."""
     key = exchange.caller.key
     if key is not None and not own and not key.may_use(exchange.scope["path"]):
         await exchange.discard_body()
         raise NotFound("No such response for this key. Check the id, and use a key of the owner that asked for it.")
-    await any_path(replica, exchange, own=own)
+    await any_path(services, exchange, own=own)
 
 
-async def _stream_of(replica: Replica, exchange: Exchange) -> str | None:
+async def _stream_of(services: Services, exchange: Exchange) -> str | None:
     """The stream of the response in the path, where its owner asks and the log still knows it. Raises
     ResponseIdAmbiguous."""
-    registry = replica.registry
+    registry = services.registry
     asking = exchange.caller.identity
-    replica.gate.resume(asking)
+    services.gate.charge_resume(asking)
     try:
-        owner = await registry.owner_of(asking)
-        with counted(replica, "responses", ResponseIdAmbiguous):
+        owner = await registry.owners.of_credential(asking)
+        with counted(services, "responses", ResponseIdAmbiguous):
             name = response_name(owner, exchange.scope["path_params"]["id"])
             stream: str | None = await registry.directory.resolve_alias(name)
         if stream is not None:
@@ -144,13 +144,13 @@ class Numbers:
         return self._events, False
 
 
-async def _position_after(replica: Replica, stream: str, sequence: int) -> tuple[int, bool]:
-    """The position of the event with that sequence number, and whether the end behind it was told. Raises
+async def _position_after(services: Services, stream: str, sequence: int) -> tuple[int, bool]:
+    """The position of the event with that sequence number, and whether the end after it was told. Raises
     PositionUnknown, StoreBehind."""
     numbers = Numbers(sequence)
     n = 0
     while True:
-        page = await replica.registry.log.read(stream, n)
+        page = await services.registry.log.read(stream, n)
         for frame in page.frames:
             numbers.take(frame)
         n += len(page.frames)
@@ -177,12 +177,12 @@ def _number(event: sse.Event) -> int | None:
         return None
 
 
-async def _last_response(replica: Replica, stream: str) -> JsonObject:
+async def _last_response(services: Services, stream: str) -> JsonObject:
     """The response object of the last event that carries one."""
     found: JsonObject | None = None
     n = 0
     while True:
-        page = await replica.registry.log.read(stream, n)
+        page = await services.registry.log.read(stream, n)
         for frame in [*page.frames, *([page.end.closing] if page.end is not None else [])]:
             if b'"response":' in frame:
                 for event in sse.Parser(len(frame)).feed(frame):

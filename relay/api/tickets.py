@@ -13,42 +13,42 @@ import time
 from urllib.parse import parse_qs
 
 from relay.api.exchange import Exchange
-from relay.api.services import Replica
+from relay.api.services import Services
+from relay.auth.owners import TICKET_HOLDER, Principal
 from relay.protocol.errors import BadRequest, TicketRefused
 from relay.protocol.headers import Headers
-from relay.streams.registry import BY_TICKET, Asking
 
 _SCOPES = {"off": "", "read": "r", "read+stop": "rs"}
 _TICKET = re.compile(r"([0-9]{1,12})\.(r|rs)\.([0-9a-f]{64})")
 
 
-def scope_of(replica: Replica, exchange: Exchange) -> str:
+def scope_of(services: Services, exchange: Exchange) -> str:
     """What the ticket of a new stream allows: as the request says, else as the settings do. Raises BadRequest."""
-    asked = exchange.header(b"relay-ticket") or replica.settings.tickets.scope
+    asked = exchange.header(b"relay-ticket") or services.settings.tickets.scope
     if asked not in _SCOPES:
         raise BadRequest("`Relay-Ticket` must be off, read or read+stop. Send one of these, or no such header.")
     return _SCOPES[asked]
 
 
-def url_header(replica: Replica, stream: str, scope: str) -> Headers:
+def url_header(services: Services, stream: str, scope: str) -> Headers:
     """`Relay-Stream-Url` for a stream; none for an empty scope."""
     if not scope:
         return []
-    expiry = str(int(time.time() + replica.settings.tickets.ttl))
-    url = f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(replica, stream, expiry, scope)}"
+    expiry = str(int(time.time() + services.settings.tickets.ttl))
+    url = f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(services, stream, expiry, scope)}"
     return [(b"relay-stream-url", url.encode())]
 
 
-async def asking(replica: Replica, exchange: Exchange, stream: str, *, stop: bool) -> Asking:
+async def authenticate(services: Services, exchange: Exchange, stream: str, *, stop: bool) -> Principal:
     """Who asks for a stream: the holder of a ticket, else of a credential. Raises TicketRefused, InvalidApiKey,
     StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        return replica.gate.caller(exchange.headers).identity
-    await replica.registry.know_secret()
+        return services.gate.caller(exchange.headers).identity
+    await services.registry.owners.know_secret()
     match = _TICKET.fullmatch(shown[-1])
     expiry, scope, mac = match.groups() if match else ("0", "r", "")
-    if not hmac.compare_digest(mac, _mac(replica, stream, expiry, scope)):
+    if not hmac.compare_digest(mac, _mac(services, stream, expiry, scope)):
         raise TicketRefused("The ticket is not one for this stream. Ask the application for a new address.")
     if int(expiry) < time.time():
         raise TicketRefused("The ticket has expired. Ask the application for a new address.", code="ticket_expired")
@@ -57,8 +57,8 @@ async def asking(replica: Replica, exchange: Exchange, stream: str, *, stop: boo
             "The ticket lets you read this stream, not stop it. Ask the application for one with read+stop.",
             code="ticket_read_only",
         )
-    return BY_TICKET
+    return TICKET_HOLDER
 
 
-def _mac(replica: Replica, stream: str, expiry: str, scope: str) -> str:
-    return replica.registry.digest(b"ticket", stream.encode(), expiry.encode(), scope.encode())
+def _mac(services: Services, stream: str, expiry: str, scope: str) -> str:
+    return services.registry.owners.digest(b"ticket", stream.encode(), expiry.encode(), scope.encode())

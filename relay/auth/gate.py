@@ -20,7 +20,7 @@ from relay.auth.rates import Buckets
 from relay.config import LimitSettings, UpstreamSettings
 from relay.config.units import Rate, parse_rate
 from relay.protocol.dialect import JsonObject
-from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooMany
+from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooManyRequests
 from relay.protocol.headers import Headers, credential
 from relay.upstream.routing import Route, route_model
 
@@ -129,12 +129,12 @@ class Gate:
         # No header can hold a NUL: no credential of the other mode is this.
         return Caller(b"\0owner\0" + key.owner.encode(), shown, key)
 
-    def open(self, caller: Caller) -> Slot:
-        """Let one request go upstream; the slot is to be released when it is over. Raises TooMany."""
+    def acquire(self, caller: Caller) -> Slot:
+        """Let one request go upstream; the slot is to be released when it is over. Raises TooManyRequests."""
         key = caller.key
         counted = key is not None and key.concurrency is not None
         if key is not None and key.concurrency is not None and self._busy[key.digest] >= key.concurrency:
-            raise TooMany(
+            raise TooManyRequests(
                 f"This key has as many requests in progress as its `concurrency` allows ({key.concurrency}). Wait for "
                 "one to end, or stop a stream.",
                 headers={"retry-after": "1"},
@@ -148,16 +148,16 @@ class Gate:
                 self._buckets.take(name, rate)
         return Slot(self._busy, key.digest if counted and key is not None else None)
 
-    def resume(self, identity: bytes) -> None:
-        """Let one request ask for a stream that is there. Raises TooMany."""
+    def charge_resume(self, identity: bytes) -> None:
+        """Let one request ask for a stream that is there. Raises TooManyRequests."""
         if self._resume is not None:
             name = _bucket(b"r", identity)
             self._wait_for(("limits.resume_rate", name, self._resume))
             self._buckets.take(name, self._resume)
 
-    def replay(self, identity: bytes, events: int) -> None:
+    def charge_replay(self, identity: bytes, events: int) -> None:
         """Let so many events be read once more, however many they are, if all before them are paid for. Raises
-        TooMany."""
+        TooManyRequests."""
         if self._replay is not None and events:
             name = _bucket(b"p", identity)
             self._wait_for(("limits.replay_rate", name, self._replay))
@@ -167,7 +167,7 @@ class Gate:
         waits = [(self._buckets.wait(name, rate), what, rate) for what, name, rate in limits if rate is not None]
         longest, what, rate = max(waits, key=lambda wait: wait[0], default=(0.0, "", None))
         if longest > 0 and rate is not None:
-            raise TooMany(
+            raise TooManyRequests(
                 f"This is more than {what} allows ({rate.text}). Try again after Retry-After.",
                 code="rate_limit_exceeded",
                 headers={"retry-after": str(math.ceil(longest))},

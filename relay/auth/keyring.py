@@ -25,7 +25,8 @@ from relay.protocol.keys import digest, is_key
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 0.5
+# How soon a key that was taken out stops working; the files are only looked at, and read where they have changed.
+_CHECK_EVERY = 0.5
 
 _Signs = tuple[tuple[int, ...] | None, ...]
 
@@ -76,7 +77,7 @@ class Keyring:
 
     async def watch(self) -> None:
         while True:
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(_CHECK_EVERY)
             signs = self._signs()
             if signs != self._taken and signs == self._seen:
                 self._taken = signs

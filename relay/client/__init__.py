@@ -22,10 +22,10 @@ README.md beside this file has the details.
 |---|---|
 | `events`, `decoding` | bytes to whole events; which one is the last of its API; what was compressed on the way |
 | `policy` | when to try again, and for how long; counters |
-| `resumption`, `words` | one stream's state: position, cuts, answers; no I/O; what its failures say |
-| `planning` | which requests are covered, and what is added to them |
-| `leaving`, `credentials` | waits and attempts that a close ends at once; credentials made anew |
-| `awaiting` | the state machine on a transport's I/O, for both libraries; `blocking` is written from it |
+| `resumable_stream`, `failure_messages` | one stream's state: position, cuts, answers; no I/O; what its failures say |
+| `request_plan` | which requests are covered, and what is added to them |
+| `cancellation`, `credentials` | waits and attempts that a close ends at once; credentials made anew |
+| `async_transport` | the state machine on a transport's I/O, for both libraries; `sync_transport` is written from it |
 | `httpx` | the transports; `httpx2` is written from it |
 
 Only the standard library and one of the two HTTP libraries may be imported here, and of the relay only

@@ -9,7 +9,7 @@ Headers = Callable[[], Mapping[str, str]]
 AsyncHeaders = Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
 
 
-class BlockingCredentials:
+class SyncCredentials:
     """`headers` are called for each request of a stream; what they raise reaches the user as it is."""
 
     def __init__(self, headers: Headers | None) -> None:
@@ -19,8 +19,8 @@ class BlockingCredentials:
         return {} if self._headers is None else self._headers()
 
 
-class AwaitingCredentials:
-    """As `BlockingCredentials`; the function may be a coroutine's."""
+class AsyncCredentials:
+    """As `SyncCredentials`; the function may be a coroutine's."""
 
     def __init__(self, headers: AsyncHeaders | None) -> None:
         self._headers = headers

@@ -9,7 +9,7 @@ _PIECE = 65_536
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
-class Garbled(Exception):
+class DecodingError(Exception):
     """The bytes are not of the encoding that the answer named."""
 
 
@@ -29,7 +29,7 @@ class Decoder:
         self._inflate = None if self._window is None else zlib.decompressobj(self._window)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What these bytes amount to, in pieces that fit into memory whatever they inflate to. Raises Garbled."""
+        """What these bytes amount to, in pieces that fit into memory whatever they inflate to. Raises DecodingError."""
         if self._window is None or self._inflate is None:
             yield data
             return
@@ -41,4 +41,4 @@ class Decoder:
                     yield found
                 data = self._inflate.unconsumed_tail or self._inflate.unused_data
         except zlib.error as error:
-            raise Garbled from error
+            raise DecodingError from error

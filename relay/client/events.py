@@ -23,7 +23,7 @@ MAX_REFUSAL_TIME = 2.0
 # The code of a 409 whose request may join its generation a moment later.
 KEY_IN_FLIGHT = "idempotency_key_in_flight"
 
-# The events behind which their API has nothing more to say. A finish_reason alone is not one: it may have no [DONE].
+# The events after which their API sends nothing more. A finish_reason alone is not one: it may have no [DONE].
 _TERMINAL = {
     "messages": {"message_stop", "error"},
     "responses": {"response.completed", "response.failed", "response.incomplete", "error"},
@@ -41,7 +41,7 @@ class Block(NamedTuple):
     """Milliseconds."""
 
 
-class TooLarge(Exception):
+class EventTooLarge(Exception):
     """An event outgrew the bound."""
 
 
@@ -55,7 +55,7 @@ class Splitter:
         self._max = max_event_bytes
 
     def feed(self, data: bytes) -> Iterator[Block]:
-        """The blocks that these bytes complete. Raises TooLarge, after the blocks before it."""
+        """The blocks that these bytes complete. Raises EventTooLarge, after the blocks before it."""
         held = self._held
         held += data
         while held:
@@ -64,7 +64,7 @@ class Splitter:
             at = held.find(mark, max(0, self._searched - 1))
             end = at + len(mark) if at >= 0 else len(held)
             if end > self._max:
-                raise TooLarge
+                raise EventTooLarge
             if at < 0:
                 self._searched = len(held)
                 return

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import httpx
 
-from relay.client.awaiting import AwaitingBody, AwaitingRest, AwaitingTransport
-from relay.client.blocking import BlockingBody, BlockingRest, BlockingTransport
+from relay.client.async_transport import AsyncRefusalBody, AsyncStreamBody, AsyncTransport
 from relay.client.policy import Counters, Moment, Policy
-from relay.client.resumption import Reason, Unresumable
+from relay.client.resumable_stream import Reason, Unresumable
+from relay.client.sync_transport import SyncRefusalBody, SyncStreamBody, SyncTransport
 from relay.protocol.ids import parse_event_id
 
 __all__ = [
@@ -55,30 +55,30 @@ def failure_of(error: BaseException | None) -> ResumeFailed | None:
 
 
 def resume(last_event_id: str) -> dict[str, str]:
-    """The headers with which the same request goes on behind this event, in another process too:
+    """The headers with which the same request goes on after this event, in another process too:
     `create(..., extra_headers=resume(error.last_event_id))`. Raises ValueError."""
     if parse_event_id(last_event_id) is None:
         raise ValueError(f"{last_event_id!r} is no event id of a relay (<stream id>.<n>).")
     return {"Last-Event-ID": last_event_id}
 
 
-class _Body(BlockingBody, httpx.SyncByteStream):
+class _Body(SyncStreamBody, httpx.SyncByteStream):
     """What a synchronous response reads."""
 
 
-class _AsyncBody(AwaitingBody, httpx.AsyncByteStream):
+class _AsyncBody(AsyncStreamBody, httpx.AsyncByteStream):
     """What an asynchronous response reads."""
 
 
-class _Rest(BlockingRest, httpx.SyncByteStream):
+class _Rest(SyncRefusalBody, httpx.SyncByteStream):
     """What is read of a refusal."""
 
 
-class _AsyncRest(AwaitingRest, httpx.AsyncByteStream):
+class _AsyncRest(AsyncRefusalBody, httpx.AsyncByteStream):
     """What is read of a refusal."""
 
 
-class ResumingTransport(BlockingTransport, httpx.BaseTransport):
+class ResumingTransport(SyncTransport, httpx.BaseTransport):
     """`httpx.Client(transport=ResumingTransport())`; what `httpx.HTTPTransport` takes goes here, like `verify`
     and `proxy`. `policy` says how long to try, `counters` what it has seen."""
 
@@ -86,14 +86,14 @@ class ResumingTransport(BlockingTransport, httpx.BaseTransport):
     failure: ClassVar[Any] = ResumeFailed
     timed_out: ClassVar[Any] = ResumeTimedOut
     body: ClassVar[Any] = _Body
-    rest: ClassVar[Any] = _Rest
+    refusal_body: ClassVar[Any] = _Rest
 
 
-class AsyncResumingTransport(AwaitingTransport, httpx.AsyncBaseTransport):
+class AsyncResumingTransport(AsyncTransport, httpx.AsyncBaseTransport):
     """`httpx.AsyncClient(transport=AsyncResumingTransport())`, otherwise as `ResumingTransport`."""
 
     http: ClassVar[Any] = httpx
     failure: ClassVar[Any] = ResumeFailed
     timed_out: ClassVar[Any] = ResumeTimedOut
     body: ClassVar[Any] = _AsyncBody
-    rest: ClassVar[Any] = _AsyncRest
+    refusal_body: ClassVar[Any] = _AsyncRest

@@ -13,7 +13,7 @@ from typing import Literal
 
 logger = logging.getLogger("relay.client")
 
-STEADY = 5.0
+STEADY_CONNECTION = 5.0
 """Seconds that a connection must have lived for its heartbeats to be progress."""
 
 Bound = Literal["max_attempts", "max_elapsed", "deadline"]
@@ -91,7 +91,7 @@ class Counters:
             setattr(self, name, getattr(self, name) + 1)
 
 
-def tell(callback: Callback | None, moment: Moment) -> None:
+def notify(callback: Callback | None, moment: Moment) -> None:
     if callback is None:
         return
     try:
@@ -124,7 +124,7 @@ class RetryBudget:
         return None if self._ends is None else self._ends - self._policy.clock()
 
     @property
-    def is_over(self) -> bool:
+    def deadline_passed(self) -> bool:
         """Has the deadline of the whole stream passed?"""
         remaining = self.remaining
         if remaining is None or remaining > 0:
@@ -132,39 +132,39 @@ class RetryBudget:
         self.exhausted = "deadline"
         return True
 
-    def gained(self) -> None:
+    def on_event(self) -> None:
         """A new event has come."""
-        self.lives()
+        self.on_sign_of_life()
         self._at_once = True
 
-    def lives(self) -> None:
+    def on_sign_of_life(self) -> None:
         """The server has shown for a while that the stream lives."""
         self.attempts = 0
-        self.outlived()
+        self.end_outage()
 
-    def outlived(self) -> None:
+    def end_outage(self) -> None:
         """A connection has lived for a while: what follows is another outage, but nothing was gained."""
         self._since = None
 
-    def another(self, retry_after: float, *, hint: float = 0.0, at_once: bool = False) -> float | None:
+    def next_wait(self, retry_after: float, *, reconnection_time: float = 0.0, at_once: bool = False) -> float | None:
         """Seconds to wait before one more try; None, and `exhausted` says why, where it is time to give up.
 
-        `retry_after` is what an answer asks for, `hint` the stream's `retry:`; `at_once` needs no wait of its own,
-        once for each new event. A hint that is longer than the time left shortens to it for a first try, because
-        giving up without one would lose a stream that is there.
+        `retry_after` is what an answer asks for, `reconnection_time` the stream's `retry:` (WHATWG HTML, 9.2.6);
+        `at_once` needs no wait of its own, once for each new event. A `reconnection_time` that is longer than the time
+        left shortens to it for a first try, because giving up without one would lose a stream that is there.
         """
         policy = self._policy
         if self._since is None:
             self._since = policy.clock()
-        if self.is_over:
+        if self.deadline_passed:
             return None
         if self.attempts >= policy.max_attempts:
             self.exhausted = "max_attempts"
             return None
         most = min(policy.longest_delay, policy.first_delay * 2.0 ** min(self.attempts, 60))
         own = 0.0 if at_once and self._at_once else policy.random() * most
-        left, bound = self._left()
-        wait = max(own, retry_after, hint)
+        left, bound = self._time_left()
+        wait = max(own, retry_after, reconnection_time)
         if wait > left and not self.attempts and max(own, retry_after) <= left:
             wait = left
         if wait > left:
@@ -174,7 +174,7 @@ class RetryBudget:
         self.attempts += 1
         return wait
 
-    def _left(self) -> tuple[float, Bound]:
+    def _time_left(self) -> tuple[float, Bound]:
         left = self._policy.max_elapsed - self.elapsed
         remaining = self.remaining
         if remaining is not None and remaining < left:
@@ -196,7 +196,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, until - now)
 
 
-def heartbeat(headers: Mapping[str, str]) -> float | None:
+def heartbeat_interval(headers: Mapping[str, str]) -> float | None:
     """The seconds between signs of life that the relay announces, None where it does not."""
     value = headers.get("relay-heartbeat", "")
     try:

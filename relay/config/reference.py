@@ -14,22 +14,22 @@ from relay.config.settings import Settings, UpstreamSettings
 def reference() -> str:
     """The settings reference as a Markdown table."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for path, field in _walk(Settings, ""):
+    for path, field in settings_of(Settings, ""):
         rows.append(f"| `{path}` | {_default(field)} | {field.description} |")
     return "\n".join(rows)
 
 
-def _walk(model: type[BaseModel], prefix: str) -> Any:
+def settings_of(model: type[BaseModel], prefix: str) -> Any:
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _walk(kind, f"{prefix}{name}.")
+            yield from settings_of(kind, f"{prefix}{name}.")
         elif name == "keys":
-            yield from _walk(KeySettings, f"{prefix}keys[].")
+            yield from settings_of(KeySettings, f"{prefix}keys[].")
         else:
             yield f"{prefix}{name}", field
             if name == "upstreams":
-                yield from _walk(UpstreamSettings, "upstreams[].")
+                yield from settings_of(UpstreamSettings, "upstreams[].")
 
 
 def _default(field: FieldInfo) -> str:

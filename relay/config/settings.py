@@ -46,8 +46,8 @@ class StoreSettings(Section):
     encryption_env: Annotated[str, AfterValidator(variable)] | None = Field(
         None,
         description="The environment variable that holds the keys under which events are kept: 32 bytes in base64 each "
-        "(`openssl rand -base64 32`), separated by commas. The first seals, each of them opens. `none` among them: "
-        "events that are not sealed are read, too; `none` first: nothing is sealed yet. Absent: `none`.",
+        "(`openssl rand -base64 32`), separated by commas. The first encrypts, each of them decrypts. `none` among "
+        "them: events that are not encrypted are read, too; `none` first: nothing is encrypted yet. Absent: `none`.",
     )
 
     @model_validator(mode="after")

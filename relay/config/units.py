@@ -22,7 +22,7 @@ _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 1000, "MB": 1000**2}
 
 
-def _duration(value: object) -> object:
+def to_seconds(value: object) -> object:
     if value == "0":
         return 0.0
     if isinstance(value, str):
@@ -35,11 +35,11 @@ def _duration(value: object) -> object:
     return value
 
 
-def _duration_or_never(value: object) -> object:
-    return float("inf") if value == "never" else _duration(value)
+def to_seconds_or_never(value: object) -> object:
+    return float("inf") if value == "never" else to_seconds(value)
 
 
-def _size(value: object) -> object:
+def to_bytes(value: object) -> object:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+)\s*([KMG]iB|[KM]?B)?", value.strip())
         if not match:
@@ -52,24 +52,24 @@ def _size(value: object) -> object:
 
 def parse_duration(text: str) -> float:
     """Raises ValueError."""
-    seconds = _duration(text)
+    seconds = to_seconds(text)
     assert isinstance(seconds, float)
     return seconds
 
 
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
-DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
-DurationOrNever = Annotated[float, BeforeValidator(_duration_or_never), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(to_seconds), Field(gt=0, allow_inf_nan=False)]
+DurationOrZero = Annotated[float, BeforeValidator(to_seconds), Field(ge=0, allow_inf_nan=False)]
+DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
 
 
-def _address(value: str) -> str:
+def check_address(value: str) -> str:
     if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}", value) or int(value.rpartition(":")[2]) > 65535:
         raise ValueError("write an address as host:port, such as 127.0.0.1:8080 or [::1]:8080")
     return value
 
 
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(check_address)]
 
 
 @dataclass(frozen=True, slots=True)

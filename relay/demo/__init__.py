@@ -22,7 +22,7 @@ from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
 _READY_TIMEOUT = 60.0
 
 _GUIDE = """
-Two replicas share one store, and a real model (SmolLM2-135M-Instruct under llama.cpp) is behind them.
+Two replicas share one store, and a real model (SmolLM2-135M-Instruct under llama.cpp) generates what they relay.
 
 Try it in a browser: stream, cut the connection, go on at the other replica, reload, stop.
 

@@ -1,4 +1,4 @@
-"""The demo's upstream: a real model behind the real llama.cpp server, with nothing to download at run time.
+"""The demo's upstream: a real model in the real llama.cpp server, with nothing to download at run time.
 
 `python -m relay.demo.model --host 127.0.0.1 --port N` serves `/v1/chat/completions`, `/v1/messages` and
 `/v1/responses` until it is told to stop. The server is the one inside the `xllamacpp` wheel, the weights

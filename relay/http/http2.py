@@ -177,7 +177,7 @@ class _Buffer(StreamBuffer):
         return data
 
 
-class _Intake:
+class _FlowControlledTasks:
     """The task group, as one stream sees it: what its application reads of the body makes room for more."""
 
     def __init__(self, protocol: _Http2, stream: int) -> None:
@@ -330,7 +330,7 @@ class _Http2(H2Protocol):
             self.app,
             self._stream_config,
             self.context,
-            _Intake(self, number),  # type: ignore[arg-type]
+            _FlowControlledTasks(self, number),  # type: ignore[arg-type]
             self.ssl,
             self.client,
             self.server,

@@ -11,9 +11,9 @@ import orjson
 
 from relay.protocol.dialect import (
     DONE,
+    DONE_MAY_FOLLOW,
     FAILED,
     HIDDEN,
-    LINGER,
     STOPPED,
     TERMINAL,
     TOKEN,
@@ -41,7 +41,7 @@ _TOKEN_FIELDS = (
 
 
 class ChatWatch:
-    text_alone = True
+    stateless_deltas = True
 
     def __init__(self, hide_usage: bool) -> None:
         self.usage: Usage | None = None
@@ -60,7 +60,7 @@ class ChatWatch:
         chunk = parse_object(data)
         if ("error" in chunk and chunk["error"] is not None) or event.type == b"error":
             self.error = error_text(chunk.get("error") or chunk)
-            return TERMINAL | LINGER | FAILED
+            return TERMINAL | DONE_MAY_FOLLOW | FAILED
         self._last = chunk
         if self.response_id is None and isinstance(chunk.get("id"), str):
             self.response_id = chunk["id"]
@@ -80,7 +80,7 @@ class ChatWatch:
                 self._finished.add(index)
                 if reason == "error":
                     self.error = "finish_reason: error"
-                    bits |= TERMINAL | LINGER | FAILED
+                    bits |= TERMINAL | DONE_MAY_FOLLOW | FAILED
             else:
                 self._open.add(index)
             delta = choice.get("delta")

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import orjson
 
 from relay.protocol.errors import ApiError
-from relay.protocol.lifecycle import Cause, StreamFailure
+from relay.protocol.outcomes import Cause, StreamFailure
 from relay.protocol.sse import Event
 
 # What an event is, as bits of Watch.see's answer.
 TOKEN = 1  # carries generated text, reasoning, a refusal or a tool call
 TERMINAL = 2  # the stream is over with this event
-LINGER = 4  # with TERMINAL: one more event ([DONE]) may follow before the body ends
+DONE_MAY_FOLLOW = 4  # with TERMINAL: one more event ([DONE]) may follow before the body ends
 FAILED = 8  # the upstream's own error
 HIDDEN = 16  # asked for by the relay, not by the client: not forwarded
 
@@ -44,11 +44,11 @@ class Watch(Protocol):
 
     `usage` is the last usage seen, `response_id` the upstream's own id of the answer,
     `last_sequence` the last `sequence_number` (responses only), `error` the upstream's own error message.
-    `text_alone`: an event that differs from one seen before in its text alone has the same bits and changes nothing
-    here.
+    `stateless_deltas`: an event that differs from an earlier one only in its text has the same bits and changes
+    nothing here.
     """
 
-    text_alone: bool
+    stateless_deltas: bool
 
     usage: Usage | None
     response_id: str | None

@@ -1,33 +1,33 @@
 """Every refusal that the relay itself answers before a stream, as one tree.
 
     ApiError
-    ├── BadRequest               400  invalid_json, missing_model, invalid_request …
-    │   ├── InvalidLastEventId   400  invalid_last_event_id
-    │   └── ResumeNotSupported   400  resume_not_supported
-    ├── InvalidApiKey            401  invalid_api_key
-    ├── PathNotAllowed           403  path_not_allowed
-    ├── TicketRefused            403  invalid_ticket, ticket_expired, ticket_read_only
-    ├── ModelNotFound            404  model_not_found
-    ├── NotFound                 404  not_found
-    ├── StreamNotFound           404  stream_not_found
-    ├── MethodNotAllowed         405  method_not_allowed
-    ├── BodyTooSlow              408  request_timeout
-    ├── IdempotencyKeyInFlight   409  idempotency_key_in_flight
-    ├── StreamExpired            410  stream_expired
-    ├── PositionUnknown          410  position_unknown
-    ├── ResponseIdAmbiguous      410  response_id_ambiguous
-    ├── BodyTooLarge             413  request_too_large
-    ├── EncodedBody              415  unsupported_content_encoding
-    ├── IdempotencyMismatch      422  idempotency_key_reused
-    ├── HeadersTooLarge          431  headers_too_large
-    ├── TooMany                  429  too_many_readers, too_many_streams, rate_limit_exceeded
-    ├── UpstreamUnreachable      502  upstream_unreachable
-    ├── UpstreamMalformed        502  upstream_malformed
-    ├── UpstreamSilent           504  upstream_timeout
-    └── Unavailable              503  draining, too_busy
-        ├── StoreBehind          503  store_behind
-        └── StoreUnavailable     503  store_unavailable
-            └── KeyMissing       503  store_unavailable
+    ├── BadRequest                     400  invalid_json, missing_model, invalid_request …
+    │   ├── InvalidLastEventId         400  invalid_last_event_id
+    │   └── ResumeNotSupported         400  resume_not_supported
+    ├── InvalidApiKey                  401  invalid_api_key
+    ├── PathNotAllowed                 403  path_not_allowed
+    ├── TicketRefused                  403  invalid_ticket, ticket_expired, ticket_read_only
+    ├── ModelNotFound                  404  model_not_found
+    ├── NotFound                       404  not_found
+    ├── StreamNotFound                 404  stream_not_found
+    ├── MethodNotAllowed               405  method_not_allowed
+    ├── RequestTimeout                 408  request_timeout
+    ├── IdempotencyKeyInFlight         409  idempotency_key_in_flight
+    ├── StreamExpired                  410  stream_expired
+    ├── PositionUnknown                410  position_unknown
+    ├── ResponseIdAmbiguous            410  response_id_ambiguous
+    ├── ContentTooLarge                413  request_too_large
+    ├── UnsupportedContentEncoding     415  unsupported_content_encoding
+    ├── IdempotencyKeyReused           422  idempotency_key_reused
+    ├── HeadersTooLarge                431  headers_too_large
+    ├── TooManyRequests                429  too_many_readers, too_many_streams, rate_limit_exceeded
+    ├── UpstreamUnreachable            502  upstream_unreachable
+    ├── UpstreamMalformed              502  upstream_malformed
+    ├── UpstreamTimeout                504  upstream_timeout
+    └── Unavailable                    503  draining, too_busy
+        ├── StoreBehind                503  store_behind
+        └── StoreUnavailable           503  store_unavailable
+            └── EncryptionKeyMissing   503  store_unavailable
 
 A resume that can never work is 400, 404 or 410, and what another try may get is 409, 429 or 503 with `Retry-After`:
 SDKs retry 408, 409, 429 and 5xx by themselves.
@@ -119,7 +119,7 @@ class MethodNotAllowed(ApiError):
     code = "method_not_allowed"
 
 
-class BodyTooSlow(ApiError):
+class RequestTimeout(ApiError):
     status = 408
     code = "request_timeout"
 
@@ -169,17 +169,17 @@ class ResponseIdAmbiguous(ApiError):
         )
 
 
-class BodyTooLarge(ApiError):
+class ContentTooLarge(ApiError):
     status = 413
     code = "request_too_large"
 
 
-class EncodedBody(ApiError):
+class UnsupportedContentEncoding(ApiError):
     status = 415
     code = "unsupported_content_encoding"
 
 
-class IdempotencyMismatch(ApiError):
+class IdempotencyKeyReused(ApiError):
     status = 422
     code = "idempotency_key_reused"
 
@@ -192,7 +192,7 @@ class HeadersTooLarge(ApiError):
     code = "headers_too_large"
 
 
-class TooMany(ApiError):
+class TooManyRequests(ApiError):
     status = 429
     code = "too_many_streams"
 
@@ -207,7 +207,7 @@ class UpstreamMalformed(ApiError):
     code = "upstream_malformed"
 
 
-class UpstreamSilent(ApiError):
+class UpstreamTimeout(ApiError):
     status = 504
     code = "upstream_timeout"
 
@@ -238,8 +238,8 @@ class StoreBehind(Unavailable):
         )
 
 
-class KeyMissing(StoreUnavailable):
-    """An entry of the log was sealed under a `key`, by its name, that this replica does not have; another may."""
+class EncryptionKeyMissing(StoreUnavailable):
+    """An entry of the log was encrypted under a `key`, by its name, that this replica does not have; another may."""
 
     def __init__(self, key: str = "") -> None:
         super().__init__()

@@ -25,7 +25,7 @@ _EVENT_ID = re.compile(r"(st_[A-Za-z0-9_-]{22}(?:_u)?)\.(0|[1-9][0-9]{0,14})(e?)
 
 
 class EventId(NamedTuple):
-    """A position in a stream: the last event a reader saw, or 0 for none; `end` where it saw the end behind it, too."""
+    """A position in a stream: the last event a reader saw, or 0 for none; `end` where it saw the end after it, too."""
 
     stream: str
     n: int

@@ -36,7 +36,7 @@ _ERROR_TYPES = {
 
 
 class MessagesWatch:
-    text_alone = True
+    stateless_deltas = True
 
     def __init__(self) -> None:
         self.usage: Usage | None = None

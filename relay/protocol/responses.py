@@ -8,8 +8,8 @@ import orjson
 
 from relay.protocol.dialect import (
     DONE,
+    DONE_MAY_FOLLOW,
     FAILED,
-    LINGER,
     STOPPED,
     TERMINAL,
     TOKEN,
@@ -47,7 +47,7 @@ _CALL_ITEMS = ("function_call", "custom_tool_call")
 
 
 class ResponsesWatch:
-    text_alone = False  # each has a number
+    stateless_deltas = False  # each has a number
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -89,7 +89,7 @@ class ResponsesWatch:
         if kind == "error" or (not kind and "error" in message):
             self.error = error_text(message.get("error") or message)
             self._over = True
-            return TERMINAL | LINGER | FAILED
+            return TERMINAL | DONE_MAY_FOLLOW | FAILED
         if isinstance(response, dict):
             self._response = response
             if self.response_id is None and isinstance(response.get("id"), str):
@@ -99,11 +99,11 @@ class ResponsesWatch:
                 self.usage = Usage(count(usage.get("input_tokens")), count(usage.get("output_tokens")))
         if kind in ("response.completed", "response.incomplete"):
             self._over = True
-            return TERMINAL | LINGER
+            return TERMINAL | DONE_MAY_FOLLOW
         if kind == "response.failed":
             self.error = error_text(response.get("error") if isinstance(response, dict) else None)
             self._over = True
-            return TERMINAL | LINGER | FAILED
+            return TERMINAL | DONE_MAY_FOLLOW | FAILED
         return 0
 
     def ended_at_eof(self) -> bool:

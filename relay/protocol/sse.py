@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from relay.protocol.lifecycle import Cause, StreamFailure
+from relay.protocol.outcomes import Cause, StreamFailure
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -70,7 +70,7 @@ class Directory:
     async def claim(self, name: str, claim: Claim, *, completed: bool = False) -> Claim:
         """Claim a name, or assert the claim again: the one that holds, this or an earlier one. A claim of a `completed`
         stream lives as long as the log that its name leads to."""
-        key = self._names.further(name)
+        key = self._names.name_key(name)
         lives = self._retention if completed else self._longest
         args = [
             claim.stream,
@@ -84,19 +84,19 @@ class Directory:
 
     async def claim_of(self, name: str) -> Claim | None:
         """The claim that holds, None where there is none."""
-        key = self._names.further(name)
+        key = self._names.name_key(name)
         found = await self._commands.call(key, "HMGET", key, "stream", "digest", "replica", "joinable", "over")
         return None if found[0] is None else _claim(found)
 
     async def release(self, name: str, stream: str) -> None:
         """Give a name back, where it is this stream's."""
-        key = self._names.further(name)
+        key = self._names.name_key(name)
         await self._commands.run(key, scripts.RELEASE, [key], [stream])
 
     def returned_for(self, name: str) -> float:
         """Seconds since this replica reached the name's node again after a loss: what is not there may be about to be
         asserted again by whoever had it."""
-        return self._commands.returned_for(self._names.further(name))
+        return self._commands.returned_for(self._names.name_key(name))
 
     # -- aliases --------------------------------------------------------------------------------------------
 
@@ -109,13 +109,13 @@ class Directory:
         await self._alias(name, stream, latest=True)
 
     async def _alias(self, name: str, stream: str, *, latest: bool) -> None:
-        key = self._names.further(name)
+        key = self._names.name_key(name)
         await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, "1" if latest else "0"])
 
     async def resolve_alias(self, name: str) -> str | None:
         """The stream that has the name. Raises ResponseIdAmbiguous, and StoreUnavailable where the store has just come
         back and does not know the name: the stream's producer may be about to say it again."""
-        key = self._names.further(name)
+        key = self._names.name_key(name)
         stream, ambiguous = await self._commands.call(key, "HMGET", key, "stream", "ambiguous")
         if ambiguous is not None:
             raise ResponseIdAmbiguous

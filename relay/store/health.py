@@ -16,8 +16,8 @@ from relay.store.topology import Node, Topology
 
 logger = logging.getLogger(__name__)
 
-_EVERY = 5.0
-_KNOCK_TIMEOUT = 2.0
+_CHECK_EVERY = 5.0
+_PROBE_TIMEOUT = 2.0
 
 
 class Health:
@@ -41,7 +41,7 @@ class Health:
             except StoreDown:
                 self._metrics.store_up.set(0)
                 await self._rediscover()
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(_CHECK_EVERY)
 
     async def _rediscover(self) -> None:
         try:
@@ -72,8 +72,8 @@ async def _info(node: Node, section: str) -> dict[str, str]:
 async def node_faults(node: Node) -> list[str]:
     """What is wrong with one server: too old, one that would drop whole streams when memory is short, or one that lets
     anybody in."""
-    faults = list(_judge(await _info(node, "server"), await _info(node, "memory")))
-    peer = await _knock(node)
+    faults = list(_version_faults(await _info(node, "server"), await _info(node, "memory")))
+    peer = await _probe_anonymous(node)
     if peer and (not _is_loopback(peer[0]) or await _listens_beyond_loopback(node)):
         faults.append(
             f"whoever reaches {peer[0]} port {peer[1]} gets in without a password, and can read and change every "
@@ -82,11 +82,11 @@ async def node_faults(node: Node) -> list[str]:
     return faults
 
 
-async def _knock(node: Node) -> tuple[str, int] | None:
+async def _probe_anonymous(node: Node) -> tuple[str, int] | None:
     """The server's address, where it answers on TCP to one who shows neither password nor certificate. Tried rather
     than asked for: the relay's own user need not be allowed to see what others may."""
     try:
-        async with asyncio.timeout(_KNOCK_TIMEOUT):
+        async with asyncio.timeout(_PROBE_TIMEOUT):
             connection = await node.dial(anonymous=True)
             try:
                 address, port = connection.getpeername(), getattr(connection, "port", 0)
@@ -121,7 +121,7 @@ def _is_loopback(address: str) -> bool:
     return bool((mapped or found).is_loopback)
 
 
-def _judge(server: dict[str, str], memory: dict[str, str]) -> Iterator[str]:
+def _version_faults(server: dict[str, str], memory: dict[str, str]) -> Iterator[str]:
     name = "valkey" if "valkey_version" in server else "redis"
     version = server.get(f"{name}_version")
     oldest = (7, 2) if name == "valkey" else (7, 0)

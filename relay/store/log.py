@@ -5,7 +5,7 @@ Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
   goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
-  With `store.encryption_env` each content is sealed (see `cipher`).
+  With `store.encryption_env` each content is encrypted (see `relay.encryption`).
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, fence, top, lease, born, seen, visits, ttl,
   `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log by
   `streams.tombstone`.
@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
-from relay.encryption import SEALED, Tampered
-from relay.protocol.closing import End, decode
-from relay.protocol.errors import KeyMissing, StoreUnavailable
+from relay.encryption import ENCRYPTED, Tampered
+from relay.protocol.end_mark import End, decode_end
+from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
@@ -37,7 +37,7 @@ from relay.store.topology import Node, Topology
 
 logger = logging.getLogger(__name__)
 
-# A page: enough for a reader to be behind by seconds, little enough that no page delays another reader's.
+# A page: enough for a reader that lags by seconds, little enough that no page delays another reader's.
 _PAGE_EVENTS = 256
 _PAGE_BYTES = 256 << 10
 _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
@@ -92,12 +92,14 @@ class Renewed:
 
 
 def _plain(entries: list[Any], after: int) -> list[bytes]:
-    """The frames, where entries are the next events and nothing else, none of them sealed; else none. Ids only rise, so
-    the first and the last of them say that all are there."""
+    """The frames, where entries are the next events and nothing else, none of them encrypted; else none.
+
+    Ids only rise, so the first and the last of them say that all are there.
+    """
     if not entries or entries[0][0] != b"%d-0" % (after + 1) or entries[-1][0] != b"%d-0" % (after + len(entries)):
         return []
     frames = [content for _, (field, content) in entries if field == b"f"]
-    return frames if len(frames) == len(entries) and SEALED not in {frame[:1] for frame in frames} else []
+    return frames if len(frames) == len(entries) and ENCRYPTED not in {frame[:1] for frame in frames} else []
 
 
 class Log:
@@ -213,7 +215,7 @@ class Log:
             except Tampered:
                 return Page(frames, None, True, False)
             if field == b"end" and n == after + len(frames):
-                return Page(frames, decode(content), False, False)
+                return Page(frames, decode_end(content), False, False)
             if n != after + len(frames) + 1 or field == b"end":
                 return Page(frames, None, True, False)
             frames.append(content)
@@ -221,10 +223,11 @@ class Log:
 
     def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes) -> bytes:
         try:
-            return self.cipher.open(stream, n, field, content)
-        except KeyMissing as error:
+            return self.cipher.decrypt(stream, n, field, content)
+        except EncryptionKeyMissing as error:
             logger.error(
-                "stream %s: entry %s was sealed under key %s; give this replica that key, too (store.encryption_env)",
+                "stream %s: entry %s was encrypted under key %s; give this replica that key, too "
+                "(store.encryption_env)",
                 stream,
                 entry_id.decode(),
                 error.key,
@@ -239,7 +242,7 @@ class Log:
         key = self.names.log(stream)
         for entry_id, (field, content) in await self.commands.call(key, "XREVRANGE", key, "+", "-", "COUNT", 2):
             if field != b"end":
-                with contextlib.suppress(KeyMissing, Tampered):
+                with contextlib.suppress(EncryptionKeyMissing, Tampered):
                     return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)
         return b""
 
@@ -269,8 +272,8 @@ class Log:
     async def force_end(self, stream: str, expected_top: int, outcome: str) -> tuple[int, int]:
         """End a stream whose producer's lease has lapsed. Answers (code, top), codes as in `force_end.lua`."""
         content = End(outcome).encode()
-        if (sealer := self.cipher.sealer(stream)) is not None:
-            content = sealer.end(expected_top, content)
+        if (encryptor := self.cipher.encryptor(stream)) is not None:
+            content = encryptor.end(expected_top, content)
         args = [expected_top, outcome, millis(self.settings.retention), millis(self.settings.tombstone), content]
         keys = [self.names.log(stream), self.names.meta(stream)]
         code, top = await self.commands.run(keys[0], scripts.FORCE_END, keys, args)

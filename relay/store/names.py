@@ -22,7 +22,7 @@ class Names:
         """The stream of a log's name."""
         return log[len(self.prefix) + 1 : -5].decode()
 
-    def further(self, name: str) -> bytes:
+    def name_key(self, name: str) -> bytes:
         """Another name of a stream: an idempotency key, a response's id."""
         return f"{self.prefix}name:{{{name}}}".encode()
 

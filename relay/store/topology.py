@@ -86,7 +86,7 @@ class Node:
             self._topology.notify_returned(self)
 
     async def drop(self) -> None:
-        """Open all connections anew: another server is behind the address."""
+        """Open all connections anew: another server has the address."""
         for link in (self.commit, self.query, self.read):
             await link.drop()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from relay.config import StreamSettings
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.store.log import Renewed
 from relay.streams.producer import Producer
 

@@ -1,4 +1,4 @@
-"""What a stream leaves behind: its metrics, and one line in the process's log at its end.
+"""What is recorded of a stream: its metrics, and one line in the process's log at its end.
 
 Nothing of its prompt, its completion or a credential is ever in either.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from relay.metrics import Meter
 from relay.protocol.dialect import Usage
 from relay.protocol.ids import is_logged
-from relay.protocol.lifecycle import Cause, Outcome
+from relay.protocol.outcomes import Cause, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Request:
     trace: str | None
 
 
-class Account:
+class StreamAccount:
     """One generation's, kept by its producer. `readers` and `resumes` are those on this replica."""
 
     def __init__(self, meter: Meter, request: Request) -> None:
@@ -59,12 +59,13 @@ class Account:
         line["model"] = self.request.model[:200]
         self._line = line
 
-    def close(self, visits: int, owner: str) -> None:
-        """`visits`: how often a reader came to it on another replica; `owner`: what stands for the credential."""
+    def close(self, remote_readers: int, owner: str) -> None:
+        """Write the line. `remote_readers` is how often a reader came to the stream on another replica, `owner` what
+        stands for the credential."""
         if self._line:
             self._line |= {
-                "readers": self.readers + visits,
-                "resumes": self.resumes + visits,
+                "readers": self.readers + remote_readers,
+                "resumes": self.resumes + remote_readers,
                 "owner": owner[:12],
                 "request_id": self.request.id,
             }

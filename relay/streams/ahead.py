@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Bounded(Protocol):
-    """A writer whose log is behind what it has shown."""
+    """A writer that has shown more than its log holds."""
 
     def balance(self) -> None:
         """Let its upstream wait, or go on, as the bound says now."""

@@ -18,7 +18,7 @@ import time
 
 from relay.config import StreamSettings
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import Ending, Outcome
+from relay.protocol.outcomes import Ending, Outcome
 from relay.store.directory import Claim, Directory
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Claims:
         self._directory = directory
         self._replica = replica
         self._settling = streams.lease
-        self._kept = 2 * streams.lease  # longer than a store's replica is behind
+        self._kept = 2 * streams.lease  # longer than a store's replica lags
         self._longest = streams.max_duration + streams.retention
         self._held: dict[tuple[str, str], _Held] = {}  # by name and stream
 

@@ -24,7 +24,7 @@ from relay.store.commands import call_asking, millis, refuses_writes, republish
 from relay.store.link import REROUTE, Command, StoreDown
 from relay.store.log import Log
 from relay.store.topology import Node
-from relay.streams.lane import HoldClock, Lane
+from relay.streams.commit_queue import CommitQueue, HoldClock
 from relay.streams.writer import LogWriter
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Committer:
         self.metrics = metrics
         self.hold = log.store.hold
         self._kept = (millis(log.settings.retention), millis(log.settings.tombstone))
-        self._lanes: dict[Node, Lane] = {}
+        self._queues: dict[Node, CommitQueue] = {}
         self._delayed: dict[LogWriter, _Delayed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -68,10 +68,10 @@ class Committer:
             return
         writer.queued = True
         node = self.topology.node_of(writer.keys[0])
-        lane = self._lanes.get(node)
-        if lane is None:
-            lane = self._lanes[node] = Lane(self, node)
-        lane.add(writer)
+        queue = self._queues.get(node)
+        if queue is None:
+            queue = self._queues[node] = CommitQueue(self, node)
+        queue.add(writer)
 
     async def close(self) -> None:
         self._closed = True
@@ -84,10 +84,10 @@ class Committer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in list(self._lanes.values()):
-            await lane.close()
+        for queue in list(self._queues.values()):
+            await queue.close()
 
-    # -- what lanes tell -----------------------------------------------------------------------------------------
+    # -- what queues tell -----------------------------------------------------------------------------------------
 
     def answered(self, item: Item, code: int, top: int) -> None:
         """The log has answered an append."""
@@ -159,8 +159,8 @@ class Committer:
             logger.exception("stream %s: a fault of the relay's own", writer.stream)
 
     def forget(self, node: Node) -> None:
-        """Its lane has nothing to do, and nothing comes any more."""
-        self._lanes.pop(node, None)
+        """Its queue has nothing to do, and nothing comes any more."""
+        self._queues.pop(node, None)
 
     def command(self, batch: list[Item]) -> Command:
         keys: list[bytes] = []
@@ -169,8 +169,8 @@ class Committer:
             keys += writer.keys
             feed = writer.feed
             frames = feed.frames[writer.acked - feed.base : sent - feed.base]
-            if writer.sealer is not None:
-                frames = writer.sealer.events(writer.acked + 1, frames)
+            if writer.encryptor is not None:
+                frames = writer.encryptor.events(writer.acked + 1, frames)
             if not ended:
                 args += (writer.fence, writer.acked, "", "", len(frames), *frames)
                 continue
@@ -203,13 +203,13 @@ class Committer:
                 delayed.timer.cancel()
 
     def _topology_changed(self) -> None:
-        for lane in list(self._lanes.values()):
-            lane.topology_changed()
+        for queue in list(self._queues.values()):
+            queue.topology_changed()
 
     def _node_returned(self, node: Node) -> None:
-        lane = self._lanes.get(node)
-        if lane is not None:
-            lane.node_returned()
+        queue = self._queues.get(node)
+        if queue is not None:
+            queue.node_returned()
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -29,7 +29,7 @@ class Host(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
+class ProducerContext:
     """What all producers of a replica share."""
 
     settings: StreamSettings

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 
 
 class Feed:

@@ -1,6 +1,6 @@
 """What a producer takes in: an upstream's bytes as they arrive, to the end of its stream, however it ends.
 
-All of it happens inside the read of the upstream's connection; `over` is what the producer's task waits for.
+All of it happens inside the read of the upstream's connection; `finished` is what the producer's task waits for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import httpx
 
 from relay.config import StreamSettings
 from relay.protocol import sse
-from relay.protocol.alike import Alike
-from relay.protocol.dialect import DONE, FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Watch
-from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.dialect import DONE, DONE_MAY_FOLLOW, FAILED, HIDDEN, TERMINAL, TOKEN, Watch
+from relay.protocol.outcomes import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.text_delta import TextDeltaTemplate
 from relay.upstream.client import Body
 
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
@@ -37,10 +37,13 @@ class EventSink(Protocol):
         """That is all for now."""
 
 
-class Intake:
-    """`over` gives the stream's outcome once all its events are in, or raises StreamFailure; `ended_upstream` is done
-    when the body is; `terminal` is how the upstream's own terminal event ended the stream; `held` is True while the
-    upstream is made to wait."""
+class UpstreamIngest:
+    """Reads one upstream's body, and hands its events to a sink.
+
+    `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is done
+    when the body is. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while the
+    upstream is made to wait.
+    """
 
     def __init__(
         self, body: Body, watch: Watch, settings: StreamSettings, sink: EventSink, on_named: Callable[[str], None]
@@ -52,11 +55,11 @@ class Intake:
         self._on_named = on_named
         self._idle_timeout = settings.upstream_idle_timeout
         self._parser = sse.Parser(settings.max_event_bytes)
-        self._alike = Alike(settings.max_event_bytes)
+        self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False
-        self.held = False
+        self.paused = False
         self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[Outcome] = self._loop.create_future()
+        self.finished: asyncio.Future[Outcome] = self._loop.create_future()
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
         self._silence: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -73,14 +76,14 @@ class Intake:
                 timer.cancel()
         self._silence = self._lingering = None
         # An exception knows the frames that it came through, and they know this.
-        self.over = self._loop.create_future()
-        self.over.cancel()
+        self.finished = self._loop.create_future()
+        self.finished.cancel()
 
-    def hold(self, wait: bool) -> None:
+    def pause(self, paused: bool) -> None:
         """Let the upstream wait, or go on."""
-        if wait != self.held:
-            self.held = wait
-            if wait:
+        if paused != self.paused:
+            self.paused = paused
+            if paused:
                 self._body.pause()
             else:
                 self._heard = self._loop.time()
@@ -88,10 +91,10 @@ class Intake:
 
     def _listen(self) -> None:
         """One timer, armed again only when it fires, finds an upstream that has fallen silent."""
-        if self.over.done():
+        if self.finished.done():
             return
         now = self._loop.time()
-        due = (now if self.held else self._heard) + self._idle_timeout
+        due = (now if self.paused else self._heard) + self._idle_timeout
         if now >= due:
             # A process that was stopped wakes up to its timers: what has arrived meanwhile is read first.
             self._silence = self._loop.call_later(_READ_FIRST, self._give_up, self._heard)
@@ -99,44 +102,44 @@ class Intake:
             self._silence = self._loop.call_at(due, self._listen)
 
     def _give_up(self, heard: float) -> None:
-        if self.over.done():
+        if self.finished.done():
             return
-        if self.held or self._heard != heard:
+        if self.paused or self._heard != heard:
             self._listen()
         else:
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT))
 
-    def arrived(self, data: bytes) -> None:
-        if self.over.done():
+    def data_received(self, data: bytes) -> None:
+        if self.finished.done():
             return
         self._heard = self._loop.time()
         sink = self._sink
         try:
-            if self._alike.matches(data) and self._parser.idle and self.terminal is None:
+            if self._template.matches(data) and self._parser.idle and self.terminal is None:
                 sink.append(data)
                 sink.token()
             elif (outcome := self._take(data)) is not None:
-                self.over.set_result(outcome)
+                self.finished.set_result(outcome)
                 return
             sink.publish()
         except Exception as error:
             self._fail(error)
 
-    def ended(self, error: httpx.TransportError | None) -> None:
+    def eof_received(self, error: httpx.TransportError | None) -> None:
         self.ended_upstream.set_result(None)
-        if self.over.done():
+        if self.finished.done():
             return
         if self.terminal is not None:
-            self.over.set_result(self.terminal)
+            self.finished.set_result(self.terminal)
         elif error is None and self._watch.ended_at_eof():
-            self.over.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
+            self.finished.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
         else:
             silent = isinstance(error, httpx.ReadTimeout)
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED))
 
     def _fail(self, error: Exception) -> None:
-        self.over.set_exception(error)
-        self.over.exception()  # whoever still waits hears it; a task that is being stopped need not
+        self.finished.set_exception(error)
+        self.finished.exception()  # whoever still waits hears it; a task that is being stopped need not
 
     def _take(self, data: bytes) -> Outcome | None:
         """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
@@ -156,14 +159,14 @@ class Intake:
             if bits & TERMINAL:
                 if self.terminal is None:
                     self.terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                if not bits & LINGER:
+                if not bits & DONE_MAY_FOLLOW:
                     return self.terminal
                 if self._lingering is None:
                     self._lingering = self._loop.call_later(LINGER_SECONDS, self._lingered)
-        if bits == TOKEN and shown == 1 and self._watch.text_alone and self._parser.idle:
-            self._alike.learn(data, event)
+        if bits == TOKEN and shown == 1 and self._watch.stateless_deltas and self._parser.idle:
+            self._template.learn(data, event)
         return None
 
     def _lingered(self) -> None:
-        if not self.over.done() and self.terminal is not None:
-            self.over.set_result(self.terminal)
+        if not self.finished.done() and self.terminal is not None:
+            self.finished.set_result(self.terminal)

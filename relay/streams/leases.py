@@ -15,7 +15,7 @@ from typing import Protocol
 
 from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
-from relay.protocol.closing import outcome_without_producer
+from relay.protocol.end_mark import outcome_from_log
 from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
 from relay.store.log import Log, Renewed, Status
@@ -155,7 +155,7 @@ class Leases:
         top = status.top
         for _ in range(_FORCE_TRIES):
             last = await self._log.last_frame(status.stream)
-            outcome = outcome_without_producer(DIALECTS[status.api], last)
+            outcome = outcome_from_log(DIALECTS[status.api], last)
             code, top = await self._log.force_end(status.stream, top, outcome.value)
             if code != scripts.MISMATCH:
                 if code == scripts.OK:

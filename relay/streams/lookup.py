@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from relay.auth.owners import owns
 from relay.metrics import Meter, Metrics
 from relay.protocol.apis import DIALECTS
-from relay.protocol.closing import told_by_relay
 from relay.protocol.dialect import Dialect
+from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import (
     InvalidLastEventId,
     PositionUnknown,
@@ -24,11 +24,11 @@ from relay.protocol.errors import (
     StoreBehind,
     StreamExpired,
     StreamNotFound,
-    TooMany,
+    TooManyRequests,
     Unavailable,
 )
 from relay.protocol.ids import EventId, is_logged
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.store.log import Log, Status
 from relay.streams.abandonment import Abandonment
 from relay.streams.feed import Feed
@@ -50,11 +50,6 @@ class Attached:
     reader: Reader | None
     live: bool
     backlog: int
-
-
-def _owns(asking: str | None, owner: str) -> bool:
-    """Is it the asker's? With a ticket (None) it is."""
-    return asking is None or hmac.compare_digest(asking, owner)
 
 
 class Lookup:
@@ -121,7 +116,7 @@ class Lookup:
                     # The end that it was told the store has lost since: there is none that it has not been told.
                     return self._attached(dialect, None, False, 0)
                 return await self._attach_elsewhere(status, n)
-        if told or (n == status.top and not told_by_relay(status.outcome)):
+        if told or (n == status.top and not sent_by_relay(status.outcome)):
             return self._attached(dialect, None, False, 0)
         if n > status.top:
             raise PositionUnknown
@@ -138,7 +133,7 @@ class Lookup:
         if n > producer.writer.last:
             raise PositionUnknown
         backlog = max(feed.top - n, 0)
-        if told or (feed.end is not None and not backlog and not feed.end.told_by_relay):
+        if told or (feed.end is not None and not backlog and not feed.end.sent_by_relay):
             return Attached(producer.dialect, None, False, 0)
         reader = self._local(producer, n)
         producer.account.resumes += not joins
@@ -152,7 +147,7 @@ class Lookup:
         feed = self._tail.enter(status)
         try:
             reader = self._reader(status.stream, n, dialect, meter, feed, on_close=lambda: self._tail.leave(feed))
-        except TooMany:
+        except TooManyRequests:
             self._tail.leave(feed)
             raise
         try:
@@ -210,9 +205,9 @@ class Lookup:
         on_close: Callable[[], None] = lambda: None,
         on_consumed: Callable[[int], None] | None = None,
     ) -> Reader:
-        """Every reader of every stream comes through here, and is counted. Raises TooMany."""
+        """Every reader of every stream comes through here, and is counted. Raises TooManyRequests."""
         if self._readers[stream] >= self._readers_per_stream:
-            raise TooMany(
+            raise TooManyRequests(
                 "This stream has as many readers as limits.readers_per_stream allows. Close one first.",
                 code="too_many_readers",
                 headers={"retry-after": "1"},
@@ -245,7 +240,7 @@ class Lookup:
         """The producer of a stream, if it is here and the asker's. Another's is looked for in the log, as one is that
         does not exist: so the time of the answer tells nothing."""
         producer = self._producers.get(stream)
-        return producer if producer is not None and _owns(owner, producer.owner) else None
+        return producer if producer is not None and owns(owner, producer.owner) else None
 
     async def _get_status(self, stream: str, owner: str | None, *, came: bool = False) -> Status:
         """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
@@ -254,7 +249,7 @@ class Lookup:
         if status is not None and not status.outcome and status.lease_left < 0:
             await self._leases.force_end(status)
             status = await self._log.get_status(stream, owner=owner)
-        if status is None or not _owns(owner, status.owner):
+        if status is None or not owns(owner, status.owner):
             raise StreamNotFound
         return status
 
@@ -288,7 +283,7 @@ class Lookup:
                 raise StreamExpired
             if not status.outcome:
                 await self._stop_elsewhere(status)
-            elif told_by_relay(status.outcome):
+            elif sent_by_relay(status.outcome):
                 # Its producer may not know yet that others have ended the stream.
                 await self._log.directory.tell(status.replica, "stop", stream)
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 import httpx
 
-from relay.protocol import closing
-from relay.protocol.closing import End
+from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
-from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamSilent
+from relay.protocol.end_mark import End
+from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamTimeout
 from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import is_logged, new_stream_id
-from relay.protocol.lifecycle import MESSAGES, Cause, Ending, Outcome, StreamFailure
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure
 from relay.store.log import Renewed
-from relay.streams.account import Account
-from relay.streams.context import Services
+from relay.streams.account import StreamAccount
+from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
-from relay.streams.ingest import LINGER_SECONDS, Intake
+from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
 from relay.upstream.client import NO_EVENT_STREAM, body_of, is_event_stream, refusal_text
 from relay.upstream.routing import Route
@@ -56,8 +56,14 @@ Answer = Opened | Refused | ApiError
 
 
 class Producer:
-    """One generation. `answer` is set once the upstream has answered or failed; `made` says whether a stream came to
-    be; `feed` is what readers read."""
+    """One generation.
+
+    It begins in these stages, each of them once. `start`: the call goes upstream. `ensure_created`: the stream is made
+    in the log, because the upstream has answered with one, or because the client's patience is over before it has;
+    from then on whatever goes wrong is told in-band. `created` is set then: True, or False where the upstream refused
+    in time, or failed, and there never was a stream. `answer` is set when the upstream has answered or failed, be it
+    before the stream was made or after: what the client of the POST is owed. `feed` is what readers read.
+    """
 
     def __init__(
         self,
@@ -65,9 +71,9 @@ class Producer:
         dialect: Dialect,
         route: Route,
         owner: str,
-        account: Account,
+        account: StreamAccount,
         call: Call,
-        services: Services,
+        context: ProducerContext,
         *,
         hide_usage: bool,
     ) -> None:
@@ -80,28 +86,28 @@ class Producer:
         self.watch: Watch = dialect.watch(hide_usage=hide_usage)
         self.writer = LogWriter(
             stream,
-            services.log,
+            context.log,
             self,
-            submit=services.committer.submit,
+            submit=context.committer.submit,
             meter=account.meter,
-            ahead=services.ahead,
-            max_bytes=services.settings.max_stream_bytes,
+            ahead=context.ahead,
+            max_bytes=context.settings.max_stream_bytes,
             logged=is_logged(stream),
         )
         self.feed: Feed = self.writer.feed
         loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Answer] = loop.create_future()
-        self.made: asyncio.Future[bool] = loop.create_future()
+        self.created: asyncio.Future[bool] = loop.create_future()
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
         self._ended_at = 0.0
-        self._settings = services.settings
-        self._services = services
+        self._settings = context.settings
+        self._context = context
         self._call: Call | None = call
         self._creating: asyncio.Future[None] | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
-        self._intake: Intake | None = None
+        self._ingest: UpstreamIngest | None = None
         self._hold: asyncio.TimerHandle | None = None
         self._persisted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -148,7 +154,7 @@ class Producer:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def become_stream(self) -> None:
+    async def ensure_created(self) -> None:
         """Make the stream, before or after the upstream has answered: from here on whatever goes wrong goes
         in-band. Raises StoreUnavailable, and then the stream has not been made."""
         if self._creating is None:
@@ -160,15 +166,15 @@ class Producer:
             end = await self._generate()
             if end is not None:
                 await self._end(end)
-                if self._intake is not None and self.outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
+                if self._ingest is not None and self.outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
                     # A body that was read to its end leaves a connection that can serve the next call.
-                    await asyncio.wait([self._intake.ended_upstream], timeout=LINGER_SECONDS)
+                    await asyncio.wait([self._ingest.ended_upstream], timeout=LINGER_SECONDS)
         finally:
             self._close()
             if self._response is not None:
                 await body_of(self._response).aclose()
                 self._response = None
-            self._services.host.on_ended(self)
+            self._context.host.on_ended(self)
 
     def _close(self) -> None:
         """Let go of all that knows this producer: a stream's memory must not wait for the collector."""
@@ -180,14 +186,14 @@ class Producer:
             self._hold.cancel()
         if self._remaking is not None:
             self._remaking.cancel()
-        if self._intake is not None:
-            self._intake.close()
-            self._intake = None
+        if self._ingest is not None:
+            self._ingest.close()
+            self._ingest = None
         self._call = self._creating = self._task = self._remaking = None
         if not self.answer.done():
             self.answer.cancel()
-        if not self.made.done():
-            self.made.set_result(False)
+        if not self.created.done():
+            self.created.set_result(False)
 
     async def _generate(self) -> End | None:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
@@ -213,11 +219,11 @@ class Producer:
             message = MESSAGES[outcome]
         if self._response is not None:  # first of all: what nobody will read is not to be generated
             await body_of(self._response).aclose()
-        if not await self._came_to_be(outcome, message):
+        if not await self._wait_created(outcome, message):
             return None
         self.outcome = outcome
-        if self._intake is not None and self._intake.terminal is not None:
-            self.outcome = self._intake.terminal  # the upstream had ended its stream: there is no second end
+        if self._ingest is not None and self._ingest.terminal is not None:
+            self.outcome = self._ingest.terminal  # the upstream had ended its stream: there is no second end
             return End(self.outcome.value)
         request = self.account.request.id
         if outcome is Ending.STOPPED:
@@ -225,14 +231,14 @@ class Producer:
         else:
             events = self.dialect.error_events(outcome.value, message, self.watch.last_sequence, request)
         stream = self.stream if self.logged else ""
-        return End(outcome.value, closing.frames(events, stream, self.writer.last))
+        return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
 
-    async def _came_to_be(self, outcome: Outcome, message: str) -> bool:
+    async def _wait_created(self, outcome: Outcome, message: str) -> bool:
         """Is there a stream, to end in-band? An answer is owed either way, and for a stream that was being made while
         its bound fired it is that stream."""
         if self._creating is None:
             if not self.answer.done() and outcome is Cause.MAX_DURATION:
-                self.answer.set_result(UpstreamSilent(message))
+                self.answer.set_result(UpstreamTimeout(message))
             elif not self.answer.done() and outcome is Cause.SHUTDOWN:
                 self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
             return False
@@ -265,7 +271,7 @@ class Producer:
         if response.status_code == 200 and is_event_stream(response):
             self._response = response
             try:
-                await self.become_stream()
+                await self.ensure_created()
             except ApiError as error:
                 self.answer.set_result(error)
                 return None
@@ -285,23 +291,23 @@ class Producer:
             try:
                 await self._put_into_store()
             except StoreUnavailable:
-                if self._services.log.store.outage == "refuse":
+                if self._context.log.store.outage == "refuse":
                     self._creating = None
                     raise
                 # Its first reader has not seen an id yet: the stream is one without a log, and says so.
-                self.writer.go_unlogged(new_stream_id(logged=False), self._services.log)
+                self.writer.go_unlogged(new_stream_id(logged=False), self._context.log)
                 self.account.meter.degraded()
-        self.made.set_result(True)
-        self._services.host.on_created(self)
+        self.created.set_result(True)
+        self._context.host.on_created(self)
 
     async def _put_into_store(self) -> None:
         """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
-        log, replica = self._services.log, self._services.replica
+        log, replica = self._context.log, self._context.replica
         fields = {
             "api": self.dialect.name,
             "owner": self.owner,
             "upstream": self.route.upstream.name,
-            "model": self.route.label,
+            "model": self.route.pattern,
             "replica": replica,
         }
         await asyncio.gather(
@@ -312,15 +318,15 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._intake = Intake(body_of(response), self.watch, self._settings, self.writer, self._name)
-        self._intake.start()
-        return await self._intake.over
+        self._ingest = UpstreamIngest(body_of(response), self.watch, self._settings, self.writer, self._name)
+        self._ingest.start()
+        return await self._ingest.finished
 
     def _name(self, response_id: str) -> None:
         """Who has seen the event with this id may ask any replica for it: first the store is told, if it answers within
         `store.hold`."""
         self.response_id = response_id
-        naming = self._services.host.on_response_id(self)
+        naming = self._context.host.on_response_id(self)
         if naming is not None:
             self.writer.held = True
             self._await_store()
@@ -331,7 +337,7 @@ class Producer:
         if self._hold is not None:
             self._hold.cancel()
         loop = asyncio.get_running_loop()
-        self._hold = loop.call_later(self._services.log.store.hold, self._waited_for_store, self.writer.acked)
+        self._hold = loop.call_later(self._context.log.store.hold, self._waited_for_store, self.writer.acked)
 
     def _waited_for_store(self, acked: int) -> None:
         self._hold = None
@@ -350,8 +356,8 @@ class Producer:
         self.account.first_token(self.stream)
 
     def on_pressure(self, wait: bool) -> None:
-        if self._intake is not None:
-            self._intake.hold(wait)
+        if self._ingest is not None:
+            self._ingest.pause(wait)
 
     def on_end_shown(self) -> None:
         self._ended_at = time.monotonic()

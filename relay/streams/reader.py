@@ -4,7 +4,7 @@ It takes events from a feed where one is in memory, from the log where not, and 
 has caught up. Whatever is ready goes out in one write; a reader that is slow holds nothing but its cursor.
 
 A reader that has caught up and whose client takes what it is given needs no task for an event: its feed hands the
-frames straight to `express`.
+frames straight to `write_through`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Callable
 
 from relay.metrics import Meter
-from relay.protocol import closing
-from relay.protocol.closing import End
+from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect
+from relay.protocol.end_mark import End
 from relay.store.log import Log, Page
 from relay.streams.feed import Feed
 
@@ -60,7 +60,7 @@ class Reader:
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         self._nudged = False
-        self.express: Callable[[bytes], bool] | None = None
+        self.write_through: Callable[[bytes], bool] | None = None
         """Writes frames while `read` waits; answers False where the client lags, and then `read` answers b""."""
         if feed is not None:
             feed.watch(self._wake)
@@ -72,8 +72,10 @@ class Reader:
         return self._page
 
     async def read(self) -> bytes | None:
-        """The frames that are ready, b"" after a nudge or where `express` lags, None at the end of the stream. Raises
-        Lost, StoreUnavailable."""
+        """The frames that are ready, b"" after a nudge or where `write_through` lags, None at the end of the stream.
+
+        Raises Lost, StoreUnavailable.
+        """
         while True:
             if self._closed:
                 raise Lost
@@ -110,14 +112,14 @@ class Reader:
 
     async def _tell(self, end: End) -> bytes | None:
         """The frames of an end that the relay tells, then None."""
-        if self._told or not end.told_by_relay:
+        if self._told or not end.sent_by_relay:
             return None
         self._told = True
         if end.closing:
             return end.closing
         last = await self._log.last_frame(self.stream)
         request = f"req_{secrets.token_hex(12)}"
-        return closing.spell(self.dialect, end.outcome, self.stream, self.cursor, last, request)
+        return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request)
 
     def _take(self, feed: Feed) -> bytes:
         first = self.cursor - feed.base
@@ -146,13 +148,13 @@ class Reader:
 
     def _wake(self) -> None:
         """The feed has changed."""
-        waiter, feed, express = self._waiter, self._feed, self.express
+        waiter, feed, write_through = self._waiter, self._feed, self.write_through
         if waiter is None or waiter.done() or feed is None:
             return  # busy with what came before; it will look for itself
-        if express is not None:
+        if write_through is not None:
             try:
                 while feed.base <= self.cursor < feed.top:
-                    if not express(self._take(feed)):
+                    if not write_through(self._take(feed)):
                         self.nudge()
                         return
             except Exception:  # this connection's own: the stream and its other readers go on
@@ -183,5 +185,5 @@ class Reader:
     def close(self) -> None:
         """Give up the reader's place; call it once."""
         self._leave_feed()
-        self.express = None
+        self.write_through = None
         self._on_close(self)

@@ -6,7 +6,6 @@ Promises: a lease is renewed well before it lapses; what a stream leaves in the 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 import socket
@@ -14,19 +13,19 @@ from collections import Counter
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from relay.auth.owners import Owners
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import StoreUnavailable, TooMany, Unavailable
-from relay.protocol.lifecycle import Cause, Ending
-from relay.store.directory import new_secret
+from relay.protocol.errors import StoreUnavailable, TooManyRequests, Unavailable
+from relay.protocol.outcomes import Cause, Ending
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
-from relay.streams.account import Account, Request
+from relay.streams.account import Request, StreamAccount
 from relay.streams.ahead import Ahead
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
-from relay.streams.context import Services
+from relay.streams.context import ProducerContext
 from relay.streams.leases import Leases
 from relay.streams.lookup import Lookup
 from relay.streams.producer import Call, Producer
@@ -34,14 +33,6 @@ from relay.streams.tail import Tail
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
-
-
-class _ByTicket:
-    """In a credential's place: a ticket for just the stream asked for was shown, and checked."""
-
-
-BY_TICKET = _ByTicket()
-Asking = bytes | _ByTicket
 
 
 def response_name(owner: str, response_id: str) -> str:
@@ -60,7 +51,7 @@ class Registry:
         self.producers: dict[str, Producer] = {}
         self._running: set[Producer] = set()
         self._began: set[str] = set()  # their ids, whether the streams are made yet or not
-        self._owners: Counter[str] = Counter()
+        self._streams_of: Counter[str] = Counter()
         self._unnamed: set[Producer] = set()  # whose response's id the store may not know
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
@@ -79,19 +70,17 @@ class Registry:
             self.producers,
             settings.limits.readers_per_stream,
         )
-        self._services = Services(
+        self._context = ProducerContext(
             settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
         )
         log.commands.on_returned.append(lambda _: self._on_store_returned())
-        given = settings.auth.secret()
-        self._secret = given or new_secret()
-        self._given_secret = self._shared_secret = given is not None
+        self.owners = Owners(self.directory, settings.auth.secret())
 
     async def open(self) -> None:
         self._leases.start()
         self._tail.listen()
         try:
-            await self._share_secret()
+            await self.owners.share_secret()
         except StoreUnavailable:
             logger.warning("the store cannot be reached; new streams are relayed by store.outage until it can")
 
@@ -127,50 +116,6 @@ class Registry:
         if endings:
             await asyncio.wait(endings, timeout=5)
 
-    # -- owners -------------------------------------------------------------------------------------------
-
-    async def _share_secret(self) -> None:
-        """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
-        start later know the owners of what runs."""
-        if self._given_secret:
-            return
-        secret = await self.directory.share_secret(self._secret, shared=self._shared_secret)
-        if self._shared_secret and secret != self._secret:
-            logger.warning("the deployment has an older secret; who made streams here since may not find them again")
-        self._secret, self._shared_secret = secret, True
-
-    async def know_secret(self) -> None:
-        """Have the secret that the replicas share. Raises StoreUnavailable."""
-        if not self._shared_secret:
-            await self._share_secret()
-
-    async def owner_of(self, credential: bytes) -> str:
-        """What stands for a credential in the log: it is never stored itself. Raises StoreUnavailable."""
-        await self.know_secret()
-        return self.digest(credential)
-
-    async def asking(self, asking: Asking) -> str | None:
-        """The owner who asks; None with a ticket. Raises StoreUnavailable."""
-        return None if isinstance(asking, _ByTicket) else await self.owner_of(asking)
-
-    def digest(self, *parts: bytes) -> str:
-        """What stands for secrets in a name, or signs them; call `know_secret` or `owner_of` first."""
-        return hmac.digest(self._secret, b"\0".join(parts), "sha256").hex()
-
-    async def owner_of_new(self, credential: bytes) -> str:
-        """The same for a new stream, which an unreachable store need not hinder (`store.outage`)."""
-        try:
-            return await self.owner_of(credential)
-        except StoreUnavailable:
-            if self.settings.store.outage == "refuse":
-                raise
-            return self.digest(credential)
-
-    @property
-    def secret_known(self) -> bool:
-        """Is what stands for a credential here what stands for it on every replica?"""
-        return self._shared_secret
-
     # -- producers ----------------------------------------------------------------------------------------
 
     async def check_store(self) -> None:
@@ -180,7 +125,7 @@ class Registry:
             await self.directory.announce_replica(self.replica_id, self.settings.streams.lease)
 
     def check_room(self, owner: str) -> None:
-        """Raises TooMany, Unavailable where this replica takes no further stream of that owner."""
+        """Raises TooManyRequests, Unavailable where this replica takes no further stream of that owner."""
         limits = self.settings.limits
         retry = {"retry-after": "1"}
         if self.draining:
@@ -189,8 +134,8 @@ class Registry:
             raise Unavailable(
                 "This relay holds as many streams as limits.streams allows. Try again later.", headers=retry
             )
-        if self._owners[owner] >= limits.streams_per_owner:
-            raise TooMany(
+        if self._streams_of[owner] >= limits.streams_per_owner:
+            raise TooManyRequests(
                 "This credential holds as many streams as limits.streams_per_owner allows. "
                 "Wait for one to end, or stop one.",
                 headers=retry,
@@ -208,11 +153,11 @@ class Registry:
         call: Call,
     ) -> Producer:
         """Start a generation under a fresh stream id."""
-        account = Account(self.metrics.meter(dialect.name, route.upstream.name, route.label), request)
-        producer = Producer(stream, dialect, route, owner, account, call, self._services, hide_usage=hide_usage)
+        account = StreamAccount(self.metrics.meter(dialect.name, route.upstream.name, route.pattern), request)
+        producer = Producer(stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage)
         self._running.add(producer)
         self._began.add(stream)
-        self._owners[owner] += 1
+        self._streams_of[owner] += 1
         self._abandonment.watch(producer)
         producer.start()
         return producer
@@ -255,9 +200,9 @@ class Registry:
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
         self.later(self._close_books(producer))
-        self._owners[producer.owner] -= 1
-        if self._owners[producer.owner] <= 0:
-            del self._owners[producer.owner]
+        self._streams_of[producer.owner] -= 1
+        if self._streams_of[producer.owner] <= 0:
+            del self._streams_of[producer.owner]
 
     async def _close_books(self, producer: Producer) -> None:
         readers = 0
@@ -281,7 +226,7 @@ class Registry:
 
     async def renew_names(self) -> None:
         self.claims.renew()
-        await asyncio.gather(self._share_secret(), *map(self._set_alias, list(self._unnamed)))
+        await asyncio.gather(self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)))
 
     async def _renew_one(self, producer: Producer) -> None:
         if producer.renewable:

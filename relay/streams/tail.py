@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from relay.protocol.errors import KeyMissing, StoreUnavailable
+from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.store.log import Log, Status
 from relay.store.pubsub import ShardSubscriptions
 from relay.streams.feed import Feed
@@ -183,7 +183,7 @@ class Tail:
         """Take the next page. After StoreUnavailable the next check asks again."""
         try:
             page = await self._log.read(feed.stream, feed.top, shared=False)
-        except KeyMissing:
+        except EncryptionKeyMissing:
             feed.close()
             return
         if page.frames:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from relay.metrics import Meter
-from relay.protocol.closing import End
-from relay.protocol.lifecycle import Cause, StreamFailure
+from relay.protocol.end_mark import End
+from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
@@ -139,6 +139,7 @@ class LogWriter:
         "_submit",
         "_waits",
         "acked",
+        "encryptor",
         "end",
         "feed",
         "fence",
@@ -147,7 +148,6 @@ class LogWriter:
         "listener",
         "outcome",
         "queued",
-        "sealer",
         "state",
         "stream",
         "unacked",
@@ -189,7 +189,7 @@ class LogWriter:
     def _name(self, stream: str, log: Log) -> None:
         self.stream = stream
         self.keys = (log.names.log(stream), log.names.meta(stream))
-        self.sealer = log.cipher.sealer(stream) if self.state != UNLOGGED else None
+        self.encryptor = log.cipher.encryptor(stream) if self.state != UNLOGGED else None
         self._id = stream.encode() + b"."
 
     def go_unlogged(self, stream: str, log: Log) -> None:
@@ -257,7 +257,7 @@ class LogWriter:
         """What the log's end mark after event n holds."""
         assert self.end is not None
         content = self.end.encode()
-        return content if self.sealer is None else self.sealer.end(n, content)
+        return content if self.encryptor is None else self.encryptor.end(n, content)
 
     def release(self) -> None:
         """It may be appended to now."""

@@ -20,7 +20,7 @@ import orjson
 from yarl import URL
 
 from relay.protocol.dialect import error_text
-from relay.protocol.errors import UpstreamSilent, UpstreamUnreachable
+from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
@@ -35,9 +35,9 @@ NO_EVENT_STREAM = (
 class Sink(Protocol):
     """Takes a body as it arrives. Neither may raise."""
 
-    def arrived(self, data: bytes) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
 
-    def ended(self, error: httpx.TransportError | None) -> None:
+    def eof_received(self, error: httpx.TransportError | None) -> None:
         """Nothing more comes: None at the body's proper end."""
 
 
@@ -49,7 +49,7 @@ class _Pushing(aiohttp.StreamReader):
     __slots__ = ()
 
     def feed_data(self, data: bytes, size: int = 0) -> bool:
-        self._protocol.relay_sink.arrived(data)  # type: ignore[attr-defined]
+        self._protocol.relay_sink.data_received(data)  # type: ignore[attr-defined]
         return False
 
     def begin_http_chunk_receiving(self) -> None:
@@ -62,13 +62,13 @@ class _Pushing(aiohttp.StreamReader):
         sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
         self._protocol.relay_sink = None  # type: ignore[attr-defined]  # an idle connection would keep a whole stream
         super().feed_eof()
-        sink.ended(None)
+        sink.eof_received(None)
 
     def set_exception(self, exc: Any, *cause: Any) -> None:
         over = self._eof or self._exception is not None
         super().set_exception(exc, *cause)
         if not over:
-            self._protocol.relay_sink.ended(_transport_error(exc))  # type: ignore[attr-defined]
+            self._protocol.relay_sink.eof_received(_transport_error(exc))  # type: ignore[attr-defined]
 
 
 def _transport_error(error: BaseException) -> httpx.TransportError:
@@ -109,11 +109,11 @@ class Body(httpx.AsyncByteStream):
             content._protocol.start_timeout()  # type: ignore[attr-defined]
             content.__class__ = _Pushing
         if early:
-            sink.arrived(early)
+            sink.data_received(early)
         if error is not None:
-            sink.ended(_transport_error(error))
+            sink.eof_received(_transport_error(error))
         elif over:
-            sink.ended(None)
+            sink.eof_received(None)
 
     def pause(self) -> None:
         """Let the upstream wait. What is on its way may still arrive."""
@@ -199,7 +199,7 @@ class UpstreamClient:
     async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
-        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamSilent
+        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
         where the answer does not come within the idle time-out.
         """
         if self._session is None:
@@ -214,7 +214,7 @@ class UpstreamClient:
                 timeout=self._timeout,
             )
         except aiohttp.SocketTimeoutError:
-            raise UpstreamSilent(
+            raise UpstreamTimeout(
                 "The upstream did not answer within streams.upstream_idle_timeout. Try again."
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

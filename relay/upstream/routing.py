@@ -14,7 +14,7 @@ class Route:
 
     upstream: UpstreamSettings
     model: str
-    label: str
+    pattern: str
 
     def url(self, path_and_query: str) -> str:
         return self.upstream.base_url.rstrip("/") + path_and_query

@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from tests.resume.replicas import rest, start
-from tests.resume.samples import APIS, SAMPLES, Api, Sample, refusal_of
 from tests.support.processes import RelayProcess, needs
+from tests.support.samples import APIS, SAMPLES, Api, Sample, refusal_of, rest, start
 from tests.support.scripted import ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
 
 each_api = pytest.mark.parametrize("api", APIS)
 

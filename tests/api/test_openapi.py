@@ -15,8 +15,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from relay.api import joining, openapi
-from relay.api.app import public
-from relay.api.services import Replica
+from relay.api.app import create_app
+from relay.api.services import Services
 from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Metrics
@@ -38,8 +38,8 @@ def test_it_is_of_the_standard() -> None:
 def test_its_paths_are_the_router_s() -> None:
     settings = Settings()
     # Routes are made of the settings alone; the rest is for requests.
-    replica = Replica(settings, None, None, Metrics(), Gate(settings.limits, None))  # type: ignore[arg-type]
-    routed = {route.path for route in public(replica).routes if isinstance(route, Route)}
+    replica = Services(settings, None, None, Metrics(), Gate(settings.limits, None))  # type: ignore[arg-type]
+    routed = {route.path for route in create_app(replica).routes if isinstance(route, Route)}
     assert set(SPEC["paths"]) == {path.replace("{path:path}", "{path}") for path in routed}
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from relay.api.generate import Outgoing
+from relay.api.outgoing import RequestBody
 from tests.conftest import Relays
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.faults.proxy import Delay, FaultProxy
-from tests.faults.replicas_support import rss
+from tests.support.cutting import Delay, FaultProxy
+from tests.support.oracle import DONE, PATH, check, frame
+from tests.support.processes import rss
 from tests.support.scripted import Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server
@@ -78,11 +78,11 @@ def test_a_stream_that_begins_before_its_upstream_answers_names_its_request(
 
 
 def test_whoever_takes_the_bytes_is_the_only_one_that_holds_them() -> None:
-    outgoing = Outgoing(b"x" * 10)
+    outgoing = RequestBody(b"x" * 10)
     assert (outgoing.take(), outgoing.take(), outgoing.size) == (b"x" * 10, b"", 10)
 
     async def sent() -> list[bytes]:
-        return [chunk async for chunk in Outgoing(b"y" * 10)]
+        return [chunk async for chunk in RequestBody(b"y" * 10)]
 
     assert asyncio.run(sent()) == [b"y" * 10]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from relay.api.responses import Numbers
-from relay.protocol.closing import End, frames
+from relay.protocol.end_mark import End, encode_frames
 from relay.protocol.errors import ApiError, PositionUnknown, StoreBehind
 from relay.protocol.responses import Responses
 from relay.protocol.sse import Parser
@@ -91,7 +91,7 @@ def stopped(sent: list[int | None]) -> End:
     for each in map(frame, sent):
         for event in Parser(1 << 20).feed(each):
             watch.see(event)
-    return End("stopped", frames(watch.stop_events("req_1"), "st_x", len(sent)))
+    return End("stopped", encode_frames(watch.stop_events("req_1"), "st_x", len(sent)))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,23 @@ import pytest
 import redis
 
 from tests.conftest import Relays
-from tests.resume.replicas import rest, resume, start, stream_id
-from tests.resume.samples import APIS, CHAT_USAGE_EVENT, SAMPLES, Api, Event, Sample, error_of, masked, refusal_of
 from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
+from tests.support.replicas import stream_id
+from tests.support.samples import (
+    APIS,
+    CHAT_USAGE_EVENT,
+    SAMPLES,
+    Api,
+    Event,
+    Sample,
+    error_of,
+    masked,
+    refusal_of,
+    rest,
+    resume,
+    start,
+)
 from tests.support.scripted import (
     Call,
     Cut,

@@ -16,7 +16,8 @@ from tests.observe.frames import CASES, PATHS, chat, data
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
 TOKEN = chat({"content": "a"})

@@ -1,9 +1,9 @@
 """The table of scripts that every client plays, Python and JavaScript alike: `cases.json` beside this file.
 
-A case is what servers do in turn, and what must be seen then. Body parts and what is seen are words of a language:
+A case is what servers do in turn, and what must be seen action. Body parts and what is seen are words of a language:
 
     1 2 3!        events of the stream; `!` is one whose data is [DONE]
-    e1            the relay's own end behind event 1
+    e1            the relay's own end after event 1
     error plain   frames without an id: an error of the chat API, and any other
     hb            a heartbeat
     half2         the first bytes of event 2

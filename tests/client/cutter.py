@@ -1,7 +1,7 @@
 """A load balancer that loses connections: between an SDK and the replicas of a relay.
 
 Each request draws a `Cut` from a seeded plan: how many bytes of its answer get through, and how the connection ends
-then. It promises that bytes are never changed, that a replica which refuses is passed over for the next, and that
+action. It promises that bytes are never changed, that a replica which refuses is passed over for the next, and that
 requests for a model named "warm-up…" are spared.
 """
 

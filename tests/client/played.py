@@ -1,4 +1,4 @@
-"""A transport's client in all four kinds (httpx and httpx2, blocking and awaiting), over answers that a test plays.
+"""A transport's client in all four kinds (httpx and httpx2, synchronous and asynchronous), over scripted answers.
 
 The inner transport is the seam that users have, so what is played here is exactly what a connection may do: answer,
 bring bytes, break, or end. Real connections are in `test_survival.py`.
@@ -72,12 +72,12 @@ class Seen:
 
 
 class Kind:
-    """One library, blocking or awaiting. `requests` are those that left, `waits` what it slept."""
+    """One library, synchronous or asynchronous. `requests` are those that left, `waits` what it slept."""
 
-    def __init__(self, http: Any, client: Any, *, awaiting: bool) -> None:
+    def __init__(self, http: Any, client: Any, *, is_async: bool) -> None:
         self.http = http
         self.client = client
-        self.awaiting = awaiting
+        self.is_async = is_async
         self.requests: list[Any] = []
         self.timeouts: list[dict[str, Any]] = []
         """As they were at the end, for the body."""
@@ -93,7 +93,7 @@ class Kind:
         return [request.headers.get(name) for request in self.requests]
 
     def transport(self, policy: Policy | None = None, *, inner: Any = None, **more: Any) -> Any:
-        made = self.client.AsyncResumingTransport if self.awaiting else self.client.ResumingTransport
+        made = self.client.AsyncResumingTransport if self.is_async else self.client.ResumingTransport
         policy = policy or Policy(random=lambda: 1.0)
         return made(inner or self._inner(), policy=policy, **{"sleep": self._sleep(), **more})
 
@@ -106,7 +106,7 @@ class Kind:
         transport = transport or self.transport()
         seen = Seen()
         try:
-            if self.awaiting:
+            if self.is_async:
                 self.run(self._await, seen, transport, method, url, more)
             else:
                 client = self.http.Client(transport=transport)
@@ -132,7 +132,7 @@ class Kind:
         async def awaited(seconds: float) -> None:
             sleep(seconds)
 
-        return awaited if self.awaiting else sleep
+        return awaited if self.is_async else sleep
 
     def _inner(self) -> Any:
         kind, http = self, self.http
@@ -188,14 +188,14 @@ class Kind:
             async def handle_async_request(self, request: Any) -> Any:
                 return answer(request, AsyncBody)
 
-        return AsyncInner() if self.awaiting else Inner()
+        return AsyncInner() if self.is_async else Inner()
 
 
 KINDS = {
-    "httpx": lambda: Kind(httpx, relay.client.httpx, awaiting=False),
-    "httpx-async": lambda: Kind(httpx, relay.client.httpx, awaiting=True),
-    "httpx2": lambda: Kind(httpx2, relay.client.httpx2, awaiting=False),
-    "httpx2-async": lambda: Kind(httpx2, relay.client.httpx2, awaiting=True),
+    "httpx": lambda: Kind(httpx, relay.client.httpx, is_async=False),
+    "httpx-async": lambda: Kind(httpx, relay.client.httpx, is_async=True),
+    "httpx2": lambda: Kind(httpx2, relay.client.httpx2, is_async=False),
+    "httpx2-async": lambda: Kind(httpx2, relay.client.httpx2, is_async=True),
 }
 
 
@@ -208,7 +208,7 @@ def whole() -> Answer:
 
 
 def known(kind: Kind, policy: Policy | None = None, **more: Any) -> Any:
-    """A transport that has met this relay before; what it did then is forgotten."""
+    """A transport that has met this relay before; what it did action is forgotten."""
     transport = kind.transport(policy, **more)
     assert kind.post([whole()], transport).error is None
     kind.requests.clear()

@@ -22,7 +22,7 @@ POLICY = Policy(max_attempts=2, max_elapsed=10, first_delay=0.05, silence=1, max
 @pytest.mark.parametrize("harm", HARM)
 def test_harm_is_bounded(harm: str, name: str) -> None:
     kind = KINDS[name]()
-    made = kind.client.AsyncResumingTransport if kind.awaiting else kind.client.ResumingTransport
+    made = kind.client.AsyncResumingTransport if kind.is_async else kind.client.ResumingTransport
     with Adversary(HARM[harm]) as server:
         begun = time.monotonic()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -40,7 +40,7 @@ def test_harm_is_bounded(harm: str, name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_caller_s_time_out_ends_a_request_before_its_head(name: str) -> None:
     kind = KINDS[name]()
-    made = kind.client.AsyncResumingTransport if kind.awaiting else kind.client.ResumingTransport
+    made = kind.client.AsyncResumingTransport if kind.is_async else kind.client.ResumingTransport
     policy = Policy(assume_relay=True)
     headers = {"last-event-id": "st_" + "s" * 22 + ".1"}  # the adversary has no answer for a resume
     with Adversary(HARM["nothing_at_all"]) as server:

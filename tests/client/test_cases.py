@@ -1,4 +1,4 @@
-"""Every client of Python plays the table of scripts: blocking, on asyncio and on Trio, with both libraries."""
+"""Every client of Python plays the table of scripts: synchronous, on asyncio and on Trio, with both libraries."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_case(case: Case, way: str) -> None:
 
 def _policy(case: Case, kind: Kind, told: list[str]) -> Policy:
     def on(name: str) -> Any:
-        def tell(moment: Moment) -> None:
+        def notify(moment: Moment) -> None:
             told.append(f"{name} {moment.last_event_id.rpartition('.')[2]}")
 
-        return tell
+        return notify
 
     callbacks = {f"on_{name}": on(name) for name in ("cut", "resume", "gave_up")}
     return Policy(**{"random": lambda: 1.0, "clock": lambda: kind.now, **callbacks, **case.policy})

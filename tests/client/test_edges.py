@@ -17,12 +17,13 @@ from relay.client.policy import Policy
 from tests.client.cutter import Cut, Cutter
 from tests.client.played import BODY, KINDS, Kind, Seen
 from tests.client.scripts import FRAMES, script
-from tests.faults.proxy import Blackhole, FaultProxy, Pass
-from tests.faults.replicas_support import replicas, settings
+from tests.support.cutting import Blackhole, FaultProxy, Pass
 from tests.support.processes import RelayProcess
+from tests.support.replicas import replicas, settings
 from tests.support.scripted import Cut as Fin
 from tests.support.scripted import Gate, Head, Reset, ScriptedUpstream, Send, Step
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +77,8 @@ def post(
         await asyncio.to_thread(sleep, seconds)
 
     if not resuming:
-        transport = kind.http.AsyncHTTPTransport() if kind.awaiting else kind.http.HTTPTransport()
-    elif kind.awaiting:
+        transport = kind.http.AsyncHTTPTransport() if kind.is_async else kind.http.HTTPTransport()
+    elif kind.is_async:
         transport = kind.client.AsyncResumingTransport(policy=policy, sleep=awaited)
     else:
         transport = kind.client.ResumingTransport(policy=policy, sleep=sleep)
@@ -225,7 +226,7 @@ def test_a_stream_that_is_read_again_is_resumed(scene: Scene, kind: Kind, what: 
 
 
 def _plain(kind: Kind) -> Any:
-    return kind.http.AsyncHTTPTransport() if kind.awaiting else kind.http.HTTPTransport()
+    return kind.http.AsyncHTTPTransport() if kind.is_async else kind.http.HTTPTransport()
 
 
 def _url(scene: Scene) -> str:

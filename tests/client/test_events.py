@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.client.events import ANY, Block, Splitter, TooLarge, asks_for_stream, error_code, is_terminal
+from relay.client.events import ANY, Block, EventTooLarge, Splitter, asks_for_stream, error_code, is_terminal
 from relay.protocol.ids import EventId, new_stream_id
 
 STREAM = new_stream_id()
@@ -59,7 +59,7 @@ def test_one_unfinished_event_is_bounded_wherever_it_is_cut() -> None:
         for chunks in ((COMMENT + piece,), (COMMENT, *(bytes([byte]) for byte in piece))):
             splitter = Splitter(len(FIRST) - 1)
             assert [block.raw for block in splitter.feed(chunks[0][: len(COMMENT)])] == [COMMENT]
-            with pytest.raises(TooLarge):
+            with pytest.raises(EventTooLarge):
                 _ = [block for chunk in (chunks[0][len(COMMENT) :], *chunks[1:]) for block in splitter.feed(chunk)]
     assert [block.raw for block in Splitter(len(FIRST)).feed(FIRST)] == [FIRST]
 

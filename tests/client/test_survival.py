@@ -20,9 +20,9 @@ import pytest
 
 from tests.client.cutter import Cutter, at_random
 from tests.client.scripts import FRAMES, TEXT, TOOLS, script
-from tests.faults.replicas_support import replicas, settings
 from tests.sdk.install import is_installed, python_generation
 from tests.support.processes import RelayProcess, needs
+from tests.support.replicas import replicas, settings
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import valkey_server
 

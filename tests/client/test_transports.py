@@ -1,4 +1,4 @@
-"""What the transports do with requests and answers, in both libraries, blocking and awaiting alike."""
+"""What the transports do with requests and answers, in both libraries, synchronous and asynchronous alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocking half of the client, and the half for httpx2, are what .ci/twins.py writes."""
+"""The synchronous transport, and the transports for httpx2, are what .ci/twins.py writes."""
 
 from __future__ import annotations
 

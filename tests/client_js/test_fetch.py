@@ -17,7 +17,7 @@ from tests.client_js.cutting import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.client_js.scripts import PATHS, script
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import open_stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

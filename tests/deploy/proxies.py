@@ -20,7 +20,7 @@ from typing import Self
 
 from tests.support.processes import free_port, needs
 from tests.support.sseclient import ConnectionEnded, open_stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 START_TIMEOUT = 20.0

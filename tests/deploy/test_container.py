@@ -25,7 +25,7 @@ from relay.store.embedded import server_binary
 from tests.deploy.proxies import DEPLOY
 from tests.support.processes import free_port, needs
 from tests.support.sseclient import open_stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = DEPLOY.parent
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()

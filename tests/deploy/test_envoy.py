@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.deploy.proxies import Envoy
-from tests.faults.oracle import DONE, PATH, check, frame
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.deploy.h2client import Answer, H2Client
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.resume.replicas import two_replicas
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
+from tests.support.replicas import two_replicas
 from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, json_response, stream
 from tests.support.sseclient import open_stream
 

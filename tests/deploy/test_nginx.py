@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.proxies import Nginx
-from tests.faults.oracle import DONE, PATH, check, frame
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 AUTH = {"authorization": "Bearer sk-one"}
 

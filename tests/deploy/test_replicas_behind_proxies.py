@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.proxies import NAMES, SHIPPED, Nginx, Proxy, proxy
-from tests.faults.oracle import DONE, PATH, check, frame
-from tests.faults.pooled import Pooled
-from tests.faults.replicas_support import replicas as on_one_store
-from tests.faults.replicas_support import settings
-from tests.resume.replicas import Replicas, two_replicas
+from tests.support.oracle import DONE, PATH, check, frame
+from tests.support.pooled import Pooled
+from tests.support.replicas import Replicas, settings, two_replicas
+from tests.support.replicas import replicas as on_one_store
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import ConnectionEnded, RawEvent, RawStream, open_stream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
 
 AUTH = {"authorization": "Bearer sk-one"}
 READERS = 8

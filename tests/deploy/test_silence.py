@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.deploy.proxies import Envoy, Nginx, Proxy
-from tests.faults.oracle import DONE, PATH, check, frame
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Pause, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream

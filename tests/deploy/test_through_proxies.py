@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.proxies import NAMES, SHIPPED, Proxy, proxy
-from tests.faults.oracle import DONE, PATH, check, frame
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Head, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream

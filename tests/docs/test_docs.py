@@ -10,7 +10,7 @@ import pytest
 from relay import metrics
 from relay.config.reference import reference
 from relay.protocol import errors
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.outcomes import Cause, Ending
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_every_outcome_is_documented(outcome: str) -> None:
         errors.StoreBehind,
         errors.StoreUnavailable,
         errors.IdempotencyKeyInFlight,
-        errors.IdempotencyMismatch,
+        errors.IdempotencyKeyReused,
     ],
 )
 def test_every_resume_outcome_is_documented(kind: type[errors.ApiError]) -> None:

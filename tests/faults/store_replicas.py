@@ -12,11 +12,12 @@ from typing import Any
 import redis
 
 from tests.conftest import Relays
-from tests.faults.oracle import DONE, PATH, check, frame
+from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Head, Pause, ScriptedUpstream, Send, Step
 from tests.support.sseclient import RawEvent, RawStream, open_stream
-from tests.support.stores import Server, wait_until
+from tests.support.stores import Server
+from tests.support.waiting import wait_until
 
 HEADERS = {"authorization": "Bearer sk-faults"}
 LEASE = 1.0

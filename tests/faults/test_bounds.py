@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import Relays
-from tests.faults.asking import answers, ask
-from tests.faults.oracle import DONE, PATH, check, error_code, frame, word
-from tests.resume.replicas import stream_id, two_replicas
+from tests.support.asking import answers, ask
+from tests.support.oracle import DONE, PATH, check, error_code, frame, word
 from tests.support.processes import RelayProcess
+from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Call, Cut, End, Gate, Head, Pause, Reset, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import RawEvent, RawStream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 STREAMS = {
     "heartbeat": "200ms",

@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.deploy.h2client import H2Client
-from tests.faults.clients import TOKEN, until
-from tests.faults.oracle import PATH, check
-from tests.faults.pooled import Pooled
-from tests.faults.replicas_support import SLACK, paced, post, replicas, settings
+from tests.support.clients import TOKEN
+from tests.support.oracle import PATH, check
+from tests.support.pooled import Pooled
 from tests.support.processes import RelayProcess
+from tests.support.replicas import SLACK, paced, post, replicas, settings
 from tests.support.scripted import Gate, ScriptedUpstream, json_response
 from tests.support.sseclient import open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 AUTH = {"authorization": f"Bearer {TOKEN}"}
 BODY = {"model": "m", "messages": [], "stream": True}
@@ -79,7 +80,7 @@ def test_new_connections_are_refused_and_idle_ones_closed_while_streams_run_on(
         seen = [answer.events(10) for answer in streams]
         idle = [kept_alive(leaving) for _ in range(6)]
         leaving.signal(signal.SIGTERM)
-        until(lambda: refuses(leaving), SLACK, "the listener's end")
+        wait_until(lambda: refuses(leaving), SLACK, "the listener's end")
         for connection in idle:
             assert connection.sock.recv(1) == b""
             connection.close()
@@ -105,7 +106,7 @@ def test_every_answer_is_its_connections_last(upstream: ScriptedUpstream, store:
         assert stream.getheader("connection") is None
         with closing(asked), closing(begun):
             leaving.signal(signal.SIGTERM)
-            until(lambda: refuses(leaving), SLACK, "the listener's end")
+            wait_until(lambda: refuses(leaving), SLACK, "the listener's end")
             upstream.open("slow")
             answer = asked.getresponse()
             assert (answer.status, answer.getheader("connection")) == (200, "close")
@@ -124,7 +125,7 @@ def test_an_answer_that_is_no_stream_is_finished_too(upstream: ScriptedUpstream,
             upstream.wait_reached("slow")
             leaving.signal(signal.SIGTERM)
             with pytest.raises(TimeoutError):
-                until(lambda: leaving.returncode is not None, 5, "the end of a relay that has to answer yet")
+                wait_until(lambda: leaving.returncode is not None, 5, "the end of a relay that has to answer yet")
             upstream.open("slow")
             assert json.loads(asked.getresponse().read()) == {"slow": True}
         assert leaving.wait(15) == 0
@@ -164,7 +165,7 @@ def test_clients_with_pools_do_not_notice_that_replicas_come_and_go(
         with Pooled([relay.url for relay in trio], 8) as pooled:
             for relay in trio:
                 before = pooled.seen["whole"]
-                until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")
+                wait_until(lambda at=before: pooled.seen["whole"] > at + 50, 30, "answers")
                 relay.signal(signal.SIGTERM)
                 assert relay.wait(30) == 0
                 relay.start()
@@ -178,7 +179,7 @@ def test_who_loses_its_connection_comes_back_on_another_replica(upstream: Script
         answer = post(leaving, "m")
         seen = answer.events(10)
         leaving.signal(signal.SIGTERM)
-        until(lambda: refuses(leaving), SLACK, "the listener's end")
+        wait_until(lambda: refuses(leaving), SLACK, "the listener's end")
         answer.close(reset=True)
         with post(staying, "m", seen[6].id) as resumed:
             again = resumed.events(3)
@@ -204,7 +205,7 @@ def test_with_a_store_of_its_own_it_goes_on_listening_for_its_readers(upstream: 
             with open_stream(f"{leaving.url}/readyz", "GET") as ready:
                 return (ready.status, ready.headers.get("connection")) == (503, "close")
 
-        until(unready, SLACK, "unreadiness")
+        wait_until(unready, SLACK, "unreadiness")
         answer.close(reset=True)
         with post(leaving, "m") as refused:
             assert (refused.status, refused.json["error"]["code"]) == (503, "draining")

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.faults.clients import until
-from tests.faults.replicas_support import children
-from tests.support.processes import free_port, needs
+from tests.support.processes import children, free_port, needs
 from tests.support.sseclient import open_stream
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 # What ends a relay that has nothing to finish, on a busy machine.
@@ -53,7 +52,7 @@ class Starting:
                 command, cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         if as_init:
-            until(lambda: bool(children(self._process.pid)), 10, "the process in its namespace")
+            wait_until(lambda: bool(children(self._process.pid)), 10, "the process in its namespace")
             (self.pid,) = children(self._process.pid)
         else:
             self.pid = self._process.pid
@@ -66,7 +65,7 @@ class Starting:
             assert self._process.poll() is None, self.log()
             return bool(condition())
 
-        until(checked, 20, what)
+        wait_until(checked, 20, what)
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Relays
-from tests.faults.clients import until
-from tests.faults.oracle import check
-from tests.faults.replicas_support import children, paced, post
 from tests.store.test_embedded import damage, fill, small_disk
-from tests.support.processes import RelayProcess
+from tests.support.oracle import check
+from tests.support.processes import RelayProcess, children
+from tests.support.replicas import paced, post
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import open_stream
+from tests.support.waiting import wait_until
 
 
 def config(upstream: ScriptedUpstream, data: Path, **more: object) -> dict[str, object]:
@@ -54,7 +54,7 @@ def test_a_store_that_does_not_come_back_makes_the_relay_unready_and_is_told_onc
         whole = answer.events()
     kill_store(relay)
     repair = damage(tmp_path / "data")
-    until(lambda: "does not come back" in relay.log(), 20, "the reason")
+    wait_until(lambda: "does not come back" in relay.log(), 20, "the reason")
     assert {ready(relay) for _ in range(8)} == {"(503, 'store_unavailable')"}
     with open_stream(f"{relay.url}/livez", "GET") as alive:
         assert alive.status == 200
@@ -64,9 +64,9 @@ def test_a_store_that_does_not_come_back_makes_the_relay_unready_and_is_told_onc
     assert "Bad file format" in reasons[0]
     assert "A damaged file" in reasons[0]
     repair()
-    until(lambda: {ready(relay) for _ in range(8)} == {"ok"}, 40, "the store's return")
+    wait_until(lambda: {ready(relay) for _ in range(8)} == {"ok"}, 40, "the store's return")
     assert relay.log().count("does not come back") == 1
-    until(lambda: resumable(relay), 10, "a logged stream")
+    wait_until(lambda: resumable(relay), 10, "a logged stream")
     with post(relay, "m", f"{stream}.0") as replay:
         assert [event.raw for event in replay.events()] == [event.raw for event in whole]
 
@@ -77,9 +77,9 @@ def test_a_store_that_is_killed_and_comes_back_leaves_the_relay_ready(
     upstream.on("m", *paced(5, 0))
     relay = relays.start(config(upstream, tmp_path / "data"))
     kill_store(relay)
-    until(lambda: "the embedded store runs again" in relay.log(), 20, "the store's return")
+    wait_until(lambda: "the embedded store runs again" in relay.log(), 20, "the store's return")
     assert ready(relay) == "ok"
-    until(lambda: resumable(relay), 10, "a logged stream")
+    wait_until(lambda: resumable(relay), 10, "a logged stream")
 
 
 def test_a_full_disk_costs_new_streams_their_log_for_as_long_as_it_is_full(
@@ -92,12 +92,12 @@ def test_a_full_disk_costs_new_streams_their_log_for_as_long_as_it_is_full(
             stream = answer.headers["relay-stream-id"]
             whole = answer.events()
         fill(disk / "filler")
-        until(lambda: not resumable(relay), 30, "a disk with no room for a stream")
+        wait_until(lambda: not resumable(relay), 30, "a disk with no room for a stream")
         with post(relay, "m", f"{stream}.0") as replay:
             assert replay.status == 200, replay.read()
             assert [event.raw for event in replay.events()] == [event.raw for event in whole]
         (disk / "filler").unlink()
-        until(lambda: resumable(relay), 30, "a logged stream")
+        wait_until(lambda: resumable(relay), 30, "a logged stream")
         relay.stop()
 
 

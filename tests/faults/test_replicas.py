@@ -21,26 +21,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.clients import Client, Fleet, ends, terminals, until
-from tests.faults.oracle import DONE, check, frame
-from tests.faults.replicas_support import (
-    HEARTBEAT,
-    LEASE,
-    SLACK,
-    Probe,
-    StoreView,
-    children,
-    descriptors,
-    paced,
-    post,
-    replicas,
-    rss,
-    settings,
-)
-from tests.support.processes import RelayProcess, needs
+from tests.support.clients import Client, Fleet, ends, terminals
+from tests.support.oracle import DONE, check, frame
+from tests.support.processes import RelayProcess, children, descriptors, needs, rss
+from tests.support.replicas import HEARTBEAT, LEASE, SLACK, Probe, StoreView, paced, post, replicas, settings
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -191,7 +179,7 @@ def test_a_rolling_restart_under_load_is_not_noticed(
             for follower in followers:
                 follower.wait_events(1)
 
-        until(lambda: len(done) >= 15 and all(c.events for c in done[:15]), 30, "all clients read")
+        wait_until(lambda: len(done) >= 15 and all(c.events for c in done[:15]), 30, "all clients read")
         for i, relay in enumerate(trio):
             follow_new()
             # One that reads here what the next replica produces: it must be sent away.
@@ -235,7 +223,7 @@ def test_a_producer_that_slept_past_its_lease_is_fenced(
         try:
             # Half of the streams are met by a reader elsewhere, half are found by the sweep.
             elsewhere = [fleet.start(Client([other.url], "m", stream=c.stream)) for c in attached[:4]]
-            until(
+            wait_until(
                 lambda: all(view.end(c.stream or "") == "producer_lost" for c in attached),
                 3 * LEASE + SLACK,
                 "all streams ended",
@@ -283,7 +271,7 @@ def test_a_producer_that_slept_in_the_middle_of_an_append_is_fenced(
             server.resume()
         try:
             time.sleep(asleep)  # the fault is this time
-            until(lambda: all(view.end(c.stream or "") for c in clients), 3 * LEASE + SLACK, "all streams ended")
+            wait_until(lambda: all(view.end(c.stream or "") for c in clients), 3 * LEASE + SLACK, "all streams ended")
             ended = {c.stream: view.log(c.stream or "") for c in clients}
         finally:
             sleeper.signal(signal.SIGCONT)
@@ -360,7 +348,8 @@ def test_streams_that_nobody_reads_are_swept(
                 assert check(answer.events(6)) == (6, None)
         assert view.replicas_with_streams() == 1
         doomed.kill()
-        until(lambda: all(view.end(stream) is not None for stream in streams), 2 * LEASE + SLACK, "the streams' sweep")
+        swept = 2 * LEASE + SLACK
+        wait_until(lambda: all(view.end(stream) is not None for stream in streams), swept, "the streams' sweep")
         for stream in streams:
             log = view.log(stream)
             assert log.ends == ["producer_lost"]
@@ -373,7 +362,7 @@ def test_streams_that_nobody_reads_are_swept(
         for client in late:
             assert check(client.events) == (6, "producer_lost")
             assert terminals(client.events) == 1
-        until(lambda: view.replicas_with_streams() == 0, 2 * LEASE + SLACK, "the end of the dead replica's register")
+        wait_until(lambda: view.replicas_with_streams() == 0, swept, "the end of the dead replica's register")
         assert len(upstream.calls) == len(streams)
         assert not any(view.log(stream).ends != ["producer_lost"] for stream in streams)
 
@@ -443,7 +432,7 @@ def test_what_is_left_after_the_drain_is_told_so(upstream: ScriptedUpstream, sto
         (call,) = upstream.calls
         assert call.ended.wait(10)
         assert call.cancelled
-        until(lambda: view.replicas_with_streams() == 0, 2 * LEASE + SLACK, "the end of the register")
+        wait_until(lambda: view.replicas_with_streams() == 0, 2 * LEASE + SLACK, "the end of the register")
         assert view.log(stream) == log
 
 
@@ -453,9 +442,9 @@ def test_a_second_sigterm_ends_at_once(upstream: ScriptedUpstream, store: Store,
         with post(leaving, "m") as own:
             seen = own.events(10)
             leaving.signal(signal.SIGTERM)
-            until(lambda: "draining" in leaving.log(), SLACK, "the drain")
+            wait_until(lambda: "draining" in leaving.log(), SLACK, "the drain")
             with pytest.raises(TimeoutError):
-                until(lambda: leaving.returncode is not None, 0.5, "the exit")
+                wait_until(lambda: leaving.returncode is not None, 0.5, "the exit")
             leaving.signal(signal.SIGTERM)
             seen += own.events()
             assert check(seen) == (10, "shutdown")
@@ -512,7 +501,7 @@ def test_a_worker_that_dies_is_replaced_and_its_streams_are_told(
         for client in clients:
             client.wait_events(5)
         os.kill(min(before), signal.SIGKILL)
-        until(lambda: len(set(children(relay.pid)) - {min(before)}) == 2, 10, "a new worker")
+        wait_until(lambda: len(set(children(relay.pid)) - {min(before)}) == 2, 10, "a new worker")
         fleet.wait(60)
         assert ends(clients) <= {"done", "producer_lost"}
         for client in clients:
@@ -574,8 +563,8 @@ def test_a_thousand_reconnects_of_one_client_leave_nothing_behind(
             reconnect(1000)
             assert time.monotonic() - began < 60
             for p, open_before, memory in settled:
-                until(lambda p=p, n=open_before: descriptors(p.pid) <= n, 10, "descriptors given back")
-                until(lambda p=p: len(probe.tasks(p.pid)) <= baseline[p.pid], 10, "tasks ended")
+                wait_until(lambda p=p, n=open_before: descriptors(p.pid) <= n, 10, "descriptors given back")
+                wait_until(lambda p=p: len(probe.tasks(p.pid)) <= baseline[p.pid], 10, "tasks ended")
                 assert rss(p.pid) - memory < 8 << 20
             upstream.open("gate")
             assert check(seen + answer.events()) == (60, "done")
@@ -612,8 +601,8 @@ def test_a_crowd_that_comes_back_at_once(
                 assert visit.raw == b"".join(event.raw for event in seen[i % streams][200:300])
             for pid, (open_before, tasks) in idle.items():
                 # The other replica has opened what it needs for tailing, once: a few tasks and descriptors.
-                until(lambda p=pid, n=open_before: descriptors(p) <= n + 2, 20, "descriptors given back")
-                until(lambda p=pid, n=tasks: len(probe.tasks(p)) <= n + 2, 20, "tasks ended")
+                wait_until(lambda p=pid, n=open_before: descriptors(p) <= n + 2, 20, "descriptors given back")
+                wait_until(lambda p=pid, n=tasks: len(probe.tasks(p)) <= n + 2, 20, "tasks ended")
             memory = memory or {pid: rss(pid) for pid in idle}
         assert max(rss(pid) - memory[pid] for pid in idle) < 12 << 20
 
@@ -633,6 +622,6 @@ def test_a_crowd_that_comes_back_at_once(
             owner.close()
             assert check(whole) == (320, "done")
         assert len(upstream.calls) == streams
-        until(lambda: descriptors(other.pid) <= idle[other.pid][0] + 2, 20, "descriptors given back")
-        until(lambda: len(probe.tasks(other.pid)) <= idle[other.pid][1] + 2, 20, "tasks ended")
+        wait_until(lambda: descriptors(other.pid) <= idle[other.pid][0] + 2, 20, "descriptors given back")
+        wait_until(lambda: len(probe.tasks(other.pid)) <= idle[other.pid][1] + 2, 20, "tasks ended")
         assert max(rss(pid) - memory[pid] for pid in idle) < 16 << 20

@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Relays
-from tests.faults.oracle import DONE
-from tests.faults.proxy import Delay, DropReplies, FaultProxy, Narrow, Pass
 from tests.faults.store_replicas import (
     HOLD,
     SLACK,
@@ -35,8 +33,11 @@ from tests.faults.store_replicas import (
     two,
     whole,
 )
+from tests.support.cutting import Delay, DropReplies, FaultProxy, Narrow, Pass
+from tests.support.oracle import DONE
 from tests.support.scripted import Gate, Head, ScriptedUpstream, stream
-from tests.support.stores import Server, valkey_sentinel, valkey_server, wait_until
+from tests.support.stores import Server, valkey_sentinel, valkey_server
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

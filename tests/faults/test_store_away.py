@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Relays
-from tests.faults import asking
-from tests.faults.proxy import Blackhole, FaultProxy, Pass, Refuse
 from tests.faults.store_replicas import (
     HEADERS,
     HOLD,
@@ -38,10 +36,13 @@ from tests.faults.store_replicas import (
     unlogged,
     whole,
 )
+from tests.support import asking
+from tests.support.cutting import Blackhole, FaultProxy, Pass, Refuse
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Head, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import open_stream
-from tests.support.stores import Server, valkey_server, wait_until
+from tests.support.stores import Server, valkey_server
+from tests.support.waiting import wait_until
 
 # A command that gets no answer is given up after 2 s and asked once more.
 COMMAND = 4.0

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.clients import until
-from tests.faults.oracle import check
-from tests.faults.replicas_support import children, paced, post, replicas, settings
-from tests.support.processes import RelayProcess
+from tests.support.oracle import check
+from tests.support.processes import RelayProcess, children
+from tests.support.replicas import paced, post, replicas, settings
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 # A killed process is gone when the kernel has taken it down.
@@ -111,7 +111,7 @@ def test_each_way_of_seeing_the_parents_death_is_enough(before: str) -> None:
         assert all(map(runs, pids))
         starter.kill()
         starter.wait()
-        until(lambda: not any(map(runs, pids)), GONE, "the workers' end")
+        wait_until(lambda: not any(map(runs, pids)), GONE, "the workers' end")
 
 
 @pytest.mark.parametrize("way", ["", "sys.platform = 'elsewhere'"], ids=["kernel", "pipe"])
@@ -131,7 +131,7 @@ workers.end_with_parent = set_up
         pids = [int(starter.stdout.readline()) for _ in range(2)]
         starter.kill()
         starter.wait()
-        until(lambda: not any(map(runs, pids)), GONE, "the workers' end")
+        wait_until(lambda: not any(map(runs, pids)), GONE, "the workers' end")
         assert starter.stdout.read() == "", "a worker without a parent has begun its work"
 
 

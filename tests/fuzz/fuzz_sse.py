@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from relay.protocol.lifecycle import Cause
+from relay.protocol.outcomes import Cause
 from relay.protocol.sse import encode
 from tests.protocol.test_sse import Heard, by_the_standard, hear
 

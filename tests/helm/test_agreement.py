@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft7Validator
 
 import relay
-from relay import config
+from relay.config import reference
 from relay.config import Settings, SettingsError, load
 from tests.helm import chart
 
@@ -64,7 +64,7 @@ def load_values(key: str, value: object) -> Settings:
 
 def test_the_schema_takes_every_setting() -> None:
     known = set(_schema_keys(SCHEMA["properties"]["config"], ""))
-    assert {path for path, _ in config._walk(Settings, "") if path != "upstreams"} == known
+    assert {path for path, _ in reference.settings_of(Settings, "") if path != "upstreams"} == known
 
 
 def test_the_schema_is_generated_from_the_settings() -> None:

@@ -21,7 +21,7 @@ from relay.store.embedded import server_binary
 from tests.conftest import Relays
 from tests.helm import chart
 from tests.support.processes import free_port
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 
 def pod_specs(found: list[chart.Object]) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ class ClaimModel:
             else:
                 yield from self._claim(state, r, replica)
         elif replica.phase == "judging" and not state.away:
-            yield from self._judge(state, r, replica)
+            yield from self._version_faults(state, r, replica)
         elif replica.phase == "releasing" and not state.away:
             yield (
                 f"{at} takes the key from stream {replica.found}",
@@ -203,7 +203,7 @@ class ClaimModel:
             return state
         return state._replace(claim=None)
 
-    def _judge(self, state: ClaimState, r: int, replica: Replica) -> Iterator[Move[ClaimState]]:
+    def _version_faults(self, state: ClaimState, r: int, replica: Replica) -> Iterator[Move[ClaimState]]:
         """Whether the stream that has the key can be joined, and whether its generation may still run."""
         at, claim = "AB"[r], state.claim
         if claim is None or claim.stream != replica.found:

@@ -18,7 +18,7 @@ from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.errors import PositionUnknown, StoreBehind, StoreUnavailable, StreamNotFound
 from relay.protocol.ids import EventId, new_stream_id
-from relay.protocol.lifecycle import Cause, Ending
+from relay.protocol.outcomes import Cause, Ending
 from relay.store import scripts
 from relay.store import topology as store_topology
 from relay.store.log import Log
@@ -202,10 +202,10 @@ class Harness:
             return
         while self._unsent:
             self._sent, self._unsent = self._sent + 1, self._unsent - 1
-            sink.arrived(_event(self._sent, self._rules))
+            sink.data_received(_event(self._sent, self._rules))
         if self._ends:
             self._ends = False
-            sink.ended(None)
+            sink.eof_received(None)
 
     async def _append(self) -> Pending:
         """The append that waits, of all that there is."""

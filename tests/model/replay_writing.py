@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.leases import Leases
 from tests.model.harness import CODES, LEASE, SETTINGS, Connection, Harness, Replica
 from tests.model.simulated import Pending

@@ -20,11 +20,12 @@ from typing import Any
 
 import yaml
 
-from tests.resume.samples import SAMPLES, Api
 from tests.support.processes import RelayProcess, free_port
+from tests.support.samples import SAMPLES, Api
 from tests.support.scripted import Cut, Head, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Server, wait_until
+from tests.support.stores import Server
+from tests.support.waiting import wait_until
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 TOKEN = "sk-load"

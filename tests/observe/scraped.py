@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.support.processes import RelayProcess
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -21,7 +21,8 @@ from tests.observe.scraped import scrape, scrape_text, until
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Head, Reset, ScriptedUpstream, Send, Step, json_response, stream
 from tests.support.sseclient import open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 PROMPT, COMPLETION, KEY, RELAY_KEY = (f"canary-{word}-7f3a9c" for word in ("prompt", "completion", "key", "relaykey"))
 AUTH = {"authorization": f"Bearer {KEY}"}

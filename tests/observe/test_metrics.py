@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from relay.protocol.lifecycle import Cause
+from relay.protocol.outcomes import Cause
 from tests.conftest import Relays
 from tests.observe.frames import CASES, PATHS, chat, data
 from tests.observe.scraped import Scrape, scrape, until
@@ -23,7 +23,8 @@ from tests.support.ids import event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 KEY = {"authorization": "Bearer sk-one"}
 FIRST = "relay_time_to_first_token_seconds"

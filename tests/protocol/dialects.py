@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from relay.protocol.dialect import DONE, Dialect, Watch
-from relay.protocol.lifecycle import Cause, Ending, Outcome, StreamFailure
+from relay.protocol.outcomes import Cause, Ending, Outcome, StreamFailure
 from relay.protocol.sse import Event, encode
 
 DONE_EVENT = Event(b"", DONE)
@@ -64,7 +64,7 @@ def hostile(keys: list[str], words: list[str]) -> st.SearchStrategy[dict[str, An
 
 
 def never_a_fault_of_its_own(watch: Watch, dialect: Dialect, message: object, kind: bytes) -> None:
-    """Whatever an upstream sends is an event or a refusal, and an end can be said behind it."""
+    """Whatever an upstream sends is an event or a refusal, and an end can be said after it."""
     with suppress(StreamFailure):
         assert isinstance(watch.see(event(message, kind)), int)
     watch.ended_at_eof()

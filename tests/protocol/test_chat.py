@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol.chat import Chat, ChatWatch
-from relay.protocol.dialect import FAILED, HIDDEN, LINGER, TERMINAL, TOKEN, Usage
-from relay.protocol.lifecycle import Cause, Outcome
+from relay.protocol.dialect import DONE_MAY_FOLLOW, FAILED, HIDDEN, TERMINAL, TOKEN, Usage
+from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
     ABNORMAL,
@@ -108,7 +108,7 @@ class TestTheEnd:
         w.see(chunk(finish="stop"))
         assert w.ended_at_eof()
 
-    def test_so_it_is_with_usage_behind_the_finish_reason(self) -> None:
+    def test_so_it_is_with_usage_after_the_finish_reason(self) -> None:
         w = watch()
         w.see(chunk({"content": "Hi"}))
         w.see(chunk(finish="stop"))
@@ -153,14 +153,14 @@ class TestErrors:
     def test_each_form(self, sent: Event) -> None:
         w = watch()
         assert w.see(chunk({"content": "Hi"})) == TOKEN
-        assert w.see(sent) == TERMINAL | LINGER | FAILED
+        assert w.see(sent) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.error == "Provider disconnected"
         assert w.see(DONE_EVENT) & TERMINAL
         assert w.ended_at_eof()
 
     def test_a_finish_reason_of_error_is_one(self) -> None:
         w = watch()
-        assert w.see(chunk(finish="error")) == TERMINAL | LINGER | FAILED
+        assert w.see(chunk(finish="error")) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.error
 
     def test_an_error_that_is_null_is_none(self) -> None:
@@ -336,7 +336,7 @@ class TestErrorFrames:
     def test_a_relay_behind_this_one_reads_them(self) -> None:
         w = watch()
         error, done = CHAT.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
-        assert w.see(error) == TERMINAL | LINGER | FAILED
+        assert w.see(error) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.see(done) & TERMINAL
 
     def test_the_heartbeat_has_no_blank_line(self) -> None:

@@ -49,7 +49,7 @@ def test_an_event_id_causes_no_cors_preflight() -> None:
 @pytest.mark.parametrize(("n", "parsed"), [("0", 0), ("1", 1), ("42", 42), ("999999999999999", 10**15 - 1)])
 @pytest.mark.parametrize("end", [False, True])
 def test_positions(n: str, parsed: int, end: bool) -> None:
-    """A position after an event, and the one after the end that was told behind it."""
+    """A position after an event, and the one after the end that was told after it."""
     value = f"{STREAM}.{n}e" if end else f"{STREAM}.{n}"
     position = parse_event_id(value)
     assert position == EventId(STREAM, parsed, end)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol.dialect import FAILED, TERMINAL, TOKEN, Usage
-from relay.protocol.lifecycle import Cause, Outcome
 from relay.protocol.messages import Messages, MessagesWatch
+from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
     ABNORMAL,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.dialect import FAILED, LINGER, TERMINAL, TOKEN, Usage
-from relay.protocol.lifecycle import Cause, Outcome
+from relay.protocol.dialect import DONE_MAY_FOLLOW, FAILED, TERMINAL, TOKEN, Usage
+from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.responses import Responses, ResponsesWatch
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
@@ -83,7 +83,7 @@ class TestTheEnd:
     def test_complete_or_cut_short_by_a_limit(self, kind: str) -> None:
         w = watch()
         assert not w.ended_at_eof()
-        assert w.see(typed(kind, response={"id": "resp_1"})) == TERMINAL | LINGER
+        assert w.see(typed(kind, response={"id": "resp_1"})) == TERMINAL | DONE_MAY_FOLLOW
         assert w.ended_at_eof()
         assert w.error is None
 
@@ -95,13 +95,13 @@ class TestTheEnd:
     def test_failed(self) -> None:
         w = watch()
         response = {"id": "resp_1", "error": {"code": "server_error", "message": "Broken"}}
-        assert w.see(typed("response.failed", response=response)) == TERMINAL | LINGER | FAILED
+        assert w.see(typed("response.failed", response=response)) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.error == "Broken"
         assert w.see(DONE_EVENT) & TERMINAL
 
     @pytest.mark.parametrize("response", [None, {}, {"error": None}, {"error": "x"}, 5])
     def test_failed_without_words(self, response: object) -> None:
-        assert watch().see(typed("response.failed", response=response)) == TERMINAL | LINGER | FAILED
+        assert watch().see(typed("response.failed", response=response)) == TERMINAL | DONE_MAY_FOLLOW | FAILED
 
     def test_deltas_alone_are_no_end(self) -> None:
         w = watch()
@@ -125,7 +125,7 @@ class TestErrors:
     )
     def test_each_form(self, sent: Event) -> None:
         w = watch()
-        assert w.see(sent) == TERMINAL | LINGER | FAILED
+        assert w.see(sent) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.error == "Broken"
         assert w.ended_at_eof()
 
@@ -264,7 +264,7 @@ class TestErrorFrames:
     def test_a_relay_behind_this_one_reads_them(self) -> None:
         (error,) = RESPONSES.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
         w = watch()
-        assert w.see(error) == TERMINAL | LINGER | FAILED
+        assert w.see(error) == TERMINAL | DONE_MAY_FOLLOW | FAILED
         assert w.error == "Over."
 
     def test_the_heartbeat_has_no_blank_line(self) -> None:

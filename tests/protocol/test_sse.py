@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.protocol.lifecycle import Cause, StreamFailure
+from relay.protocol.outcomes import Cause, StreamFailure
 from relay.protocol.sse import Event, Parser, encode
 
 BIG = 1 << 20

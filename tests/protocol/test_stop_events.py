@@ -1,4 +1,4 @@
-"""What is written behind a stopped stream, at every point of every format: a well-formed whole, and no second end."""
+"""What is written after a stopped stream, at every point of every format: a well-formed whole, and no second end."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.resume.replicas import Replicas, rest, resume, start, stream_id, two_replicas
-from tests.resume.samples import APIS, SAMPLES, Api, Sample, masked
+from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.samples import APIS, SAMPLES, Api, Sample, masked, rest, resume, start
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import RawStream
 

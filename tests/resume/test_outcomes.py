@@ -16,13 +16,14 @@ import pytest
 import redis
 
 from tests.conftest import Relays
-from tests.resume.replicas import Replicas, rest, resume, start, stream_id, two_replicas
-from tests.resume.samples import APIS, SAMPLES, Api, Sample, error_of, masked, refusal_of
 from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
+from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.samples import APIS, SAMPLES, Api, Sample, error_of, masked, refusal_of, rest, resume, start
 from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import valkey_server, wait_until
+from tests.support.stores import valkey_server
+from tests.support.waiting import wait_until
 
 each_api = pytest.mark.parametrize("api", APIS)
 each_way = pytest.mark.parametrize("how", ["post", "get", "query"])

@@ -22,7 +22,8 @@ from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, Step, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import Store, valkey_server, wait_until
+from tests.support.stores import Store, valkey_server
+from tests.support.waiting import wait_until
 
 HEARTBEAT = b": hb\n"
 OWNER = {"authorization": "Bearer sk-one"}
@@ -199,7 +200,7 @@ class TestReading:
         assert b"producer_lost" in events[1].raw
         assert [(entry, list(pair)) for entry, pair in site.entries(name)] == [("1-0", ["f"]), ("1-1", ["end"])]
         assert b"producer_lost".hex() not in str(site.entries(name))
-        # Two writers may seal other words at the same place: never with the same nonce.
+        # Two writers may encrypt other words at the same place: never with the same nonce.
         salts = [content[10:26] for _, pair in site.entries(name) for content in pair.values()]
         assert salts[0] != salts[1]
 
@@ -316,7 +317,7 @@ class TestRotation:
             self.held(relay, *new)
         self.refused(after, old[0])
         key = site.entries(old[0])[0][1]["f"][2:10]
-        assert f"sealed under key {key}; give this replica that key" in after.log()
+        assert f"encrypted under key {key}; give this replica that key" in after.log()
 
     def test_switched_on_without_a_stop(self, site: Site) -> None:
         never, ready, on, only = (site.relay(keys) for keys in (None, f"none,{NEW}", f"{NEW},none", NEW))

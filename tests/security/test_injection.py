@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from relay.protocol import closing
+from relay.protocol import end_mark
 from relay.protocol.apis import DIALECTS
-from relay.protocol.lifecycle import Cause
+from relay.protocol.outcomes import Cause
 from relay.protocol.sse import Event, Parser, encode
 from tests.security.wire import AUTH, Site
 from tests.support.ids import end_ids, event_ids
@@ -130,7 +130,7 @@ def test_a_message_that_an_error_event_quotes_stays_in_it(
 ) -> None:
     dialect = DIALECTS[api]
     events = dialect.error_events(cause, message, 3, request_id)
-    out = Browser.of(closing.frames(events, "st_x", 3))
+    out = Browser.of(end_mark.encode_frames(events, "st_x", 3))
     assert [event.id for event in out.events] == [b""] * (len(events) - 1) + [b"st_x.3e"]
     assert [(event.type, event.data) for event in out.events] == [(event.type, event.data) for event in events]
     assert all(event.data == b"[DONE]" or isinstance(json.loads(event.data), dict) for event in out.events)
@@ -158,7 +158,7 @@ def test_what_makes_a_stopped_stream_whole_stays_in_its_frames(api: str) -> None
         watch.see(Event(str(message.get("type", "")).encode(), json.dumps(message).encode()))
     events = watch.stop_events(hostile)
     assert events
-    out = Browser.of(closing.frames(events, "st_x", 2))
+    out = Browser.of(end_mark.encode_frames(events, "st_x", 2))
     assert [event.id for event in out.events] == [b""] * (len(events) - 1) + [b"st_x.2e"]
     assert [(event.type, event.data) for event in out.events] == [(event.type, event.data) for event in events]
     assert out.retries == []

@@ -29,7 +29,7 @@ from tests.security.wire import AUTH, H2, Heard, Site, connect, listen, request,
 from tests.support.processes import RelayProcess
 from tests.support.scripted import End, Gate, Head, ScriptedUpstream, Send, json_response, stream
 from tests.support.sseclient import open_stream
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 READ = 1.0
 IDLE = 2.0

@@ -21,7 +21,8 @@ from tests.support.guarded import PASSWORD, SHIPPED, Guard, guarded_server, logi
 from tests.support.processes import RelayProcess, free_port
 from tests.support.scripted import Gate, ScriptedUpstream, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
-from tests.support.stores import SentinelStore, Server, Store, valkey_cluster, valkey_sentinel, wait_until
+from tests.support.stores import SentinelStore, Server, Store, valkey_cluster, valkey_sentinel
+from tests.support.waiting import wait_until
 
 PATH = "/v1/chat/completions"
 AUTH = {"authorization": "Bearer sk-one"}

@@ -14,7 +14,7 @@ import fakeredis
 import redis.exceptions
 
 from relay.config import StoreSettings, StreamSettings
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from relay.store.commands import millis

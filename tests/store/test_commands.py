@@ -16,17 +16,10 @@ from relay.store import scripts
 from relay.store.commands import Commands
 from relay.store.link import StoreDown
 from relay.store.topology import Node, connect
-from tests.faults.proxy import Blackhole, FaultProxy
+from tests.support.cutting import Blackhole, FaultProxy
 from tests.support.resharding import cluster_replica, start_move, take_over
-from tests.support.stores import (
-    ClusterStore,
-    SentinelStore,
-    Server,
-    valkey_cluster,
-    valkey_sentinel,
-    valkey_server,
-    wait_until,
-)
+from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server
+from tests.support.waiting import wait_until
 
 SOON = 3.0  # what a loaded machine may add
 EVERY_SHARD = ["{a}", "{b}", "{c}", "{d}", "{e}", "{f}"]

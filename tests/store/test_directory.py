@@ -51,7 +51,7 @@ class Bench:
         return await self.topology.node_of(key).query.call(*command)
 
     async def lives_for(self, name: str) -> int:
-        key = self.log.names.further(name)
+        key = self.log.names.name_key(name)
         return int(await self.raw(key, "PTTL", key))
 
     async def age(self, replica: str) -> None:
@@ -127,7 +127,7 @@ class TestClaims:
         async def story(bench: Bench) -> None:
             name, one = some_name(), some_claim()
             await bench.directory.claim(name, one)
-            key = bench.log.names.further(name)
+            key = bench.log.names.name_key(name)
             await bench.raw(key, "PEXPIRE", key, 1000)
             unlogged = Claim(one.stream, one.digest, one.replica, joinable=False)
             assert await bench.directory.claim(name, unlogged) == unlogged
@@ -140,7 +140,7 @@ class TestClaims:
         async def story(bench: Bench) -> None:
             name, one = some_name(), some_claim()
             await bench.directory.claim(name, one)
-            key = bench.log.names.further(name)
+            key = bench.log.names.name_key(name)
             await bench.raw(key, "DEL", key)
             assert await bench.directory.claim(name, one) == one
             assert await bench.directory.claim(name, some_claim()) == one
@@ -173,7 +173,7 @@ class TestClaims:
     def test_one_of_an_earlier_version_names_no_replica(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             name, stream = some_name(), new_stream_id()
-            key = bench.log.names.further(name)
+            key = bench.log.names.name_key(name)
             await bench.raw(key, "HSET", key, "stream", stream, "digest", "d")
             assert await bench.directory.claim_of(name) == Claim(stream, "d", "")
             assert await bench.directory.claim(name, some_claim()) == Claim(stream, "d", "")
@@ -182,7 +182,7 @@ class TestClaims:
 
     def test_how_long_its_store_is_back(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
-            bench.back = {bench.log.names.further("back"): 7.0}
+            bench.back = {bench.log.names.name_key("back"): 7.0}
             assert bench.directory.returned_for("back") == 7.0
             assert bench.directory.returned_for("never-away") == float("inf")
 
@@ -391,7 +391,7 @@ def _made(at: int) -> bytes:
 def test_a_name_of_the_wrong_kind_is_an_unavailable_store(play: Play) -> None:
     async def story(bench: Bench) -> None:
         name = some_name()
-        key = bench.log.names.further(name)
+        key = bench.log.names.name_key(name)
         await bench.raw(key, "SET", key, "x")
         for asked in (
             bench.directory.claim(name, some_claim()),

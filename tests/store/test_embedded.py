@@ -18,7 +18,7 @@ import redis
 from relay.store import embedded
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, StartGivenUp
 from tests.support.processes import needs
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

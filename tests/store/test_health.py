@@ -16,7 +16,8 @@ from tests.conftest import Relays
 from tests.support.guarded import Guard, login, valkey_with_users
 from tests.support.processes import free_port
 from tests.support.scripted import ScriptedUpstream
-from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server, wait_until
+from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server
+from tests.support.waiting import wait_until
 
 # TEST-NET-1 (RFC 5737); the minus: it need not be there.
 EVERYWHERE = ("bind", "127.0.0.1 -192.0.2.1")

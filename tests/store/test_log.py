@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.config import StreamSettings
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from relay.store.log import Page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store.log import Page, Renewed
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK
@@ -269,7 +269,7 @@ class TestForcedEnd:
             assert await bench.log.force_end(stream, 1, "swallowed_whole") == (OK, 1)
             page = await bench.log.read(stream, 1)
             assert page.end == End("swallowed_whole")
-            assert page.end.told_by_relay
+            assert page.end.sent_by_relay
             assert (await bench.status(stream)).outcome == "swallowed_whole"
 
         play(story)

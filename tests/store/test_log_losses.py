@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis.exceptions
 
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Page, Renewed
 from relay.store.scripts import GONE, MISMATCH, OK

@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.store.log import Page
 from relay.store.scripts import OK
 from tests.store.benches import Bench, Play, log_key, numbered

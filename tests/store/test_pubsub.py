@@ -12,17 +12,10 @@ import pytest
 from relay.store.commands import Commands
 from relay.store.pubsub import ShardSubscriptions
 from relay.store.topology import connect
-from tests.faults.proxy import Blackhole, FaultProxy, Pass
+from tests.support.cutting import Blackhole, FaultProxy, Pass
 from tests.support.resharding import cluster_replica, start_move, take_over
-from tests.support.stores import (
-    ClusterStore,
-    SentinelStore,
-    Server,
-    valkey_cluster,
-    valkey_sentinel,
-    valkey_server,
-    wait_until,
-)
+from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server
+from tests.support.waiting import wait_until
 
 SOON = 3.0  # what a loaded machine may add
 EVERY_SHARD = [b"{a}", b"{b}", b"{c}", b"{d}", b"{e}", b"{f}"]

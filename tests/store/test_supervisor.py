@@ -15,7 +15,7 @@ from relay.store import embedded, supervisor
 from relay.store.embedded import EmbeddedStore
 from relay.store.supervisor import StoreSupervisor
 from tests.store.test_embedded import damage, get, kill_server, put
-from tests.support.stores import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

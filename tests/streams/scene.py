@@ -26,7 +26,8 @@ from relay.streams.reader import Reader
 from relay.streams.registry import Registry
 from relay.upstream.client import Body, Sink
 from relay.upstream.routing import Route, route_model
-from tests.faults.oracle import DONE, frame
+from tests.support.oracle import DONE, frame
+from tests.support.waiting import until
 
 OWNER = "owner"
 TIMEOUT = 10.0
@@ -46,7 +47,7 @@ class Upstream(Body):
 
     def send(self, *frames: bytes) -> None:
         assert self._sink is not None
-        self._sink.arrived(b"".join(frames))
+        self._sink.data_received(b"".join(frames))
 
     def number(self, first: int, last: int) -> None:
         """Events first to last, one by one."""
@@ -56,7 +57,7 @@ class Upstream(Body):
     def end(self, *, broken: bool = False) -> None:
         self._over = True
         if self._sink is not None:
-            self._sink.ended(httpx.ReadError("broken") if broken else None)
+            self._sink.eof_received(httpx.ReadError("broken") if broken else None)
             self._sink = None
 
     def complete(self) -> None:
@@ -107,7 +108,7 @@ class Replica:
         reader = self.lookup.first_reader(producer)
         await asyncio.wait_for(producer.answer, TIMEOUT)
         if read:
-            await until(lambda: upstream._sink is not None, "the upstream to be read")
+            await until(lambda: upstream._sink is not None, TIMEOUT, "the upstream to be read")
         return producer, reader
 
     async def attach(self, stream: str, n: int, *, api: str | None = None, end: bool = False) -> Attached:
@@ -171,15 +172,6 @@ def ids(frames: list[bytes]) -> list[str]:
         line = next((line for line in each.split(b"\n") if line.startswith(b"id: ")), b"")
         found.append(line.decode().rpartition(".")[2])
     return found
-
-
-async def until(predicate: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> float:
-    """Turn the loop until it is so; the seconds that it took."""
-    began = time.monotonic()
-    while not predicate():
-        assert time.monotonic() - began < timeout, f"{what}: not within {timeout} s"
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 async def until_it_says(wanted: object, ask: Callable[..., Awaitable[object]], *args: object) -> None:

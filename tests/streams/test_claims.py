@@ -10,7 +10,7 @@ import pytest
 
 from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.lifecycle import Cause, Ending, Outcome
+from relay.protocol.outcomes import Cause, Ending, Outcome
 from relay.store.directory import Claim, Directory
 from relay.store.log import Log
 from relay.store.scripts import Script
@@ -56,11 +56,11 @@ class Store:
         return self.back_for
 
     async def lose(self) -> None:
-        key = self._log.names.further(KEY)
+        key = self._log.names.name_key(KEY)
         await self._log.commands.call(key, "DEL", key)
 
     async def lives_for(self) -> float:
-        key = self._log.names.further(KEY)
+        key = self._log.names.name_key(KEY)
         return int(await self._log.commands.call(key, "PTTL", key)) / 1000
 
     def replica(self, name: str) -> Claims:

@@ -13,7 +13,7 @@ import pytest
 
 from relay.config import StoreSettings, StreamSettings
 from relay.metrics import Metrics
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.store.pubsub import ShardSubscriptions
@@ -21,7 +21,7 @@ from relay.store.scripts import FENCED, GONE, MISMATCH, OK
 from relay.store.topology import connect
 from relay.streams.ahead import Ahead
 from relay.streams.commit import Committer
-from relay.streams.lane import HoldClock
+from relay.streams.commit_queue import HoldClock
 from relay.streams.writer import LogWriter
 from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, Server, valkey_cluster, valkey_server

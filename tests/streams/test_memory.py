@@ -14,17 +14,18 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.feed import Feed
-from relay.streams.ingest import Intake
+from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Lost, Reader
 from relay.streams.tail import TailFeed
 from relay.streams.writer import LogWriter
-from tests.streams.scene import Replica, Upstream, replica, take, until
+from tests.streams.scene import TIMEOUT, Replica, Upstream, replica, take
 from tests.support.stores import Store, valkey_server
+from tests.support.waiting import until
 
-KINDS = (Feed, Intake, LogWriter, Producer, Reader, TailFeed)
+KINDS = (Feed, UpstreamIngest, LogWriter, Producer, Reader, TailFeed)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ async def waiting_for_its_log(first: Replica, second: Replica) -> None:
     for _ in range(4):
         upstream.send(big)
     assert upstream.paused
-    await until(lambda: not upstream.paused, "the upstream to go on")
+    await until(lambda: not upstream.paused, TIMEOUT, "the upstream to go on")
     upstream.complete()
     assert len(await take(reader)) == 5
     reader.close()
@@ -190,7 +191,7 @@ async def read_from_the_log(first: Replica, second: Replica) -> None:
     upstream.complete()
     assert len(await take(reader)) == 601
     reader.close()
-    await until(lambda: not first.registry.producers, "the end")
+    await until(lambda: not first.registry.producers, TIMEOUT, "the end")
     again, early = await second.read_from(producer.stream, 0), await second.read_from(producer.stream, 0)
     assert len(await take(again)) == 601
     await early.read()
@@ -243,7 +244,9 @@ async def settled(*replicas: Replica) -> None:
     """Everything that goes on in the background is done."""
     for each in replicas:
         registry = each.registry
-        await until(lambda registry=registry: not registry._running and not registry._background, "the stream's end")
-        await until(lambda each=each: not each.tail._feeds, "the tails' end")
+        await until(
+            lambda registry=registry: not registry._running and not registry._background, TIMEOUT, "the stream's end"
+        )
+        await until(lambda each=each: not each.tail._feeds, TIMEOUT, "the tails' end")
     for _ in range(3):
         await asyncio.sleep(0)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.protocol.lifecycle import Ending
+from relay.protocol.outcomes import Ending
 from relay.streams.reader import Lost
-from tests.streams.scene import Replica, Upstream, ids, replica, take, until
+from tests.streams.scene import TIMEOUT, Replica, Upstream, ids, replica, take
 from tests.support.stores import Store, valkey_server
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_a_fault_in_one_stream_ends_that_stream_alone(
                 faulty.number(4, 4) if when == "on-an-event" else faulty.complete()
             sound.number(4, 6)
             assert ids(await take(other, 3)) == ["4", "5", "6"]
-            await until(lambda: producer.stream not in first.registry.producers, "the end of the faulty one")
+            await until(lambda: producer.stream not in first.registry.producers, TIMEOUT, "the end of the faulty one")
             assert "injected" in caplog.text
             assert producer.stream in caplog.text
             sound.complete()
@@ -82,7 +83,7 @@ def test_a_fault_in_one_readers_connection_cuts_that_reader_alone(
                 def fail(data: bytes) -> bool:
                     raise RuntimeError("injected")
 
-                faulty.express = fail
+                faulty.write_through = fail
                 reading = asyncio.ensure_future(faulty.read())
                 await asyncio.sleep(0)
                 upstream.number(last + 1, last + 1)

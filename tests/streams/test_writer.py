@@ -8,9 +8,9 @@ import pytest
 
 from relay.encryption import Cipher
 from relay.metrics import Metrics
-from relay.protocol.closing import End
+from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
-from relay.protocol.lifecycle import StreamFailure
+from relay.protocol.outcomes import StreamFailure
 from relay.store import scripts
 from relay.store.names import Names
 from relay.streams.ahead import Ahead

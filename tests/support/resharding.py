@@ -10,7 +10,8 @@ from pathlib import Path
 import redis
 
 from tests.support.processes import free_port
-from tests.support.stores import START_TIMEOUT, ClusterStore, Server, cluster_settings, wait_until
+from tests.support.stores import START_TIMEOUT, ClusterStore, Server, cluster_settings
+from tests.support.waiting import wait_until
 
 
 @dataclass

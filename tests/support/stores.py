@@ -14,8 +14,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from redis.retry import Retry
 
 from relay.store.embedded import server_binary
 from tests.support.processes import free_port
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.guarded import Guard
@@ -42,15 +42,6 @@ _SETTINGS = {
     "repl-diskless-sync-delay": "0",
     "shutdown-timeout": "0",
 }
-
-
-def wait_until(predicate: Callable[[], bool], timeout: float, what: str = "the condition") -> None:
-    """Return once the predicate is true; TimeoutError when it is not within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"{what}: not within {timeout} s")
-        time.sleep(0.01)
 
 
 class Server:

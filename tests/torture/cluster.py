@@ -11,7 +11,8 @@ from pathlib import Path
 import redis
 
 from tests.support.processes import free_port
-from tests.support.stores import Server, wait_until
+from tests.support.stores import Server
+from tests.support.waiting import wait_until
 from tests.torture.stores import SETTLE_TIMEOUT, Backend, Entry, entries_at, freeze
 
 _NODE_TIMEOUT = 1500

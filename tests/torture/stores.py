@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import redis
 
 from tests.support.processes import free_port
-from tests.support.stores import SentinelStore, Server, valkey_sentinel, valkey_server, wait_until
+from tests.support.stores import SentinelStore, Server, valkey_sentinel, valkey_server
+from tests.support.waiting import wait_until
 
 SETTLE_TIMEOUT = 40.0
 _CALM = 1.5

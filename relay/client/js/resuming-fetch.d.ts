@@ -106,7 +106,7 @@ export class ResumeError extends Error {
 export function resumeErrorOf(error: unknown): ResumeError | null;
 
 /**
- * The request options with which the same call goes on behind this event, in another process too:
+ * The request options with which the same call goes on after this event, in another process too:
  * `client.responses.create(body, resume(error.lastEventId))`. Throws a TypeError where it is no event id.
  */
 export function resume(lastEventId: string): { headers: Record<string, string> };

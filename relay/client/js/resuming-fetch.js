@@ -8,8 +8,8 @@
  * It promises: no event is handed out twice, out of order or in part; an end without the API's last event is asked
  * about, never taken for one; no cut leads to a second generation; tries, time and what is held of a server are
  * bounded; whatever is no resumable stream of a relay passes through as it is. It is one file without dependencies, for
- * Node.js and browsers, and the same state machine as the Python client's (relay/client/resumption.py), on the same
- * table of scripts (tests/client/cases.json).
+ * Node.js and browsers, and the same state machine as the Python client's
+ * (relay/client/resumable_stream.py), on the same table of scripts (tests/client/cases.json).
  */
 
 /** What an API's last event is called, by the end of the API's path. */
@@ -27,7 +27,7 @@ const IN_FLIGHT = "idempotency_key_in_flight";
 /** Frames without an id that may have to be known again: an end has a few, a stream that goes on without ids many. */
 const MAX_WITHOUT_ID = 16;
 /** How long a connection must have lived for its heartbeats to be progress. */
-const STEADY_MS = 5000;
+const STEADY_CONNECTION_MS = 5000;
 /** What is read of a refusal, to find its code in it. */
 const REFUSAL = { bytes: 65_536, ms: 2000 };
 /** A longer timer is one of no time at all. */
@@ -36,7 +36,7 @@ const MAX_LOST = 100;
 /** A body that a request has whole is there at once; one that is made while it is sent may never be. */
 const WHOLE_MS = 100;
 /** A page that slept, or whose network has changed, has connections that are dead without knowing it. */
-const WAKES = ["online", "pageshow"];
+const WAKE_EVENTS = ["online", "pageshow"];
 
 const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
 const BOUNDS = { maxAttempts: 40, ...TIMES };
@@ -73,7 +73,7 @@ export function resumeErrorOf(error) {
   return null;
 }
 
-/** The request options with which the same call goes on behind this event, in another process too. */
+/** The request options with which the same call goes on after this event, in another process too. */
 export function resume(lastEventId) {
   if (!EVENT_ID.test(lastEventId)) throw new TypeError("this is no event id of a relay (<stream id>.<n>)");
   return { headers: { "last-event-id": lastEventId } };
@@ -88,36 +88,36 @@ export function resumingFetch(fetch, options = {}) {
   const settings = { ...DEFAULTS, ...options };
   const native = fetch ?? ((...request) => globalThis.fetch(...request));
   const counters = { streams: 0, cuts: 0, attempts: 0, resumes: 0, gaveUp: 0 };
-  const known = new Known(settings);
+  const known = new KnownRelays(settings);
   const resuming = async (input, init) => {
-    const asked = await covered(input, init ?? {});
+    const asked = await requestToResume(input, init ?? {});
     if (asked === null) return native(input, init);
-    const request = new Requests(native, input, init, asked, known);
-    const first = await (request.isRelay || settings.headers ? answered(request, settings) : native(input, init));
-    const stream = streamOf(first);
+    const request = new RequestPlan(native, input, init, asked, known);
+    const first = await (request.isRelay || settings.headers ? firstResponse(request, settings) : native(input, init));
+    const stream = resumableStreamId(first);
     if (stream === null) return first;
-    known.proved(asked.address);
-    const state = new Resumption(settings, counters, { ...asked, stream, tries: request.tries });
+    known.add(asked.address);
+    const state = new ResumableStream(settings, counters, { ...asked, stream, budget: request.budget });
     state.connected(first);
-    const response = new Response(new Reading(settings, request, state, first.body, asked.signal).body(), first);
+    const response = new Response(new StreamBody(settings, request, state, first.body, asked.signal).body(), first);
     return like(response, first);
   };
   return Object.assign(resuming, { counters });
 }
 
 /** The answer to the first request. What dies before it goes out again: its key joins what the first one began. */
-async function answered(request, settings) {
-  const { signal, tries } = request;
+async function firstResponse(request, settings) {
+  const { signal, budget } = request;
   for (;;) {
     let answer;
     try {
-      answer = await request.first();
+      answer = await request.initialRequest();
     } catch (error) {
       request.lost = true;
-      if (request.hasOthers) request.turn();
-      const wait = request.repeatable && !signal?.aborted && !isTimeOut(error) ? tries.another() : null;
+      if (request.hasOthers) request.nextAddress();
+      const wait = request.repeatable && !signal?.aborted && !isTimeOut(error) ? budget.nextWait() : null;
       if (wait === null) {
-        request.died();
+        request.rememberLost();
         throw error;
       }
       await settings.sleep(wait, signal);
@@ -129,15 +129,15 @@ async function answered(request, settings) {
     if (keyless && code === "store_unavailable") {
       // A relay without its store may stream without a log, but honours no key: so this request is not repeated.
       drop(answer);
-      return request.withoutKey();
+      return request.requestWithoutKey();
     }
     const gateway = request.lost && request.repeatable && GATEWAY.includes(answer.status);
     // What stands before a relay that is gone says so. The SDK's own retry would have another key, and pay again.
     const repeats = gateway || (later && code === IN_FLIGHT);
-    if (gateway) request.turn();
-    const wait = repeats ? tries.another(retryAfter(answer)) : null;
+    if (gateway) request.nextAddress();
+    const wait = repeats ? budget.nextWait(retryAfter(answer)) : null;
     if (wait === null) {
-      if (answer.status !== 200) request.died();
+      if (answer.status !== 200) request.rememberLost();
       return answer;
     }
     drop(answer);
@@ -146,7 +146,7 @@ async function answered(request, settings) {
 }
 
 /** What is known of the servers that were asked: which are relays, and what was lost a moment ago. */
-class Known {
+class KnownRelays {
   #relays = new Set();
   #lost = [];
 
@@ -160,14 +160,14 @@ class Known {
     return this.settings.assumeRelay || this.#relays.has(address);
   }
 
-  proved(address) {
+  add(address) {
     this.#relays.add(address);
   }
 
   /** The same request again, while the tries' time lasts, is the SDK's retry of the one that was lost. */
-  lost(what, key, tries) {
+  rememberLost(what, key, budget) {
     const until = this.settings.now() + this.settings.maxElapsedMs;
-    this.#lost = [...this.#current(), { what, key, tries, until }].slice(-MAX_LOST);
+    this.#lost = [...this.#current(), { what, key, budget, until }].slice(-MAX_LOST);
   }
 
   takeLost(what) {
@@ -182,46 +182,46 @@ class Known {
 }
 
 /** The requests that are sent for one stream. */
-class Requests {
+class RequestPlan {
   lost = false;
   #native;
   #input;
   #init;
   #asked;
   #known;
-  #targets;
+  #addresses;
   #key = null;
 
   constructor(native, input, init, asked, known) {
     [this.#native, this.#input, this.#init, this.#asked, this.#known] = [native, input, init, asked, known];
-    this.#targets = [asked.address, ...known.bases.filter((base) => base !== asked.address)];
+    this.#addresses = [asked.address, ...known.bases.filter((base) => base !== asked.address)];
     this.signal = asked.signal;
     this.isRelay = known.isRelay(asked.address);
     this.repeatable = this.isRelay;
-    this.tries = new Tries(known.settings);
+    this.budget = new RetryBudget(known.settings);
     this.resumes = asked.headers.has("last-event-id");
     this.ownKey = this.isRelay && this.#needsKey && !this.resumes;
     if (!this.ownKey) return;
     const lost = known.takeLost(this.#what);
-    if (lost) [this.lost, this.tries] = [true, lost.tries];
+    if (lost) [this.lost, this.budget] = [true, lost.budget];
     this.#key = lost?.key ?? newKey();
   }
 
   get hasOthers() {
-    return this.#targets.length > 1;
+    return this.#addresses.length > 1;
   }
 
-  first() {
+  initialRequest() {
     return this.#send(this.signal, this.#asked.rest, this.isRelay ? { "accept-encoding": "identity" } : {});
   }
 
-  withoutKey() {
+  requestWithoutKey() {
     [this.#key, this.ownKey, this.repeatable] = [null, false, false];
     return this.#send(this.signal, this.#asked.rest, {});
   }
 
-  /** The request that goes on behind this event; as it was at first where none has come. */
-  again(signal, stream, lastEventId) {
+  /** The request that goes on after this event; as it was at first where none has come. */
+  resumeRequest(signal, stream, lastEventId) {
     // Where something on the way drops Last-Event-ID, the key joins what it began, once for all resumes.
     if (this.#needsKey) this.#key ??= newKey();
     const added = { "accept-encoding": "identity", ...(lastEventId && { "last-event-id": lastEventId }) };
@@ -230,12 +230,12 @@ class Requests {
   }
 
   /** What comes next goes to the next base URL, where there are several. */
-  turn() {
-    this.#targets.push(this.#targets.shift());
+  nextAddress() {
+    this.#addresses.push(this.#addresses.shift());
   }
 
-  died() {
-    if (this.ownKey && this.lost) this.#known.lost(this.#what, this.#key, this.tries);
+  rememberLost() {
+    if (this.ownKey && this.lost) this.#known.rememberLost(this.#what, this.#key, this.budget);
   }
 
   get #needsKey() {
@@ -254,7 +254,7 @@ class Requests {
     const fresh = new Headers(await this.#known.settings.headers?.());
     for (const [name, value] of [...Object.entries(added), ...fresh]) headers.set(name, value);
     if (this.#key !== null) headers.set("idempotency-key", this.#key);
-    const url = this.#targets[0] + rest;
+    const url = this.#addresses[0] + rest;
     if (url === address + this.#asked.rest) return native(this.#input, { ...this.#init, body, headers, signal });
     const { credentials, mode, cache, redirect } = this.#input instanceof Request ? this.#input : {};
     const like = { ...(mode && { credentials, mode, cache, redirect }) };
@@ -263,24 +263,24 @@ class Requests {
 }
 
 /** One stream as its client sees it: fed bytes, ends of connections and answers, it says what to do. No I/O. */
-class Resumption {
+class ResumableStream {
   finished = false;
   #silenceMs;
   #splitter;
-  #withoutId = []; // the frames without an id that were handed out behind the last event
-  #toldAgain = []; // those of them that this connection has still to bring again
-  #ended = false; // the relay's own end has been told
-  #hint = 0; // the stream's `retry:`
+  #withoutId = []; // the frames without an id that were handed out after the last event
+  #expectedAgain = []; // those of them that this connection has still to bring again
+  #endReceived = false; // the relay's own end has been told
+  #reconnectionTime = 0; // the stream's `retry:`
   #since = 0;
-  #obstacle = [undefined, null, null]; // what the last try ended with: cause, status, code
+  #lastError = [undefined, null, null]; // what the last try ended with: cause, status, code
   #settings;
   #counters;
   #asked;
-  #tries;
+  #budget;
   #last;
 
   constructor(settings, counters, asked) {
-    [this.#settings, this.#counters, this.#asked, this.#tries] = [settings, counters, asked, asked.tries];
+    [this.#settings, this.#counters, this.#asked, this.#budget] = [settings, counters, asked, asked.budget];
     this.#last = asked.start === null ? null : asked.start.stream === asked.stream ? asked.start.n : 0;
     this.#silenceMs = settings.silenceMs;
     counters.streams += 1;
@@ -292,12 +292,12 @@ class Resumption {
   }
 
   /** How long a connection may bring nothing. */
-  get patienceMs() {
-    return Math.min(this.#silenceMs, this.#tries.remaining);
+  get readTimeoutMs() {
+    return Math.min(this.#silenceMs, this.#budget.remaining);
   }
 
   get position() {
-    return this.#last === null ? null : `${this.#asked.stream}.${this.#last}${this.#ended ? "e" : ""}`;
+    return this.#last === null ? null : `${this.#asked.stream}.${this.#last}${this.#endReceived ? "e" : ""}`;
   }
 
   connected({ headers }) {
@@ -311,24 +311,24 @@ class Resumption {
   /** The whole events that these bytes complete, one by one. Throws ResumeError. */
   *feed(bytes) {
     try {
-      for (const block of this.#splitter.feed(bytes)) if (this.#takes(parse(block), block)) yield block;
+      for (const block of this.#splitter.feed(bytes)) if (this.#take(parse(block), block)) yield block;
     } catch (error) {
       throw error === TOO_LARGE ? this.error("event_too_large") : error;
     }
-    if (this.#tries.isOver && !this.finished) throw this.#gaveUp();
+    if (this.#budget.deadlinePassed && !this.finished) throw this.#gaveUp();
   }
 
-  #takes({ kind, data, stream, n, end, retry }, block) {
+  #take({ kind, data, stream, n, end, retry }, block) {
     if (stream !== null) {
       if (!this.#isNext(stream, n, end)) return false;
-      this.#tries.gained();
+      this.#budget.onEvent();
     } else if (data && kind !== "ping") {
       if (!this.#isNew(block)) return false;
-    } else if (this.#settings.now() - this.#since >= STEADY_MS) {
-      this.#tries.lives();
+    } else if (this.#settings.now() - this.#since >= STEADY_CONNECTION_MS) {
+      this.#budget.onSignOfLife();
     }
-    this.#hint = retry ?? this.#hint;
-    this.finished ||= this.#ended || (LAST_EVENT[this.#asked.api].test(kind) && !this.#isPart(kind, stream));
+    this.#reconnectionTime = retry ?? this.#reconnectionTime;
+    this.finished ||= this.#endReceived || (LAST_EVENT[this.#asked.api].test(kind) && !this.#isPart(kind, stream));
     return true;
   }
 
@@ -336,20 +336,20 @@ class Resumption {
   #isNext(stream, n, end) {
     if (stream !== this.#asked.stream) throw this.error("wrong_stream");
     this.#last ??= end ? n : n - 1;
-    if (this.#ended || (n <= this.#last && !end)) return false;
+    if (this.#endReceived || (n <= this.#last && !end)) return false;
     if (n !== this.#last + (end ? 0 : 1)) throw this.error("wrong_stream");
-    if (this.#toldAgain.length > 0) throw this.error("without_ids");
-    [this.#last, this.#ended, this.#withoutId] = [n, end, []];
+    if (this.#expectedAgain.length > 0) throw this.error("without_ids");
+    [this.#last, this.#endReceived, this.#withoutId] = [n, end, []];
     return true;
   }
 
   /** A frame without an id is one of the relay's own end, or its server has no log for it. */
   #isNew(block) {
-    if (this.#toldAgain.length === 0) {
+    if (this.#expectedAgain.length === 0) {
       if (this.#withoutId.length <= MAX_WITHOUT_ID) this.#withoutId.push(block);
       return true;
     }
-    const before = this.#toldAgain.shift();
+    const before = this.#expectedAgain.shift();
     const same = before.length === block.length && before.every((byte, at) => byte === block[at]);
     if (!same) throw this.error("without_ids");
     return false;
@@ -361,35 +361,35 @@ class Resumption {
   }
 
   /** The connection has ended, cleanly or by this error: how long to wait before the next try. Throws ResumeError. */
-  cut(cause) {
-    if (this.#settings.now() - this.#since >= STEADY_MS) this.#tries.outlived();
-    this.#toldAgain = [...this.#withoutId];
+  onDisconnect(cause) {
+    if (this.#settings.now() - this.#since >= STEADY_CONNECTION_MS) this.#budget.endOutage();
+    this.#expectedAgain = [...this.#withoutId];
     this.#counters.cuts += 1;
-    this.#tell("onCut", cause?.message ?? "an end without the last event of its API");
-    this.#obstacle = [cause, null, null];
+    this.#notify("onCut", cause?.message ?? "an end without the last event of its API");
+    this.#lastError = [cause, null, null];
     if (this.#withoutId.length > MAX_WITHOUT_ID) throw this.error("without_ids", null, cause);
     return this.#again(0, cause === null);
   }
 
-  unanswered(cause) {
-    this.#obstacle = [cause, null, null];
+  onRequestFailed(cause) {
+    this.#lastError = [cause, null, null];
     return this.#again(0);
   }
 
   /** The answer to a resume: true to read it, false where nothing was missing, else how long to wait. */
-  async answered(response) {
+  async onResponse(response) {
     const { status, headers } = response;
     if (status === 200 && headers.get("content-type")?.startsWith("text/html")) {
       drop(response);
-      this.#obstacle = [new Error("a page instead of the stream"), status, null];
+      this.#lastError = [new Error("a page instead of the stream"), status, null];
       return this.#again(retryAfter(response));
     }
     if (status === 200 || status === 204) {
-      const found = status === 200 ? streamOf(response) : headers.get("relay-stream-id");
+      const found = status === 200 ? resumableStreamId(response) : headers.get("relay-stream-id");
       if (found !== this.#asked.stream) throw this.error("wrong_stream", status);
-      if (status === 204 && this.#toldAgain.length > 0) throw this.error("without_ids", status);
+      if (status === 204 && this.#expectedAgain.length > 0) throw this.error("without_ids", status);
       this.#counters.resumes += 1;
-      this.#tell("onResume", "");
+      this.#notify("onResume", "");
       this.connected(response);
       return status === 200;
     }
@@ -398,31 +398,31 @@ class Resumption {
     const renewed = this.#settings.headers && [401, 403].includes(status);
     // Without a code it is not the relay's word: ingresses answer such while replicas roll.
     if (!passes && !renewed && code !== null) throw this.error("refused", status, undefined, code);
-    this.#obstacle = [Object.assign(new Error(`${status} ${code ?? ""}`.trim()), { status, code }), status, code];
+    this.#lastError = [Object.assign(new Error(`${status} ${code ?? ""}`.trim()), { status, code }), status, code];
     return this.#again(retryAfter(response));
   }
 
   #again(least, atOnce = false) {
-    const wait = this.#tries.another(least, this.#hint, atOnce);
+    const wait = this.#budget.nextWait(least, this.#reconnectionTime, atOnce);
     if (wait === null) throw this.#gaveUp();
     this.#counters.attempts += 1;
     return wait;
   }
 
   #gaveUp() {
-    const [cause, status, code] = this.#obstacle;
-    return this.error(this.#tries.exhausted, status, cause, code);
+    const [cause, status, code] = this.#lastError;
+    return this.error(this.#budget.exhausted, status, cause, code);
   }
 
   error(reason, status = null, cause = undefined, code = null) {
     this.#counters.gaveUp += 1;
-    this.#tell("onGaveUp", cause?.message ?? reason);
-    return this.#words(reason, status, code, cause ?? undefined);
+    this.#notify("onGaveUp", cause?.message ?? reason);
+    return this.#failure(reason, status, code, cause ?? undefined);
   }
 
-  #words(reason, status, code, cause) {
+  #failure(reason, status, code, cause) {
     const lastEventId = this.position ?? `${this.#asked.stream}.0`;
-    const { count, elapsed } = this.#tries;
+    const { count, elapsed } = this.#budget;
     const spent = WHAT_TO_DO[reason]?.startsWith(READ_ON) && `${count} tries in ${(elapsed / 1000).toFixed(1)} s`;
     const why = [status, code ?? reason, spent, cause?.message].filter(Boolean).join(" ");
     const advice = WHAT_TO_DO[reason] ?? WHAT_TO_DO[code] ?? WHAT_TO_DO[status] ?? NEW_ANSWER;
@@ -431,9 +431,9 @@ class Resumption {
     return new ResumeError(message, { reason, code: told, status, lastEventId, cause });
   }
 
-  #tell(callback, why) {
+  #notify(callback, why) {
     const lastEventId = this.position ?? `${this.#asked.stream}.0`;
-    const { count: attempts, elapsed: elapsedMs } = this.#tries;
+    const { count: attempts, elapsed: elapsedMs } = this.#budget;
     try {
       this.#settings[callback]?.({ stream: this.#asked.stream, lastEventId, attempts, elapsedMs, why });
     } catch (error) {
@@ -443,7 +443,7 @@ class Resumption {
 }
 
 /** Reads one stream over as many connections as it takes. */
-class Reading {
+class StreamBody {
   #stopped = false;
   #wakeUp;
   #attempt = new AbortController(); // of the request or the wait that is under way
@@ -478,26 +478,26 @@ class Reading {
     const onAbort = () => this.#stop(signal.reason);
     const onWake = ({ persisted }) => persisted !== false && this.#wake();
     signal?.addEventListener("abort", onAbort);
-    for (const name of WAKES) globalThis.addEventListener?.(name, onWake);
+    for (const name of WAKE_EVENTS) globalThis.addEventListener?.(name, onWake);
     try {
       while (this.#reader) {
-        const cut = yield* this.#connection();
+        const cut = yield* this.#readConnection();
         signal?.throwIfAborted();
         this.#reader = this.#state.finished || this.#stopped ? null : await this.#again(cut);
       }
     } finally {
-      for (const name of WAKES) globalThis.removeEventListener?.(name, onWake);
+      for (const name of WAKE_EVENTS) globalThis.removeEventListener?.(name, onWake);
       signal?.removeEventListener("abort", onAbort);
       this.#stop();
     }
   }
 
   /** The whole events of one connection. Returns what cut it, null where it ended cleanly. */
-  async *#connection() {
+  async *#readConnection() {
     for (;;) {
       let read;
       try {
-        read = await within(this.#state.patienceMs, this.#reader.read());
+        read = await within(this.#state.readTimeoutMs, this.#reader.read());
       } catch (error) {
         this.#reader.cancel(error).catch(() => {});
         return error;
@@ -509,26 +509,26 @@ class Reading {
 
   /** A reader of what comes after the last event; null where that was all. Rejects with ResumeError. */
   async #again(cut) {
-    let wait = this.#state.cut(cut);
+    let wait = this.#state.onDisconnect(cut);
     for (;;) {
       this.#signal?.throwIfAborted();
       if (this.#stopped) return null;
       const { signal } = (this.#attempt = new AbortController());
-      await this.#rest(wait, signal);
+      await this.#wait(wait, signal);
       signal.throwIfAborted();
       let response;
       try {
         const { stream, position } = this.#state;
-        response = await within(this.#state.patienceMs, this.#request.again(signal, stream, position));
+        response = await within(this.#state.readTimeoutMs, this.#request.resumeRequest(signal, stream, position));
       } catch (error) {
         signal.throwIfAborted();
         this.#attempt.abort(error);
-        this.#request.turn();
-        wait = this.#state.unanswered(error);
+        this.#request.nextAddress();
+        wait = this.#state.onRequestFailed(error);
         continue;
       }
       try {
-        const then = await this.#state.answered(response);
+        const then = await this.#state.onResponse(response);
         signal.throwIfAborted();
         if (then === true) return response.body.getReader();
         if (then === false) return null;
@@ -537,14 +537,14 @@ class Reading {
         this.#attempt.abort(error);
         throw error;
       }
-      this.#request.turn();
+      this.#request.nextAddress();
     }
   }
 
   /** A wait ends early when the network is back, but never before the server asks for it. */
-  async #rest(wait, signal) {
+  async #wait(wait, signal) {
     const { sleep, now } = this.#settings;
-    const [from, { least }] = [now(), this.#request.tries];
+    const [from, { least }] = [now(), this.#request.budget];
     const woken = new Promise((resolve) => (this.#wakeUp = resolve));
     const early = () => sleep(Math.max(0, from + least - now()), signal);
     await Promise.race([sleep(wait, signal), woken.then(early)]);
@@ -563,7 +563,7 @@ class Reading {
 }
 
 /** The tries and the time that are left, and the waits: full jitter, never less than the server asks for. */
-class Tries {
+class RetryBudget {
   count = 0; // since the last progress
   least = 0; // what the server asks for of the last wait
   exhausted = null; // the bound that allowed no further try
@@ -585,26 +585,26 @@ class Tries {
     return this.#ends - this.#settings.now();
   }
 
-  get isOver() {
+  get deadlinePassed() {
     if (this.remaining > 0) return false;
     this.exhausted = "timed_out";
     return true;
   }
 
   /** A new event has come. */
-  gained() {
-    this.lives();
+  onEvent() {
+    this.onSignOfLife();
     this.#free = true;
   }
 
   /** The server has shown for a while that the stream lives. */
-  lives() {
+  onSignOfLife() {
     this.count = 0;
-    this.outlived();
+    this.endOutage();
   }
 
   /** A connection has lived for a while: what follows is another outage, but nothing was gained. */
-  outlived() {
+  endOutage() {
     this.#since = null;
   }
 
@@ -612,17 +612,17 @@ class Tries {
    * How long to wait before one more try, null where there may be none. A hint of the stream that is longer than the
    * time left shortens to it for a first try: giving up without one would lose a stream that is there.
    */
-  another(least = 0, hint = 0, atOnce = false) {
+  nextWait(least = 0, reconnectionTime = 0, atOnce = false) {
     const { maxAttempts, maxElapsedMs, firstDelayMs, longestDelayMs, random, now } = this.#settings;
     this.#since ??= now();
-    if (this.isOver) return null;
+    if (this.deadlinePassed) return null;
     if (this.count >= maxAttempts) {
       this.exhausted = "gave_up";
       return null;
     }
     const own = atOnce && this.#free ? 0 : random() * Math.min(longestDelayMs, firstDelayMs * 2 ** this.count);
     const left = Math.min(maxElapsedMs - this.elapsed, this.remaining);
-    this.least = Math.max(least, hint);
+    this.least = Math.max(least, reconnectionTime);
     let wait = Math.max(own, this.least);
     if (wait > left && this.count === 0 && Math.max(own, least) <= left) wait = left;
     if (wait > left) {
@@ -698,7 +698,7 @@ function parse(block) {
 }
 
 /** What has to be sent again after a cut; null for all that is none of this module's business. */
-async function covered(input, init) {
+async function requestToResume(input, init) {
   const request = input instanceof Request ? input : null;
   const method = (init.method ?? request?.method ?? "GET").toUpperCase();
   const url = parsed(request?.url ?? input, globalThis.location?.href);
@@ -741,7 +741,7 @@ function position(id) {
 }
 
 /** The id of the resumable stream that an answer begins, null for any other answer. */
-function streamOf({ status, headers, body }) {
+function resumableStreamId({ status, headers, body }) {
   const isStream = status === 200 && body && headers.get("content-type")?.startsWith("text/event-stream");
   const stream = headers.get("relay-stream-id");
   return isStream && headers.get("relay-resumable") === "true" && STREAM_ID.test(stream) ? stream : null;

@@ -7,8 +7,8 @@
 --   2 FENCED    someone else has ended this stream: stop, emit nothing more
 --   3 MISMATCH  the log's top is not the expected one: a reply was lost (top is higher) or entries were (lower)
 --   4 GONE      the log is not there
--- A hole cannot be made: frames go in only right behind the expected top.
--- Entry ids: <n>-0 is event n, <n>-1 is the end mark behind event n. The channel rings for whoever tails.
+-- A hole cannot be made: frames go in only right after the expected top.
+-- Entry ids: <n>-0 is event n, <n>-1 is the end mark after event n. The channel tells whoever tails the stream.
 local out = {}
 local a = 3
 for k = 1, #KEYS, 2 do

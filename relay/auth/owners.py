@@ -1,0 +1,81 @@
+"""Whose a stream is: what stands for a credential in the log, on every replica the same.
+
+A credential is never stored. Its HMAC with the deployment's secret is: the secret of the settings, or one that the
+replicas share through their store.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+
+from relay.protocol.errors import StoreUnavailable
+from relay.store.directory import Directory, new_secret
+
+logger = logging.getLogger(__name__)
+
+
+class _TicketHolder:
+    """In a credential's place: a ticket for just the stream asked for was shown, and checked."""
+
+
+TICKET_HOLDER = _TicketHolder()
+Principal = bytes | _TicketHolder
+"""Who asks for a stream: the identity of a credential, or the holder of a ticket for it."""
+
+
+class Owners:
+    """One per replica. `given` is the secret of the settings, None where the replicas share one."""
+
+    def __init__(self, directory: Directory, given: bytes | None) -> None:
+        self._directory = directory
+        self._secret = given or new_secret()
+        self._is_given = self._is_shared = given is not None
+
+    @property
+    def secret_known(self) -> bool:
+        """Is what stands for a credential here what stands for it on every replica?"""
+        return self._is_shared
+
+    async def share_secret(self) -> None:
+        """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
+        start later know the owners of what runs. Raises StoreUnavailable."""
+        if self._is_given:
+            return
+        secret = await self._directory.share_secret(self._secret, shared=self._is_shared)
+        if self._is_shared and secret != self._secret:
+            logger.warning("the deployment has an older secret; who made streams here since may not find them again")
+        self._secret, self._is_shared = secret, True
+
+    async def know_secret(self) -> None:
+        """Have the secret that the replicas share. Raises StoreUnavailable."""
+        if not self._is_shared:
+            await self.share_secret()
+
+    async def of_credential(self, identity: bytes) -> str:
+        """The owner that a credential's identity stands for. Raises StoreUnavailable."""
+        await self.know_secret()
+        return self.digest(identity)
+
+    async def of_principal(self, principal: Principal) -> str | None:
+        """The owner who asks; None with a ticket. Raises StoreUnavailable."""
+        return None if isinstance(principal, _TicketHolder) else await self.of_credential(principal)
+
+    async def of_new_stream(self, identity: bytes, *, may_degrade: bool) -> str:
+        """The owner of a stream that begins, which an unreachable store need not hinder where streams may be relayed
+        without a log: it is known to this replica alone then. Raises StoreUnavailable."""
+        try:
+            return await self.of_credential(identity)
+        except StoreUnavailable:
+            if not may_degrade:
+                raise
+            return self.digest(identity)
+
+    def digest(self, *parts: bytes) -> str:
+        """What stands for secrets in a name, or signs them; to be called once the secret is known."""
+        return hmac.digest(self._secret, b"\0".join(parts), "sha256").hex()
+
+
+def owns(asking: str | None, owner: str) -> bool:
+    """Is a stream of `owner` the asker's? With a ticket (None) it is."""
+    return asking is None or hmac.compare_digest(asking, owner)

@@ -1,0 +1,293 @@
+# Written by .ci/twins.py from async_transport.py: change that, and run `make generate`.
+"""The synchronous transport and response body, for either library.
+
+A subclass names its library in `http` and its errors, and adds the library's own base class. Each stream has a state of
+its own, so threads and tasks may share a transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, ClassVar
+
+from relay.client.cancellation import AttemptTimedOut, Cancelled, Sleep, SyncCancellation
+from relay.client.credentials import Headers, SyncCredentials
+from relay.client.decoding import DecodingError, encoding_of
+from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
+from relay.client.policy import Counters, Policy, heartbeat_interval, retry_after
+from relay.client.request_plan import KnownRelays, RequestPlan
+from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable, resumable_stream_id
+
+_MOST_REDIRECTS = 5
+
+
+class SyncTransport:
+    """`inner` does the sending: by default the library's own HTTPTransport, made with `options`."""
+
+    http: ClassVar[Any]
+    failure: ClassVar[Any]
+    timed_out: ClassVar[Any]
+    body: ClassVar[Any]
+    refusal_body: ClassVar[Any]
+
+    def __init__(
+        self,
+        inner: Any = None,
+        *,
+        policy: Policy | None = None,
+        headers: Headers | None = None,
+        auth: Any = None,
+        base_urls: Iterable[str] = (),
+        sleep: Sleep | None = None,
+        **options: Any,
+    ) -> None:
+        """Args:
+            policy: how long to try, what to call, and the bounds.
+            headers: called for each request of a stream; what it returns takes the place of the request's own.
+            auth: an `Auth` of the library, run for each request of a stream.
+            base_urls: further addresses of the same relay, tried in turn when one does not answer.
+            sleep: takes the place of the wait between attempts, for tests.
+
+        Raises TypeError and ValueError.
+        """
+        if inner is not None and options:
+            raise TypeError(f"Give {', '.join(options)} to the inner transport, or leave the inner transport out.")
+        self.inner = inner if inner is not None else self.http.HTTPTransport(**options)
+        self.policy = policy or Policy()
+        self.counters = Counters()
+        self.sleep = sleep
+        self.auth = auth
+        self.has_fresh_credentials = headers is not None or auth is not None
+        self._credentials = SyncCredentials(headers)
+        self._known = KnownRelays(self.http, self.policy, base_urls)
+
+    def handle_request(self, request: Any) -> Any:
+        """Raises what the library's own transport raises; of the body, ResumeFailed."""
+        plan = self._known.plan(request)
+        if plan is None:
+            return self.inner.handle_request(request)
+        response = self._first_response(plan)
+        stream = resumable_stream_id(response.status_code, response.headers)
+        if stream is None:
+            return response
+        self._known.add(plan)
+        plan.on_stream_confirmed(heartbeat_interval(response.headers))
+        state = ResumableStream(
+            plan.api,
+            stream,
+            self.policy,
+            requested_event_id=plan.requested_event_id,
+            first_number_known=plan.first_number_known,
+            encoding=encoding_of(response.headers),
+            budget=plan.budget,
+            counters=self.counters,
+            fresh_credentials=self.has_fresh_credentials,
+        )
+        kept = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
+        return self.http.Response(
+            response.status_code,
+            headers=kept,
+            stream=self.body(self, plan, state, response.stream),
+            extensions=response.extensions,
+        )
+
+    def resume(self, plan: RequestPlan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
+        """The answer to a resume, and what there is to know of it where it is a refusal."""
+        request = plan.resume_request(stream, last_event_id, self._credentials.fresh())
+        response = self._send(plan, request, redirects=_MOST_REDIRECTS)
+        if response.status_code in (200, 204):
+            plan.on_stream_confirmed(heartbeat_interval(response.headers))
+            return response, b""
+        plan.limit_refusal_time()
+        body, rest = self._read_beginning(response)
+        _close_iterator(rest)
+        response.close()
+        return response, body
+
+    def _first_response(self, plan: RequestPlan) -> Any:
+        """The head of the answer, whoever gives it."""
+        cancellation = SyncCancellation(self.sleep)
+        while True:
+            try:
+                response = self._send(plan, plan.initial_request(self._credentials.fresh()))
+            except self.http.TransportError as error:
+                wait = plan.budget.next_wait(0.0) if plan.may_repeat_after_error(error) else None
+                if wait is None:
+                    plan.remember_lost()
+                    raise
+            else:
+                status, code = response.status_code, None
+                if plan.needs_error_code(status):
+                    plan.limit_refusal_time()
+                    code, response = self._error_code_of(response)
+                if plan.may_drop_key(status, code):
+                    response.close()
+                    return self._send(plan, plan.request_without_key(self._credentials.fresh()))
+                repeats = plan.may_repeat_after_refusal(status, code)
+                wait = plan.budget.next_wait(retry_after(response.headers)) if repeats else None
+                if wait is None:
+                    if status != 200:
+                        plan.remember_lost()
+                    return response
+                response.close()
+            cancellation.wait(wait)
+
+    def _send(self, plan: RequestPlan, request: Any, *, redirects: int = 0) -> Any:
+        """The answer after at most so many redirects. The library's own client follows those of an initial request."""
+        if self.auth is None:
+            return self._send_following_redirects(plan, request, redirects)
+        flow = self.auth.sync_auth_flow(request)
+        try:
+            request = flow.__next__()
+            while True:
+                response = self._send_following_redirects(plan, request, redirects)
+                response.request = request
+                try:
+                    request = flow.send(response)
+                except StopIteration:
+                    return response
+                response.close()
+        finally:
+            flow.close()
+
+    def _send_following_redirects(self, plan: RequestPlan, request: Any, redirects: int) -> Any:
+        for _ in range(redirects):
+            response = self.inner.handle_request(request)
+            target = plan.redirect(request, response)
+            if target is None:
+                return response
+            response.close()
+            request = target
+        return self.inner.handle_request(request)
+
+    def _error_code_of(self, refused: Any) -> tuple[str | None, Any]:
+        """The code of a refusal, and the refusal as if it had not been read."""
+        body, rest = self._read_beginning(refused)
+        return error_code(body), self.http.Response(
+            refused.status_code,
+            headers=refused.headers,
+            stream=self.refusal_body(body, rest, refused.stream),
+            extensions=refused.extensions,
+        )
+
+    def _read_beginning(self, refused: Any) -> tuple[bytes, Any]:
+        """What a refusal's body begins with, and what brings the rest: its sender may never end it."""
+        parts: list[bytes] = []
+        size = 0
+        until = self.policy.clock() + MAX_REFUSAL_TIME
+        rest = refused.stream.__iter__()
+        try:
+            while size < MAX_REFUSAL_BYTES and self.policy.clock() < until:
+                parts.append(rest.__next__())
+                size += len(parts[-1])
+        except (StopIteration, self.http.TransportError):
+            pass
+        return b"".join(parts), rest
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __enter__(self) -> Any:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+
+
+class SyncRefusalBody:
+    """The body of a refusal whose beginning has been read."""
+
+    def __init__(self, beginning: bytes, rest: Any, body: Any) -> None:
+        self._beginning = beginning
+        self._rest = rest
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._beginning
+        for part in self._rest:
+            if part:
+                yield part
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class SyncStreamBody:
+    """The body that the SDK reads: one stream, out of as many answers as it takes."""
+
+    def __init__(self, transport: SyncTransport, plan: RequestPlan, state: ResumableStream, body: Any) -> None:
+        self._transport = transport
+        self._http = transport.http
+        self._plan = plan
+        self._state = state
+        self._body = body
+        self._cancellation = SyncCancellation(transport.sleep)
+        self._cause: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            while True:
+                self._cause = None
+                reads = self._body.__iter__()
+                try:
+                    for data in reads:
+                        if whole := self._state.feed(data):
+                            yield whole
+                            self._state.raise_pending()
+                except (self._http.TransportError, DecodingError) as error:
+                    self._cause = error
+                finally:
+                    _close_iterator(reads)
+                self._body.close()
+                action = self._state.on_disconnect(None if self._cause is None else type(self._cause).__name__)
+                while isinstance(action, Reconnect):
+                    action = self._reconnect(action)
+                if action is not Action.READ_BODY:
+                    return
+        except Unresumable as failure:
+            self._body.close()
+            timed_out = failure.reason is Reason.TIMED_OUT
+            raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
+        except Cancelled:
+            raise self._http.StreamClosed from None
+
+    def _reconnect(self, to: Reconnect) -> Reconnect | Action:
+        self._cancellation.wait(to.wait)
+        try:
+            send = partial(self._transport.resume, self._plan, self._state.stream, to.last_event_id)
+            response, refusal = self._cancellation.attempt(send, _discard, self._plan.read_timeout())
+        except (self._http.RequestError, AttemptTimedOut) as error:
+            self._cause = error
+            self._plan.next_address()
+            return self._state.on_request_failed(type(error).__name__)
+        self._body = response.stream
+        try:
+            action = self._state.on_response(response.status_code, response.headers, refusal)
+        except BaseException:
+            response.close()
+            raise
+        if action is not Action.READ_BODY:
+            response.close()
+        if isinstance(action, Reconnect):
+            self._plan.next_address()
+        elif self._cancellation.cancelled:
+            self.close()
+            raise Cancelled
+        return action
+
+    def close(self) -> None:
+        """Ends a read, a wait or an attempt at once, whoever calls it."""
+        self._cancellation.cancel()
+        self._body.close()
+
+
+def _close_iterator(reads: Any) -> None:
+    """An iterator that is left before its end, at once: some loops do not wait for the garbage collector."""
+    if hasattr(reads, "close"):
+        reads.close()
+
+
+def _discard(answer: tuple[Any, bytes]) -> None:
+    answer[0].close()

@@ -1,0 +1,85 @@
+"""How a stream's end stands in its log, and how it is told to readers.
+
+An end takes no number: it is a mark after the last event. Where the upstream has told it (a complete answer, an error
+event of its own) nothing follows. Where the relay tells it, its frames come after the last event: only the last of them
+has an id, `<stream>.<n>e`, so that a reader who is cut in between comes back for the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relay.protocol import sse
+from relay.protocol.dialect import FAILED, TERMINAL, Dialect
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, StreamFailure
+from relay.protocol.sse import Event
+
+_TOLD_BY_UPSTREAM = (Ending.COMPLETED.value, Cause.UPSTREAM_ERROR.value)
+_UNKNOWN = "The stream ended early ({}). The text so far is incomplete; send the request again for a new answer."
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """`outcome` is the name of how the stream ended, which a newer relay may have written; `closing` the frames that
+    tell it, empty where the upstream has told it or its producer could not."""
+
+    outcome: str
+    closing: bytes = b""
+
+    @property
+    def sent_by_relay(self) -> bool:
+        return sent_by_relay(self.outcome)
+
+    def encode(self) -> bytes:
+        """The content of the log's end mark."""
+        return b"%b\n%b" % (self.outcome.encode(), self.closing) if self.closing else self.outcome.encode()
+
+
+def sent_by_relay(outcome: str) -> bool:
+    """Does the relay tell this end, and not the upstream's own last event?"""
+    return outcome not in _TOLD_BY_UPSTREAM
+
+
+def decode_end(content: bytes) -> End:
+    """The end that an end mark's content says."""
+    outcome, _, closing = content.partition(b"\n")
+    return End(outcome.decode("utf-8", "replace"), closing)
+
+
+def encode_frames(events: Sequence[Event], stream: str, n: int) -> bytes:
+    """The frames of an end after event n; an empty `stream` is one without a log, whose frames have no ids."""
+    last = f"{stream}.{n}e".encode() if stream else None
+    return b"".join(sse.encode(event, last if event is events[-1] else None) for event in events)
+
+
+def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
+    """The frames of an end that its producer could not tell, for a reader of the stream's API; `last_frame` is that of
+    event n, empty where there is none."""
+    message = next((text for known, text in MESSAGES.items() if known.value == outcome), _UNKNOWN.format(outcome))
+    events = dialect.error_events(outcome, message, _last_sequence(dialect, last_frame), request_id)
+    return encode_frames(events, stream, n)
+
+
+def outcome_from_log(dialect: Dialect, last_frame: bytes) -> Cause | Ending:
+    """How a stream ended whose producer is lost: where its upstream's last event is in the log, only the end mark is
+    missing, and the answer is whole."""
+    bits = 0
+    try:
+        for event in sse.Parser(max(len(last_frame), 1)).feed(last_frame):
+            bits = dialect.watch().see(event)
+    except StreamFailure:
+        return Cause.PRODUCER_LOST
+    if not bits & TERMINAL:
+        return Cause.PRODUCER_LOST
+    return Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+
+
+def _last_sequence(dialect: Dialect, frame: bytes) -> int | None:
+    watch = dialect.watch()
+    try:
+        for event in sse.Parser(max(len(frame), 1)).feed(frame):
+            watch.see(event)
+    except StreamFailure:
+        return None
+    return watch.last_sequence

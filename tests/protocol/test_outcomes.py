@@ -1,0 +1,84 @@
+"""The one table of ends: its names are a contract with dashboards and clients."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.protocol.apis import BY_PATH, DIALECTS, of_path
+from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure, parse_outcome
+
+OUTCOMES: list[Outcome] = [*Cause, *Ending]
+
+
+def test_the_causes() -> None:
+    assert {cause.value for cause in Cause} == {
+        "upstream_disconnected",
+        "upstream_error",
+        "upstream_refused",
+        "upstream_timeout",
+        "upstream_malformed",
+        "event_too_large",
+        "stream_too_large",
+        "max_duration",
+        "producer_lost",
+        "store_lost",
+        "shutdown",
+    }
+
+
+def test_the_ends_that_are_no_failure() -> None:
+    assert {ending.value for ending in Ending} == {"completed", "stopped", "abandoned"}
+
+
+@pytest.mark.parametrize("end", OUTCOMES)
+def test_a_name_finds_its_outcome(end: Outcome) -> None:
+    assert parse_outcome(end.value) is end
+    assert str(end) == end.value
+
+
+@pytest.mark.parametrize("name", ["", "Completed", "complete", "error", "upstream-error"])
+def test_another_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid"):
+        parse_outcome(name)
+
+
+@pytest.mark.parametrize("end", [end for end in OUTCOMES if end is not Ending.COMPLETED])
+def test_every_end_but_a_complete_one_says_what_happened(end: Outcome) -> None:
+    message = MESSAGES[end]
+    assert message.endswith(".")
+    assert message[0].isupper()
+
+
+def test_a_failure_has_its_causes_message_or_its_own() -> None:
+    assert StreamFailure(Cause.SHUTDOWN).message == MESSAGES[Cause.SHUTDOWN]
+    failure = StreamFailure(Cause.UPSTREAM_REFUSED, "The upstream answered 429: slow down")
+    assert failure.message == "The upstream answered 429: slow down"
+    assert "upstream_refused" in str(failure)
+
+
+def test_the_apis() -> None:
+    assert {name: dialect.path for name, dialect in DIALECTS.items()} == {
+        "chat": "/v1/chat/completions",
+        "messages": "/v1/messages",
+        "responses": "/v1/responses",
+    }
+    assert set(BY_PATH) == {"/v1/chat/completions", "/v1/messages", "/v1/responses"}
+
+
+@pytest.mark.parametrize(
+    ("path", "api"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/messages", "messages"),
+        ("/v1/messages/count_tokens", "messages"),
+        ("/v1/responses/resp_1/cancel", "responses"),
+        ("/v1/responsesx", "chat"),
+        ("/v1/messages2", "chat"),
+        ("/v1/models", "chat"),
+        ("/streams/st_x", "chat"),
+        ("/", "chat"),
+        ("", "chat"),
+    ],
+)
+def test_the_dialect_of_a_path(path: str, api: str) -> None:
+    assert of_path(path).name == api
