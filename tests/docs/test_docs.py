@@ -117,3 +117,13 @@ def test_every_module_of_the_map_exists_and_is_on_it() -> None:
         for module in (ROOT / "relay" / package).glob("*.py"):
             if module.name != "__init__.py":
                 assert f"relay/{package}/{module.name}" in named, f"{module.name} is not on the map"
+
+
+def test_the_changelog_sorts_every_entry_by_its_kind() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for version in text.split("\n## ")[1:]:
+        kinds = re.findall(r"^### (\w+)$", version, re.MULTILINE)
+        assert kinds == [kind for kind in ("Added", "Changed", "Fixed") if kind in kinds]
+        assert not re.search(r"^- ", version.partition("\n### ")[0], re.MULTILINE), "an entry without a kind"
+        for entry in re.findall(r"^- (.+?)(?=\n\n|\n- |\Z)", version, re.MULTILINE | re.DOTALL):
+            assert entry.rstrip().endswith((".", ".)")), f"not a sentence: {entry}"
