@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +24,9 @@ from tests.sdk.install import is_installed, python_generation
 from tests.support.asking import answers
 from tests.support.oracle import DONE, PATH, check, frame, word
 from tests.support.processes import RelayProcess, needs
-from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.replicas import stream_id
 from tests.support.scripted import Gate, ScriptedUpstream, Step, json_response, stream
+from tests.support.site import PairSite, pair_of_relays
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server
 from tests.support.waiting import wait_until
@@ -36,18 +36,10 @@ pytestmark = pytest.mark.slow
 STREAMS = {"heartbeat": "200ms", "lease": "1s", "patience": "2s", "attach_retries": True}
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    replicas: Replicas
-
-
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-        with two_replicas(config, STREAMS, STREAMS) as replicas:
-            yield Site(upstream, replicas)
+def site() -> Iterator[PairSite]:
+    with pair_of_relays(STREAMS) as found:
+        yield found
 
 
 def held(gate: str) -> tuple[Step, ...]:
@@ -79,7 +71,7 @@ def retry(count: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
-def test_a_key_joins_from_the_start_live_and_finished(site: Site, where: int) -> None:
+def test_a_key_joins_from_the_start_live_and_finished(site: PairSite, where: int) -> None:
     model = f"key-{where}"
     site.upstream.on(model, *held(model))
     first = post(site.replicas[0], model, key(model))
@@ -98,7 +90,7 @@ def test_a_key_joins_from_the_start_live_and_finished(site: Site, where: int) ->
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
-def test_a_key_joins_while_the_first_waits_for_the_upstream(site: Site, where: int) -> None:
+def test_a_key_joins_while_the_first_waits_for_the_upstream(site: PairSite, where: int) -> None:
     model = f"key-waiting-{where}"
     site.upstream.on(model, Gate(model), *stream(frame(1), DONE))
     with ThreadPoolExecutor(2) as pool:
@@ -113,7 +105,7 @@ def test_a_key_joins_while_the_first_waits_for_the_upstream(site: Site, where: i
     assert len(site.upstream.calls_of(model)) == 1
 
 
-def test_at_the_very_same_moment_on_two_replicas(site: Site) -> None:
+def test_at_the_very_same_moment_on_two_replicas(site: PairSite) -> None:
     site.upstream.on("same-moment", *stream(frame(1), frame(2), DONE))
     barrier = threading.Barrier(8)
 
@@ -130,7 +122,7 @@ def test_at_the_very_same_moment_on_two_replicas(site: Site) -> None:
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_another_body_is_refused(site: Site, where: int) -> None:
+def test_another_body_is_refused(site: PairSite, where: int) -> None:
     model = f"other-body-{where}"
     site.upstream.on(model, *stream(frame(1), DONE))
     assert check(post(site.replicas[0], model, key(model)).events()) == (1, "done")
@@ -139,14 +131,14 @@ def test_another_body_is_refused(site: Site, where: int) -> None:
     assert len(site.upstream.calls_of(model)) == 1
 
 
-def test_the_same_body_on_another_path_is_another_request(site: Site) -> None:
+def test_the_same_body_on_another_path_is_another_request(site: PairSite) -> None:
     site.upstream.on("other-path", *stream(frame(1), DONE))
     assert check(post(site.replicas[0], "other-path", key("other-path")).events()) == (1, "done")
     other = post(site.replicas[0], "other-path", key("other-path"), path="/v1/messages")
     assert (other.status, other.json["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-def test_another_owner_has_keys_of_its_own(site: Site) -> None:
+def test_another_owner_has_keys_of_its_own(site: PairSite) -> None:
     site.upstream.on("owners", *stream(frame(1), DONE))
     mine = post(site.replicas[0], "owners", key("owners"))
     theirs = post(site.replicas[1], "owners", key("owners"), token="sk-two")
@@ -156,7 +148,7 @@ def test_another_owner_has_keys_of_its_own(site: Site) -> None:
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_a_refused_request_gives_its_key_back(site: Site, where: int) -> None:
+def test_a_refused_request_gives_its_key_back(site: PairSite, where: int) -> None:
     model = f"refused-{where}"
     site.upstream.on(model, *json_response(429, {"error": {"message": "slow down"}}, {"retry-after": "7"}))
     refused = post(site.replicas[0], model, key(model))
@@ -168,7 +160,7 @@ def test_a_refused_request_gives_its_key_back(site: Site, where: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 256])
-def test_a_key_has_bounds(site: Site, length: int) -> None:
+def test_a_key_has_bounds(site: PairSite, length: int) -> None:
     answer = post(site.replicas[0], "bounds", key("k" * length))
     assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_request")
     assert site.upstream.calls_of("bounds") == []
@@ -205,7 +197,7 @@ def test_the_first_ones_replica_dies_before_its_stream_came_to_be(
 @pytest.mark.parametrize("headers", [key("cut"), retry(0)], ids=["key", "attach_retries"])
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
 def test_a_client_cut_off_before_its_answer_comes_back_to_the_same_generation(
-    site: Site, headers: dict[str, str], where: int
+    site: PairSite, headers: dict[str, str], where: int
 ) -> None:
     model = f"cut-{next(iter(headers))}-{where}"
     headers = {name: f"{value}-{where}" if name == "idempotency-key" else value for name, value in headers.items()}
@@ -222,7 +214,7 @@ def test_a_client_cut_off_before_its_answer_comes_back_to_the_same_generation(
     assert len(site.upstream.calls_of(model)) == 1
 
 
-def test_who_waits_is_not_cut_off_when_the_first_one_leaves(site: Site) -> None:
+def test_who_waits_is_not_cut_off_when_the_first_one_leaves(site: PairSite) -> None:
     site.upstream.on("waits-on", Gate("waits-on"), *stream(frame(1), DONE))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, site.replicas[0], "waits-on", key("waits-on"), timeout=1.0)
@@ -259,7 +251,7 @@ def test_joining_needs_no_room(relays: Relays, upstream: ScriptedUpstream) -> No
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
-def test_a_retry_joins_the_generation_in_flight(site: Site, where: int) -> None:
+def test_a_retry_joins_the_generation_in_flight(site: PairSite, where: int) -> None:
     model = f"retry-{where}"
     site.upstream.on(model, *held(model))
     first = post(site.replicas[0], model, retry(0))
@@ -278,7 +270,7 @@ def test_a_retry_joins_the_generation_in_flight(site: Site, where: int) -> None:
     assert len(site.upstream.calls_of(model)) == 4
 
 
-def test_a_first_attempt_never_joins(site: Site) -> None:
+def test_a_first_attempt_never_joins(site: PairSite) -> None:
     site.upstream.on("count-0", *held("count-0"))
     first = post(site.replicas[0], "count-0", retry(0))
     second = post(site.replicas[0], "count-0", retry(0))
@@ -288,7 +280,7 @@ def test_a_first_attempt_never_joins(site: Site) -> None:
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_a_retry_after_the_end_is_a_new_generation(site: Site, where: int) -> None:
+def test_a_retry_after_the_end_is_a_new_generation(site: PairSite, where: int) -> None:
     model = f"after-end-{where}"
     site.upstream.on(model, *stream(frame(1), DONE))
     first = post(site.replicas[0], model, retry(0))
@@ -305,7 +297,7 @@ def test_without_the_setting_a_retry_is_a_new_generation(relays: Relays, upstrea
 
 
 @pytest.mark.parametrize("count", ["\xb2", "-1", "x", "9" * 5000, ""])
-def test_a_strange_retry_count_is_no_retry(site: Site, count: str) -> None:
+def test_a_strange_retry_count_is_no_retry(site: PairSite, count: str) -> None:
     site.upstream.on("strange", *stream(frame(1), DONE))
     answer = post(site.replicas[0], "strange", {"x-stainless-retry-count": count})
     assert check(answer.events()) == (1, "done")
@@ -397,7 +389,7 @@ print(json.dumps("".join(chunk.choices[0].delta.content or "" for chunk in strea
 
 @pytest.mark.parametrize("idempotency_key", ["", "sdk-key"], ids=["attach_retries", "key"])
 @pytest.mark.parametrize("on_answer", [False, True], ids=["while-the-upstream-thinks", "as-the-answer-begins"])
-def test_the_openai_sdks_own_retry(site: Site, on_answer: bool, idempotency_key: str) -> None:
+def test_the_openai_sdks_own_retry(site: PairSite, on_answer: bool, idempotency_key: str) -> None:
     needs(is_installed("py-new"), "the SDKs of py-new: run tests/sdk/install.py")
     model = f"sdk-{on_answer}-{idempotency_key}"
     name = f"{idempotency_key}-{on_answer}" if idempotency_key else ""

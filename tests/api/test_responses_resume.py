@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import is_installed, python_generation
 from tests.support.asking import ask
 from tests.support.processes import RelayProcess, needs
-from tests.support.replicas import Replicas, stream_id, two_replicas
-from tests.support.scripted import Gate, ScriptedUpstream, Send, json_response, stream
+from tests.support.replicas import stream_id
+from tests.support.scripted import Gate, Send, json_response, stream
+from tests.support.site import PairSite, pair_of_relays
 from tests.support.sseclient import RawStream
 
 pytestmark = pytest.mark.slow
@@ -28,18 +28,10 @@ AUTH = {"authorization": "Bearer sk-sdk"}
 SDKS = ("py-new", "py-httpx")
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    replicas: Replicas
-
-
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-        with two_replicas(config, STREAMS, STREAMS) as replicas:
-            yield Site(upstream, replicas)
+def site() -> Iterator[PairSite]:
+    with pair_of_relays(STREAMS) as found:
+        yield found
 
 
 @pytest.fixture(params=SDKS)
@@ -61,7 +53,7 @@ def frames(response_id: str, first: int | None = 0) -> tuple[str, ...]:
 COUNT = len(responses.PLAIN)
 
 
-def start(site: Site, model: str, *, replica: int = 0, headers: Mapping[str, str] = AUTH) -> RawStream:
+def start(site: PairSite, model: str, *, replica: int = 0, headers: Mapping[str, str] = AUTH) -> RawStream:
     body = {"model": model, "stream": True, "input": "Say hello."}
     answer = ask(site.replicas[replica].url + PATH, headers=headers, body=body)
     assert answer.status == 200, answer.read()
@@ -112,7 +104,7 @@ def run(sdk: str, script: str, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["from-0", "from-1"])
-def test_the_sdk_resumes_behind_every_event_live_and_finished(site: Site, sdk: str, first: int) -> None:
+def test_the_sdk_resumes_behind_every_event_live_and_finished(site: PairSite, sdk: str, first: int) -> None:
     name = f"resp_{sdk}_{first}".replace("-", "_")
     sent = frames(name, first)
     half = COUNT // 2
@@ -136,7 +128,7 @@ def test_the_sdk_resumes_behind_every_event_live_and_finished(site: Site, sdk: s
     assert len(site.upstream.calls) == sum(len(site.upstream.calls_of(c.json["model"])) for c in site.upstream.calls)
 
 
-def test_a_resume_at_the_head_waits_for_what_comes(site: Site) -> None:
+def test_a_resume_at_the_head_waits_for_what_comes(site: PairSite) -> None:
     sent = frames("resp_head")
     site.upstream.on("resp_head", *stream(*sent[:3], Gate("resp_head"), *sent[3:]))
     answer = start(site, "resp_head")
@@ -148,11 +140,11 @@ def test_a_resume_at_the_head_waits_for_what_comes(site: Site) -> None:
         assert each.ended == "zero-chunk"
 
 
-def _both(site: Site) -> tuple[RelayProcess, RelayProcess]:
+def _both(site: PairSite) -> tuple[RelayProcess, RelayProcess]:
     return site.replicas.first, site.replicas.second
 
 
-def test_the_name_is_known_as_soon_as_its_event_is(site: Site) -> None:
+def test_the_name_is_known_as_soon_as_its_event_is(site: PairSite) -> None:
     """A client that acts on `response.created` at once is not sent on to the upstream."""
     for number in range(20):
         name = f"resp_soon_{number}"
@@ -164,7 +156,7 @@ def test_the_name_is_known_as_soon_as_its_event_is(site: Site) -> None:
     site.upstream.open("soon")
 
 
-def test_without_sequence_numbers(site: Site) -> None:
+def test_without_sequence_numbers(site: PairSite) -> None:
     """None is made up: a resume from the start works, one by number is told that it cannot be had."""
     site.upstream.on("resp_bare", *stream(*frames("resp_bare", None)))
     whole = start(site, "resp_bare").events()
@@ -176,7 +168,7 @@ def test_without_sequence_numbers(site: Site) -> None:
         assert (behind.status, behind.json["error"]["code"]) == (410, "position_unknown")
 
 
-def test_a_sequence_number_inside_an_event_is_not_the_events(site: Site) -> None:
+def test_a_sequence_number_inside_an_event_is_not_the_events(site: PairSite) -> None:
     """Text and tools may speak of sequence numbers themselves."""
     sent = list(frames("resp_decoy"))
     created = json.loads(sent[0].partition("data: ")[2])
@@ -193,7 +185,7 @@ def test_a_sequence_number_inside_an_event_is_not_the_events(site: Site) -> None
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "%C2%B2", "9" * 5000, "1%20", "st_x.1", "0x1"])
-def test_garbage_is_refused(site: Site, value: str) -> None:
+def test_garbage_is_refused(site: PairSite, value: str) -> None:
     if not site.upstream.calls_of("resp_garbage"):
         site.upstream.on("resp_garbage", *stream(*frames("resp_garbage")))
         start(site, "resp_garbage").events()
@@ -202,14 +194,14 @@ def test_garbage_is_refused(site: Site, value: str) -> None:
         assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_request"), answer.read()
 
 
-def test_at_the_end_there_is_nothing_more(site: Site) -> None:
+def test_at_the_end_there_is_nothing_more(site: PairSite) -> None:
     site.upstream.on("resp_end", *stream(*frames("resp_end"), "data: [DONE]\n\n"))
     start(site, "resp_end").events()
     for replica in _both(site):
         assert retrieve(replica, "resp_end", f"stream=true&starting_after={COUNT - 1}").status == 204
 
 
-def test_what_the_relay_does_not_have_is_the_upstreams(site: Site) -> None:
+def test_what_the_relay_does_not_have_is_the_upstreams(site: PairSite) -> None:
     site.upstream.on("resp_mine", *stream(*frames("resp_mine"), Send(b"")))
     start(site, "resp_mine").events()
     other = {"authorization": "Bearer sk-other"}
@@ -228,7 +220,7 @@ def test_what_the_relay_does_not_have_is_the_upstreams(site: Site) -> None:
             assert [c.header("authorization") for c in asked] == [headers["authorization"]] * 2
 
 
-def test_without_stream_it_is_the_upstreams(site: Site) -> None:
+def test_without_stream_it_is_the_upstreams(site: PairSite) -> None:
     site.upstream.on("resp_plain", *stream(*frames("resp_plain")))
     start(site, "resp_plain").events()
     site.upstream.on_path(f"GET {PATH}/resp_plain", *json_response(200, {"id": "resp_plain", "object": "response"}))
@@ -237,7 +229,7 @@ def test_without_stream_it_is_the_upstreams(site: Site) -> None:
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["producing-replica", "other-replica"])
-def test_the_sdk_cancels(site: Site, sdk: str, where: int) -> None:
+def test_the_sdk_cancels(site: PairSite, sdk: str, where: int) -> None:
     name = f"resp_cancel_{sdk}_{where}".replace("-", "_")
     site.upstream.on(name, *stream(*frames(name)[:6], Gate(name)))
     answer = start(site, name)
@@ -257,14 +249,14 @@ def test_the_sdk_cancels(site: Site, sdk: str, where: int) -> None:
     assert status.json["outcome"] == "stopped"
 
 
-def test_the_sdk_cancels_what_has_ended(site: Site, sdk: str) -> None:
+def test_the_sdk_cancels_what_has_ended(site: PairSite, sdk: str) -> None:
     name = f"resp_over_{sdk}".replace("-", "_")
     site.upstream.on(name, *stream(*frames(name)))
     start(site, name).events()
     assert run(sdk, _CANCEL, site.replicas[1].url, name) == [name, "completed"]
 
 
-def test_the_sdks_cancel_of_an_unknown_response_reaches_the_upstream(site: Site, sdk: str) -> None:
+def test_the_sdks_cancel_of_an_unknown_response_reaches_the_upstream(site: PairSite, sdk: str) -> None:
     error = {"error": {"message": "no such response", "type": "invalid_request_error", "param": None, "code": "gone"}}
     site.upstream.on_path(f"POST {PATH}/resp_never/cancel", *json_response(404, error))
     assert run(sdk, _CANCEL, site.replicas[0].url, "resp_never") == [404, "gone"]

@@ -14,8 +14,9 @@ from tests.deploy.h2client import H2Client
 from tests.support.asking import ask
 from tests.support.oracle import DONE, PATH
 from tests.support.processes import RelayProcess, rss
-from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.site import PairSite
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -28,9 +29,7 @@ WRITE_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    replicas: Replicas
+class Site(PairSite):
     name: str
 
 

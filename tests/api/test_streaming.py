@@ -53,6 +53,7 @@ each_api = pytest.mark.parametrize("api", APIS)
 logged_or_not = pytest.mark.parametrize("prefix", ["", "unlogged-"])
 
 SSE_HEAD = Head(200, {"content-type": "text/event-stream"})
+GZIPPED = Head(200, {"content-type": "text/event-stream", "content-encoding": "gzip"})
 KEY = "sk-of-the-relay"
 _numbers = itertools.count()
 
@@ -228,7 +229,8 @@ def test_late_stream(scene: Scene, api: Api, prefix: str) -> None:
 def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, logged: bool = True) -> tuple[str, str]:
     """The code and message with which a stream ends after so many of the sample's events.
 
-    Its end takes no number, a resume gives the same bytes, and who has all events but not the end is told it again.
+    Its end takes no number, its state names the same outcome, a resume gives the same bytes, and who has all events
+    but not the end is told it again.
     """
     name = stream_id(answer)
     with answer:
@@ -241,6 +243,9 @@ def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, 
         assert {event.id for event in events} == {None}
         return told
     assert [event.id for event in events] == [*event_ids(name, before), *end_ids(name, before, len(events) - before)]
+    headers = {**sample.headers(), "accept": "application/json"}
+    with open_stream(f"{scene.relay.url}/streams/{name}", "GET", headers) as state:
+        assert state.json["outcome"] == told[0]
     assert rest(resume(scene.relay, sample, f"{name}.0")) == masked(b"".join(event.raw for event in events))
     assert rest(resume(scene.relay, sample, f"{name}.{before}")) == b"".join(event.raw for event in events[before:])
     with resume(scene.relay, sample, f"{name}.{before}e") as end:
@@ -254,6 +259,8 @@ LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
     "500 without a body": ((Head(500, {}, "length"),), "upstream_refused", "500"),
     "200 of JSON": (json_response(200, {"choices": []}), "upstream_malformed", ""),
     "redirect": ((Head(307, {"location": "/v1/elsewhere"}, "length"),), "upstream_refused", "307"),
+    "200 of HTML": ((Head(200, {"content-type": "text/html"}), Send(b"<html>")), "upstream_malformed", ""),
+    "compressed": ((GZIPPED, Send(b"\x1f\x8b")), "upstream_malformed", ""),
     "reset": ((Reset(),), "upstream_disconnected", ""),
     "close": ((Cut(),), "upstream_disconnected", ""),
 }
@@ -294,13 +301,14 @@ def test_refusal_in_time_is_verbatim(scene: Scene, api: Api, prefix: str, status
 
 
 @each_api
-@pytest.mark.parametrize("kind", ["json", "no type", "html", "redirect", "not modified", "no content"])
+@pytest.mark.parametrize("kind", ["json", "no type", "html", "compressed", "redirect", "not modified", "no content"])
 def test_success_that_is_no_stream(scene: Scene, api: Api, kind: str) -> None:
     sample = SAMPLES[api]
     scripts: dict[str, tuple[Step, ...]] = {
         "json": json_response(200, {"choices": [{"message": {"content": "whole"}}]}),
         "no type": (Head(200, {"content-type": ""}, "length"), Send(b"{}")),
         "html": (Head(200, {"content-type": "text/html"}), Send(b"<html>"), End()),
+        "compressed": (GZIPPED, Send(b"\x1f\x8b")),
         "redirect": (Head(307, {"location": f"{scene.main.url}/v1/elsewhere"}, "length"),),
         "not modified": (Head(304, {}, "length"),),
         "no content": (Head(204, {}, "length"),),
@@ -309,6 +317,7 @@ def test_success_that_is_no_stream(scene: Scene, api: Api, kind: str) -> None:
     keys = sorted(scene.store.keys("*{*}*"))
     with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
         told = answer.status, refusal_of(api, answer.read())[0]
+        assert "relay-stream-id" not in answer.headers
     assert told == (502, "upstream_malformed")
     assert scene.call(model).path == sample.path
     assert sorted(scene.store.keys("*{*}*")) == keys

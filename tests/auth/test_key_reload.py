@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from relay.auth import keyring
+from relay.auth.keyring import Keyring
+from relay.config.auth import KeySettings
 from relay.protocol.keys import new_key
 from tests.auth.keyed import ENV, Entry, ask, code, config, finished, get, issued, whole
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream
-from tests.support.waiting import wait_until
+from tests.support.waiting import until, wait_until
 
 
 def write(path: Path, content: list[Entry] | str) -> None:
@@ -88,27 +88,23 @@ def test_a_broken_file_leaves_the_keys_as_they_were_and_is_told_without_quoting_
     assert relay.log().count("cannot be read again") == len(broken) + 1, "each once"
 
 
-def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    """Neither after the first reading nor after a change has been taken: a look comes at least once a second."""
     path = tmp_path / "keys.yaml"
     path.write_text("[]")
-    reads, looks = [], []
-    sign = keyring._sign
+    reads: list[Path] = []
 
-    def looked(path: Path) -> tuple[int, ...] | None:
-        looks.append(path)
-        if len(looks) > 50:
-            enough.set()
-        return sign(path)
-
-    enough = asyncio.Event()
-    monkeypatch.setattr(keyring, "_EVERY", 0.001)
-    monkeypatch.setattr(keyring, "_sign", looked)
-    ring = keyring.Keyring(lambda: reads.append(path) or [], [path])
+    def read() -> list[KeySettings]:
+        reads.append(path)
+        return []
 
     async def watched() -> None:
-        watching = asyncio.create_task(ring.watch())
+        watching = asyncio.create_task(Keyring(read, [path]).watch())
+        await asyncio.sleep(2)
+        assert len(reads) == 1
         path.write_text("[ ]")
-        await enough.wait()
+        await until(lambda: len(reads) == 2, 10, "the change to be read")
+        await asyncio.sleep(2)
         watching.cancel()
 
     asyncio.run(watched())

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from relay.client.policy import Policy
-from tests.client.cutter import Cut, Cutter
 from tests.client.played import BODY, KINDS, Kind, Seen
 from tests.client.scripts import FRAMES, script
 from tests.support.cutting import Blackhole, FaultProxy, Pass
+from tests.support.cutting_http import Cut, CuttingBalancer
 from tests.support.processes import RelayProcess
 from tests.support.replicas import replicas, settings
 from tests.support.scripted import Cut as Fin
@@ -102,7 +102,7 @@ def ids(seen: Seen) -> list[int]:
 
 def test_every_event_arrives_once_and_in_order(scene: Scene, kind: Kind) -> None:
     scene.upstream.on("cut", *script("chat"))
-    with Cutter(*scene.ports, plan=first_cut(4000)) as cutter:
+    with CuttingBalancer(*scene.ports, plan=first_cut(4000)) as cutter:
         seen = post(kind, cutter.url, "cut")
     assert ids(seen) == list(range(1, len(FRAMES["chat"]) + 1))
     assert seen.body.endswith(b"data: [DONE]\n\n")
@@ -127,7 +127,7 @@ def test_a_stream_that_is_gone_is_an_error(scene: Scene, kind: Kind, lost: str, 
             if lost == "everything":
                 client.delete(f"{stream}:meta")
 
-    with Cutter(producing, plan=first_cut(4000)) as cutter:
+    with CuttingBalancer(producing, plan=first_cut(4000)) as cutter:
         seen = post(kind, cutter.url, "gone", on_wait=lose)
     assert isinstance(seen.error, kind.client.ResumeFailed)
     assert seen.error.code == code
@@ -142,7 +142,7 @@ def test_a_relay_that_stays_away_is_an_error_after_the_bound(scene: Scene, kind:
     def leave() -> None:
         cutter.targets = ()
 
-    with Cutter(*scene.ports, plan=first_cut(4000)) as cutter:
+    with CuttingBalancer(*scene.ports, plan=first_cut(4000)) as cutter:
         seen = post(kind, cutter.url, "away", on_wait=leave, policy=Policy(max_attempts=4))
     assert isinstance(seen.error, kind.http.RemoteProtocolError)
     assert "Gave up after 4 attempts" in str(seen.error)
@@ -154,7 +154,7 @@ def test_a_stream_without_a_log_breaks_as_it_does_without_the_transport(scene: S
     scene.upstream.on("unlogged", *script("chat"))
     found = []
     for resuming in (True, False):
-        with Cutter(*scene.ports, plan=first_cut(4000)) as cutter:
+        with CuttingBalancer(*scene.ports, plan=first_cut(4000)) as cutter:
             found.append(post(kind, cutter.url, "unlogged", resuming=resuming))
     with_it, without = found
     assert type(with_it.error) is type(without.error) is kind.http.RemoteProtocolError
@@ -216,7 +216,7 @@ def test_a_stream_that_is_read_again_is_resumed(scene: Scene, kind: Kind, what: 
     path = f"/v1/responses/{response[1].decode()}?stream=true&starting_after=2"
     path = path if what == "retrieve" else f"/streams/{stream[1].decode()}"
     cuts = iter([Cut(3000, "rst"), Cut(2000, "fin"), Cut(4000, "rst")])
-    with Cutter(*scene.ports, plan=lambda: next(cuts, Cut(1 << 40, "fin"))) as cutter:
+    with CuttingBalancer(*scene.ports, plan=lambda: next(cuts, Cut(1 << 40, "fin"))) as cutter:
         transport = kind.transport(inner=_plain(kind))
         seen = kind.ask("GET", [], transport, cutter.url + path, headers=headers, timeout=20)
     assert seen.error is None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.cutter import Cut, Cutter
 from tests.client.scripts import FRAMES, TEXT
 from tests.conftest import Relays
 from tests.sdk.install import is_installed, python_generation
+from tests.support.cutting_http import Cut, CuttingBalancer
 from tests.support.processes import needs
 from tests.support.scripted import ScriptedUpstream, stream
 
@@ -42,7 +42,7 @@ def test_before_and_after(upstream: ScriptedUpstream, relays: Relays) -> None:
 
     def seen(name: str) -> subprocess.CompletedProcess[str]:
         cuts = iter([Cut(5000, "rst")])
-        with Cutter(port, plan=lambda: next(cuts, Cut(1 << 40, "fin"))) as cutter:
+        with CuttingBalancer(port, plan=lambda: next(cuts, Cut(1 << 40, "fin"))) as cutter:
             return run(name, cutter.url)
 
     before, after = seen("before.py"), seen("after.py")

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.cutter import Cutter, at_random
 from tests.client.scripts import FRAMES, TEXT, TOOLS, script
 from tests.sdk.install import is_installed, python_generation
+from tests.support.cutting_http import CuttingBalancer, at_random
 from tests.support.processes import RelayProcess, needs
 from tests.support.replicas import replicas, settings
 from tests.support.scripted import ScriptedUpstream
@@ -129,7 +129,7 @@ def test_one_seamless_stream_out_of_many_cut_ones(bench: Bench, sdk: str) -> Non
     jobs = jobs_of(sdk, "cut")
     bench.script(jobs)
     # The first POSTs die without an answer: only their keys keep them from being paid for twice.
-    with Cutter(*bench.ports, plan=at_random(seed, MOST_BYTES, heads=len(jobs))) as cutter:
+    with CuttingBalancer(*bench.ports, plan=at_random(seed, MOST_BYTES, heads=len(jobs))) as cutter:
         seen = finish(start(sdk, cutter.url, jobs, "resuming"))
     for job, got, wanted in zip(jobs, seen, bench.uncut(sdk), strict=True):
         assert shown(got) == shown(wanted), job
@@ -142,7 +142,7 @@ def test_one_seamless_stream_out_of_many_cut_ones(bench: Bench, sdk: str) -> Non
 def test_without_the_transport_the_same_script_fails(bench: Bench, sdk: str) -> None:
     jobs = jobs_of(sdk, "plain")
     bench.script(jobs)
-    with Cutter(*bench.ports, plan=at_random(3, MOST_BYTES, heads=0)) as cutter:
+    with CuttingBalancer(*bench.ports, plan=at_random(3, MOST_BYTES, heads=0)) as cutter:
         seen = finish(start(sdk, cutter.url, jobs, "plain"))
     for job, got, wanted in zip(jobs, seen, bench.uncut(sdk), strict=True):
         assert len(got["events"]) < len(wanted["events"]), job
@@ -159,7 +159,7 @@ def test_the_death_of_the_reader_s_replica_is_not_seen(bench: Bench, sdk: str) -
     bench.script(jobs, gate)
     serving = bench.relays[1]
     producing_port, serving_port = bench.ports
-    with Cutter(producing_port) as cutter:
+    with CuttingBalancer(producing_port) as cutter:
         process = start(sdk, cutter.url, jobs, "resuming")
         try:
             bench.upstream.wait_reached(gate, 60, connections=len(jobs))

@@ -25,11 +25,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.client.cutter import Cut, Cutter
 from tests.client.trial_client import EVENTS
+from tests.support.cutting_http import Cut, CuttingBalancer
+from tests.support.http import chunk, read_body, read_chunk, read_head
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Call, Pause, ScriptedUpstream, Step, stream
 from tests.support.stores import valkey_server
+from tests.support.threaded import ServerThread
 
 ROOT = Path(__file__).resolve().parents[2]
 JS = ROOT / "tests" / "client_js" / "node" / "trial.mjs"
@@ -47,52 +49,22 @@ class AnyModel(ScriptedUpstream):
         return stream(*steps, "data: [DONE]\n\n")
 
 
-class GzipHop:
+class GzipHop(ServerThread):
     """A hop that compresses what asks for it, and some of what does not. One request for each connection."""
 
     def __init__(self, target: int, seed: int) -> None:
+        super().__init__()
         self.compressed = 0
-        self.port = 0
         self._target = target
         self._dice = random.Random(seed)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="gzip-hop", daemon=True)
 
-    def __enter__(self) -> GzipHop:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(15)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(15)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=256)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _close(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = self._loop.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         server: asyncio.StreamWriter | None = None
         ended = False
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await read_head(reader)
+            body = await read_body(head, reader)
             lines = [line for line in head.split(b"\r\n") if line and not line.lower().startswith(b"connection:")]
-            length = next((int(line[15:]) for line in lines if line.lower().startswith(b"content-length:")), 0)
-            body = await reader.readexactly(length)
             answers, server = await asyncio.open_connection("127.0.0.1", self._target)
             server.write(b"\r\n".join([*lines, b"connection: close", b"", body]))
             asks = any(line.lower().startswith(b"accept-encoding:") and b"gzip" in line for line in lines)
@@ -105,7 +77,7 @@ class GzipHop:
             client.transport.abort()
 
     async def _answer(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter, *, compress: bool) -> bool:
-        head = await answers.readuntil(b"\r\n\r\n")
+        head = await read_head(answers)
         if not (compress and b"text/event-stream" in head and b"chunked" in head):
             client.write(head)
             while data := await answers.read(65536):
@@ -115,18 +87,12 @@ class GzipHop:
         self.compressed += 1
         client.write(head[:-2] + b"content-encoding: gzip\r\n\r\n")
         pack = zlib.compressobj(wbits=31)
-        while size := int(await answers.readuntil(b"\r\n"), 16):
-            data = (await answers.readexactly(size + 2))[:-2]
-            _chunk(client, pack.compress(data) + pack.flush(zlib.Z_SYNC_FLUSH))
+        while data := await read_chunk(answers):
+            client.write(chunk(pack.compress(data) + pack.flush(zlib.Z_SYNC_FLUSH)))
             await client.drain()
-        _chunk(client, pack.flush())
-        client.write(b"0\r\n\r\n")
+        client.write(chunk(pack.flush()) + chunk(b""))
         await client.drain()
         return True
-
-
-def _chunk(client: asyncio.StreamWriter, data: bytes) -> None:
-    client.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 def at_random(seed: int) -> Any:
@@ -171,7 +137,7 @@ def trial(seconds: float, seed: int, ways: tuple[str, ...] = WAYS) -> dict[str, 
         config |= {"upstreams": [{"name": "any", "base_url": upstream.url}], "store": {"url": store.url}}
         with RelayProcess(config) as first, RelayProcess(config) as second:
             ports = [int(relay.url.rpartition(":")[2]) for relay in (first, second)]
-            with Cutter(*ports, plan=at_random(seed)) as balancer, GzipHop(balancer.port, seed) as hop:
+            with CuttingBalancer(*ports, plan=at_random(seed)) as balancer, GzipHop(balancer.port, seed) as hop:
                 rolling = threading.Thread(target=roll, args=([first, second], over, rolled))
                 rolling.start()
                 begun = time.monotonic()

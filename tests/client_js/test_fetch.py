@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.client_js.conftest import Bench, finish, node, replicas, start
-from tests.client_js.cutting import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.client_js.scripts import PATHS, script
+from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until

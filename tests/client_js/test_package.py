@@ -13,10 +13,10 @@ import pytest
 
 from relay import __version__
 from tests.client_js.conftest import Bench, environment
-from tests.client_js.cutting import CuttingProxy, Fate
 from tests.client_js.install import NODE
 from tests.client_js.scripts import script
 from tests.sdk.scenarios_chat import TEXT
+from tests.support.cutting_http import CuttingProxy, Fate
 from tests.support.processes import needs
 
 pytestmark = pytest.mark.slow

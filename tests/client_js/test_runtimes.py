@@ -11,10 +11,10 @@ import pytest
 
 from tests.client.cases import PATH, load
 from tests.client_js.conftest import Bench, environment
-from tests.client_js.cutting import CuttingProxy, Fate
 from tests.client_js.install import NODE
 from tests.client_js.scripts import script
 from tests.client_js.test_fetch import PATHS, at_first, ids, is_whole
+from tests.support.cutting_http import CuttingProxy, Fate
 from tests.support.processes import needs
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.client_js.conftest import Bench, finish, node, replicas, start
-from tests.client_js.cutting import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.client_js.scripts import SDKS, script
+from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 
 pytestmark = pytest.mark.slow
 

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from tests.deploy.proxies import Envoy
 from tests.support.oracle import DONE, PATH, check, frame
-from tests.support.processes import RelayProcess
-from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.scripted import Gate, stream
+from tests.support.site import BeatingSite, beating_relays
 from tests.support.sseclient import RawStream, open_stream
 
 AUTH = {"authorization": "Bearer sk-one"}
 CLUSTERS = ("relay_http1", "relay_h2c")
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    often: RelayProcess
-    """Beats every half second."""
-    seldom: RelayProcess
-    """Beats every minute."""
-
-
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-        with (
-            RelayProcess({**config, "streams": {"heartbeat": "500ms"}}) as often,
-            RelayProcess({**config, "streams": {"heartbeat": "60s"}}) as seldom,
-        ):
-            yield Site(upstream, often, seldom)
+def site() -> Iterator[BeatingSite]:
+    with beating_relays() as found:
+        yield found
 
 
 def post(front: Envoy, model: str) -> RawStream:
@@ -42,7 +27,7 @@ def post(front: Envoy, model: str) -> RawStream:
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_a_route_timeout_cuts_a_stream_however_lively(site: Site, cluster: str) -> None:
+def test_a_route_timeout_cuts_a_stream_however_lively(site: BeatingSite, cluster: str) -> None:
     """The default is 15 s (tests/deploy/test_silence.py runs a stream of 90 s through the shipped file)."""
     model = f"route-{cluster}"
     site.upstream.on(model, *stream(frame(1), Gate(model)))
@@ -53,7 +38,7 @@ def test_a_route_timeout_cuts_a_stream_however_lively(site: Site, cluster: str) 
 
 
 @pytest.mark.parametrize("often", [True, False])
-def test_heartbeats_carry_a_silent_stream_over_the_idle_timeout(site: Site, often: bool) -> None:
+def test_heartbeats_carry_a_silent_stream_over_the_idle_timeout(site: BeatingSite, often: bool) -> None:
     model = f"idle-{often}"
     site.upstream.on(model, *stream(frame(1), Gate(model), frame(2), DONE))
     relay = site.often if often else site.seldom
@@ -70,7 +55,7 @@ def test_heartbeats_carry_a_silent_stream_over_the_idle_timeout(site: Site, ofte
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_more_streams_at_once_than_the_circuit_breakers_allow_are_refused(site: Site, cluster: str) -> None:
+def test_more_streams_at_once_than_the_circuit_breakers_allow_are_refused(site: BeatingSite, cluster: str) -> None:
     """Each stream is a request for as long as it lasts; Envoy's own limit is 1024."""
     model = f"many-{cluster}"
     site.upstream.on(model, *stream(frame(1), Gate(model), frame(2), DONE))
@@ -87,7 +72,7 @@ def test_more_streams_at_once_than_the_circuit_breakers_allow_are_refused(site: 
             answer.close()
 
 
-def test_a_drain_takes_no_stream_from_envoy(site: Site) -> None:
+def test_a_drain_takes_no_stream_from_envoy(site: BeatingSite) -> None:
     """The end of an Envoy as deploy/README.md has it: the listener drains, what runs goes on."""
     site.upstream.on("drained", *stream(frame(1), Gate("drained"), frame(2), DONE))
     with Envoy([site.often.url]) as front, post(front, "drained") as answer:

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -16,29 +15,19 @@ from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.replicas import two_replicas
 from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, json_response, stream
+from tests.support.site import Site, one_relay
 from tests.support.sseclient import open_stream
 
 AUTH = {"authorization": "Bearer sk-one"}
 MANY = 200
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    relay: RelayProcess
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """A relay that forgets a reader at once."""
-    with ScriptedUpstream() as upstream:
-        config = {
-            "upstreams": [{"name": "scripted", "base_url": upstream.url}],
-            "streams": {"abandon_after": "0s", "heartbeat": "1s"},
-            "limits": {"streams_per_owner": 4000, "write_timeout": "2s"},
-        }
-        with RelayProcess(config) as relay:
-            yield Site(upstream, relay)
+    streams = {"abandon_after": "0s", "heartbeat": "1s"}
+    with one_relay(streams=streams, limits={"streams_per_owner": 4000, "write_timeout": "2s"}) as found:
+        yield found
 
 
 def post(client: H2Client, model: str, *, hold: bool = False) -> Answer:

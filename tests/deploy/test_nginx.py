@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,31 +11,18 @@ import pytest
 from tests.deploy.proxies import Nginx
 from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.scripted import Gate, stream
+from tests.support.site import BeatingSite, beating_relays
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.waiting import wait_until
 
 AUTH = {"authorization": "Bearer sk-one"}
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    often: RelayProcess
-    """Beats every half second."""
-    seldom: RelayProcess
-    """Beats every minute."""
-
-
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-        with (
-            RelayProcess({**config, "streams": {"heartbeat": "500ms"}}) as often,
-            RelayProcess({**config, "streams": {"heartbeat": "60s"}}) as seldom,
-        ):
-            yield Site(upstream, often, seldom)
+def site() -> Iterator[BeatingSite]:
+    with beating_relays() as found:
+        yield found
 
 
 def post(front: Nginx, model: str, **more: object) -> RawStream:
@@ -47,7 +33,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_a_reload_costs_no_stream_anything(site: Site) -> None:
+def test_a_reload_costs_no_stream_anything(site: BeatingSite) -> None:
     site.upstream.on("reloaded", *stream(frame(1), Gate("reloaded"), frame(2), frame(3), DONE))
     site.upstream.on("new", *stream(frame(1), DONE))
     with Nginx([site.often.url]) as front:
@@ -64,7 +50,7 @@ def test_a_reload_costs_no_stream_anything(site: Site) -> None:
         wait_until(lambda: not any(alive(pid) for pid in old), 10, "the last old worker's end")
 
 
-def test_a_replica_is_taken_out_by_a_reload(site: Site) -> None:
+def test_a_replica_is_taken_out_by_a_reload(site: BeatingSite) -> None:
     """The rolling restart of deploy/README.md: its streams run on, new ones go elsewhere."""
     site.upstream.on("run-on", *stream(frame(1), Gate("run-on"), frame(2), DONE))
     site.upstream.on("elsewhere", *stream(frame(1), DONE))
@@ -94,7 +80,7 @@ def stream_is_on(relay: RelayProcess, answer: RawStream) -> bool:
         return status.status == 200
 
 
-def test_plain_nginx_refuses_a_long_prompt(site: Site) -> None:
+def test_plain_nginx_refuses_a_long_prompt(site: BeatingSite) -> None:
     """The control of `client_max_body_size`."""
     with Nginx([site.often.url], plain="") as front, post(front, "long", prompt="x" * (2 << 20)) as answer:
         assert answer.status == 413
@@ -102,7 +88,7 @@ def test_plain_nginx_refuses_a_long_prompt(site: Site) -> None:
 
 
 @pytest.mark.parametrize("ignoring", [False, True])
-def test_buffering_holds_events_back_where_the_relays_header_is_ignored(site: Site, ignoring: bool) -> None:
+def test_buffering_holds_events_back_where_the_relays_header_is_ignored(site: BeatingSite, ignoring: bool) -> None:
     """The control of the untimed proof in test_through_proxies.py: it can fail."""
     model = f"buffered-{ignoring}"
     site.upstream.on(model, *stream(frame(1), Gate(model), frame(2), DONE))
@@ -118,7 +104,7 @@ def test_buffering_holds_events_back_where_the_relays_header_is_ignored(site: Si
 
 
 @pytest.mark.parametrize("often", [True, False])
-def test_heartbeats_carry_a_silent_stream_over_the_read_timeout(site: Site, often: bool) -> None:
+def test_heartbeats_carry_a_silent_stream_over_the_read_timeout(site: BeatingSite, often: bool) -> None:
     model = f"silent-{often}"
     site.upstream.on(model, *stream(frame(1), Gate(model), frame(2), DONE))
     relay = site.often if often else site.seldom

@@ -13,7 +13,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from tests.support.asking import answers, ask
 from tests.support.oracle import DONE, PATH, check, error_code, frame, word
 from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id, two_replicas
-from tests.support.scripted import Call, Cut, End, Gate, Head, Pause, Reset, ScriptedUpstream, Send, Step, stream
+from tests.support.scripted import Call, End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
+from tests.support.site import Site
 from tests.support.sseclient import RawEvent, RawStream
 from tests.support.waiting import wait_until
 
@@ -40,12 +40,6 @@ STREAMS = {
 AUTH = {"authorization": "Bearer sk-bounds"}
 WRITE_TIMEOUT = 2.0
 EVENT_STREAM = Head(200, {"content-type": "text/event-stream"})
-
-
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    relay: RelayProcess
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +105,6 @@ FAULTS: dict[str, tuple[tuple[Step, ...], int, str]] = {
         1,
         "upstream_timeout",
     ),
-    "reset-inside-an-event": (
-        (EVENT_STREAM, Send(frame(1)), Send(frame(2)[:20]), Pause(0.2), Reset()),
-        1,
-        "upstream_disconnected",
-    ),
-    "cut-inside-an-event": (
-        (EVENT_STREAM, Send(frame(1)), Send(frame(2)[:20]), Cut()),
-        1,
-        "upstream_disconnected",
-    ),
-    "end-without-terminal": ((EVENT_STREAM, Send(frame(1)), Send(frame(2)), End()), 2, "upstream_disconnected"),
-    "empty": ((EVENT_STREAM, End()), 0, "upstream_disconnected"),
     "only-comments": ((EVENT_STREAM, Send(b": hello\n\n"), End()), 0, "upstream_disconnected"),
     "malformed-json": (
         (EVENT_STREAM, Send(frame(1)), Send(b"data: {nonsense\n\n"), Gate("for-ever")),
@@ -133,11 +115,6 @@ FAULTS: dict[str, tuple[tuple[Step, ...], int, str]] = {
         (EVENT_STREAM, Send(frame(1)), Send(b"<html>502 Bad Gateway</html>\n\n"), End()),
         1,
         "upstream_disconnected",
-    ),
-    "html-as-data": (
-        (EVENT_STREAM, Send(frame(1)), Send(b"data: <html>502</html>\n\n"), End()),
-        1,
-        "upstream_malformed",
     ),
     "binary": ((EVENT_STREAM, Send(frame(1)), Send(b"data: \x00\xff\xfe\n\n"), End()), 1, "upstream_malformed"),
     "10-MB-event": (
@@ -227,44 +204,6 @@ def test_max_stream_bytes(relays: Relays, upstream: ScriptedUpstream) -> None:
     assert (error_code(error), done.data) == ("stream_too_large", "[DONE]")
     assert_cancelled(upstream, "long")
     assert outcome(relay, stream_id(answer)) == "stream_too_large"
-
-
-REFUSALS: dict[str, tuple[Head, bytes, int]] = {
-    "429": (Head(429, {"retry-after": "9"}, framing="length"), b'{"error":"slow"}', 429),
-    "500": (Head(500, framing="length"), b"oops", 500),
-    "redirect": (Head(302, {"location": "http://127.0.0.1:1/"}, framing="length"), b"", 502),
-    "wrong-content-type": (Head(200, {"content-type": "application/json"}, framing="length"), b"{}", 502),
-    "html": (Head(200, {"content-type": "text/html"}), b"<html>", 502),
-    "compressed": (Head(200, {"content-type": "text/event-stream", "content-encoding": "gzip"}), b"\x1f\x8b", 502),
-}
-
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_before_the_first_byte_a_refusal_is_an_answer(site: Site, refusal: str) -> None:
-    head, body, status = REFUSALS[refusal]
-    site.upstream.on(refusal, head, Send(body))
-    answer = post(site.relay, refusal)
-    assert answer.status == status
-    if status == 502:
-        assert answer.json["error"]["code"] == "upstream_malformed"
-    else:
-        assert answer.read() == body
-        assert answer.headers.get("retry-after") == head.headers.get("retry-after")
-    assert "relay-stream-id" not in answer.headers
-
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_after_patience_a_refusal_is_an_error_in_the_stream(
-    relays: Relays, upstream: ScriptedUpstream, refusal: str
-) -> None:
-    head, body, _ = REFUSALS[refusal]
-    relay = relays.start(config(upstream, {**STREAMS, "patience": "100ms"}))
-    upstream.on(refusal, Pause(0.4), head, Send(body))
-    answer = post(relay, refusal)
-    assert answer.status == 200
-    cause = "upstream_malformed" if head.status == 200 else "upstream_refused"
-    assert check(answer.events()) == (0, cause)
-    assert outcome(relay, stream_id(answer)) == cause
 
 
 def test_no_answer_at_all(relays: Relays, upstream: ScriptedUpstream) -> None:

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.security.wire import AUTH, H2, Site, request
+from tests.security.wire import AUTH, H2, request
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Call, Cut, Head, ScriptedUpstream, Send, json_response, stream
+from tests.support.site import Site
 from tests.support.sseclient import RawStream, open_stream
 
 CLAIM = "203.0.113.77"

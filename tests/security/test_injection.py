@@ -21,10 +21,11 @@ from relay.protocol import end_mark
 from relay.protocol.apis import DIALECTS
 from relay.protocol.outcomes import Cause
 from relay.protocol.sse import Event, Parser, encode
-from tests.security.wire import AUTH, Site
+from tests.security.wire import AUTH
 from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, json_response
+from tests.support.site import Site
 from tests.support.sseclient import RawStream, open_stream
 
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}

@@ -25,9 +25,10 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from tests.security.wire import AUTH, H2, Heard, Site, connect, listen, request, say
+from tests.security.wire import AUTH, H2, Heard, connect, listen, request, say
 from tests.support.processes import RelayProcess
 from tests.support.scripted import End, Gate, Head, ScriptedUpstream, Send, json_response, stream
+from tests.support.site import Site
 from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until
 

@@ -14,9 +14,10 @@ import h11
 import pytest
 
 from relay.http.http1 import Lines
-from tests.security.wire import H2, Site, request, say
+from tests.security.wire import H2, request, say
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Head, ScriptedUpstream, Send, json_response
+from tests.support.site import Site
 
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nhost: x\r\nx-smuggled: 1\r\n\r\n"
 AFTER_CHUNKS = b"0\r\n\r\n" + SMUGGLED

@@ -9,9 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.security.wire import H2, Bait, Site, request, say
+from tests.security.wire import H2, Bait, request, say
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Head, ScriptedUpstream, Send, json_response, stream
+from tests.support.site import Site
 from tests.support.sseclient import open_stream
 
 KEY = "sk-of-the-relay"

@@ -15,16 +15,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
-from tests.support.processes import RelayProcess
-from tests.support.scripted import ScriptedUpstream
-
 AUTH = {"authorization": "Bearer sk-one"}
-
-
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    relay: RelayProcess
 
 
 @dataclass

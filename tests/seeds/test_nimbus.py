@@ -71,22 +71,6 @@ def test_each_endpoint_streams_its_own_format(
 
 
 @pytest.mark.parametrize(("path", "body", "events"), ENDPOINTS)
-def test_every_event_arrives_before_the_next_is_sent(
-    gateway: Gateway, path: str, body: dict[str, Any], events: list[str]
-) -> None:
-    gates = [f"{path} {number}" for number in range(len(events))]
-    steps = zip(events, map(Gate, gates), strict=True)
-    gateway.plays(body["model"], *(step for pair in steps for step in pair))
-    with gateway.post(path, body) as read:
-        for event, gate in zip(events, gates, strict=True):
-            (arrived,) = read.events(1)
-            assert arrived.raw.decode().endswith(event)
-            gateway.upstream.open(gate)
-        assert read.events() == []
-        assert read.ended == "zero-chunk"
-
-
-@pytest.mark.parametrize(("path", "body", "events"), ENDPOINTS)
 def test_no_proxy_may_buffer_the_stream(gateway: Gateway, path: str, body: dict[str, Any], events: list[str]) -> None:
     gateway.plays(body["model"], *events)
     with gateway.post(path, body) as read:

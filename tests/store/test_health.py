@@ -17,7 +17,7 @@ from tests.support.guarded import Guard, login, valkey_with_users
 from tests.support.processes import free_port
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server
-from tests.support.waiting import wait_until
+from tests.support.waiting import until, wait_until
 
 # TEST-NET-1 (RFC 5737); the minus: it need not be there.
 EVERYWHERE = ("bind", "127.0.0.1 -192.0.2.1")
@@ -135,14 +135,23 @@ def test_one_that_tells_nothing_of_itself(tmp_path: Path) -> None:
         assert asyncio.run(faults(store.url)) == []
 
 
+def used_memory(metrics: Metrics) -> float:
+    (family,) = metrics.store_memory_used.collect()
+    return family.samples[0].value
+
+
 def test_health_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def watched(store: Store) -> None:
+        """A watch begins with a look at every server."""
         topology = connect(store.url)
-        health = Health(topology, Metrics())
+        metrics = Metrics()
+        health = Health(topology, metrics)
         try:
             for _ in range(3):
-                for node in topology.nodes():
-                    await health._ask(node)
+                metrics.store_memory_used.set(0)
+                watching = asyncio.create_task(health.watch())
+                await until(lambda: used_memory(metrics) > 0, 5, "a look")
+                watching.cancel()
         finally:
             await topology.close()
 

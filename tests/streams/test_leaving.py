@@ -20,8 +20,9 @@ from tests.conftest import Relays
 from tests.support.asking import ask
 from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
-from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Call, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
+from tests.support.site import PairSite, pair_of_relays
 from tests.support.sseclient import RawStream
 from tests.support.stores import valkey_server
 from tests.support.waiting import wait_until
@@ -35,18 +36,10 @@ AUTH = {"authorization": "Bearer sk-leaver"}
 SOON = 1.5
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    replicas: Replicas
-
-
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with ScriptedUpstream() as upstream:
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-        with two_replicas(config, STREAMS, STREAMS) as replicas:
-            yield Site(upstream, replicas)
+def site() -> Iterator[PairSite]:
+    with pair_of_relays(STREAMS) as found:
+        yield found
 
 
 def one(relays: Relays, upstream: ScriptedUpstream, buffer: bool = True, **streams: str) -> RelayProcess:
@@ -108,7 +101,7 @@ def wait_ended(relay: RelayProcess, stream: str) -> dict[str, Any]:
     return status(relay, stream)
 
 
-def test_the_last_reader_leaves_and_the_call_is_cancelled(site: Site) -> None:
+def test_the_last_reader_leaves_and_the_call_is_cancelled(site: PairSite) -> None:
     site.upstream.on("last", *held("last"))
     first = post(site.replicas[0], "last")
     stream = stream_id(first)
@@ -131,7 +124,7 @@ def test_the_last_reader_leaves_and_the_call_is_cancelled(site: Site) -> None:
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
-def test_a_client_that_comes_back_stops_the_clock(site: Site, where: int) -> None:
+def test_a_client_that_comes_back_stops_the_clock(site: PairSite, where: int) -> None:
     model = f"back-{where}"
     site.upstream.on(model, *held(model))
     answer = post(site.replicas[0], model)
@@ -147,7 +140,7 @@ def test_a_client_that_comes_back_stops_the_clock(site: Site, where: int) -> Non
     assert len(site.upstream.calls_of(model)) == 1
 
 
-def test_the_clock_runs_again_after_the_return(site: Site) -> None:
+def test_the_clock_runs_again_after_the_return(site: PairSite) -> None:
     site.upstream.on("again", *held("again"))
     answer = post(site.replicas[0], "again")
     stream = stream_id(answer)
@@ -159,7 +152,7 @@ def test_the_clock_runs_again_after_the_return(site: Site) -> None:
     assert wait_ended(site.replicas[0], stream)["outcome"] == "abandoned"
 
 
-def test_a_reader_on_another_replica_keeps_it_alive(site: Site) -> None:
+def test_a_reader_on_another_replica_keeps_it_alive(site: PairSite) -> None:
     site.upstream.on("elsewhere", *held("elsewhere"))
     first = post(site.replicas[0], "elsewhere")
     other = come_back(site.replicas[1], stream_id(first), 0)
@@ -282,7 +275,7 @@ def test_readers_whose_replica_has_died_have_left(upstream: ScriptedUpstream, re
         relays.stop_all()
 
 
-def test_leaving_before_the_first_token_counts(site: Site) -> None:
+def test_leaving_before_the_first_token_counts(site: PairSite) -> None:
     site.upstream.on("no-token", *held("no-token", before=0))
     answer = post(site.replicas[0], "no-token")
     stay(answer, 0.3)
@@ -292,7 +285,7 @@ def test_leaving_before_the_first_token_counts(site: Site) -> None:
     assert check(again.events()) == (0, "abandoned")
 
 
-def test_leaving_before_the_upstreamanswers_cancels_the_call(site: Site) -> None:
+def test_leaving_before_the_upstreamanswers_cancels_the_call(site: PairSite) -> None:
     """Nobody was told this stream's id, so nobody can come back for it: there is nothing to wait for."""
     site.upstream.on("no-answer", Gate("no-answer"), *held("x"))
     body = json.dumps({"model": "no-answer", "stream": True, "messages": []}).encode()

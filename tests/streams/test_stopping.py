@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -23,8 +22,9 @@ from tests.sdk.install import NODE, PYTHON_GENERATIONS, is_installed, python_gen
 from tests.support.asking import ask
 from tests.support.oracle import PATH, check, frame
 from tests.support.processes import RelayProcess, needs
-from tests.support.replicas import Replicas, stream_id, two_replicas
+from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.site import PairSite
 from tests.support.sseclient import RawStream
 from tests.support.waiting import wait_until
 
@@ -70,11 +70,7 @@ SDKS = (*(name for name in PYTHON_GENERATIONS if name.startswith("py-")), "node"
 MODES = ("raw", "helper")
 
 
-@dataclass(frozen=True)
-class Site:
-    upstream: ScriptedUpstream
-    replicas: Replicas
-
+class Site(PairSite):
     def live(self) -> list[tuple[str, str]]:
         """(stream id, API) of every stream that has not ended, from the store."""
         found = []

@@ -67,6 +67,7 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # transports close a moment after their abort
 
 
 class ServerThread(LoopThread):
