@@ -47,6 +47,8 @@ _CALL_ITEMS = ("function_call", "custom_tool_call")
 
 
 class ResponsesWatch:
+    """Follows a responses stream (OpenAI API reference, "Streaming events" of the responses API)."""
+
     stateless_deltas = False  # each has a number
 
     def __init__(self) -> None:
@@ -60,6 +62,10 @@ class ResponsesWatch:
         self._unfinished: dict[int, list[tuple[str, int, str]]] = {}  # of each: kind, part, delta
 
     def see(self, event: Event) -> int:
+        """The bits of an event: deltas and items of calls are tokens; the response's end and `error` are terminal.
+
+        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        """
         if event.data == DONE:
             return TERMINAL
         message = parse_object(event.data)
@@ -107,9 +113,11 @@ class ResponsesWatch:
         return 0
 
     def ended_at_eof(self) -> bool:
+        """True after a terminal event."""
         return self._over
 
     def stop_events(self, request_id: str) -> list[Event]:
+        """`response.completed` with the status `cancelled`, the output as far as it has come, and the next number."""
         # `response.completed`, because the SDKs' helpers raise on any other end; its status says "cancelled".
         events: list[Event] = []
         sequence = 0 if self.last_sequence is None else self.last_sequence + 1
@@ -173,14 +181,18 @@ _NO_USAGE = {
 
 
 class Responses:
+    """Spells errors, ends and heartbeats for clients of responses."""
+
     name = "responses"
     path = "/v1/responses"
     heartbeat = b": hb\n"
 
     def watch(self, *, hide_usage: bool = False) -> ResponsesWatch:
+        """A watch for one stream; usage stands in its last event, so nothing is hidden."""
         return ResponsesWatch()
 
     def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        """One `error` event, its `sequence_number` the one after `sequence`, 0 where that is None."""
         # Flat and nested: some clients read the one, some the other. sequence_number is required by a
         # client that validates events, so one that never had any gets 0.
         error = {
@@ -194,10 +206,13 @@ class Responses:
         return [Event(b"error", orjson.dumps(error))]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
         return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
+        """Always: every responses stream reports usage."""
         return True
 
     def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        """Never another body: every responses stream reports usage."""
         return None

@@ -29,7 +29,7 @@ _TRIES = 32
 
 
 class TextDeltaTemplate:
-    """What the events of one stream have in common. A block of more than `longest` bytes is never alike."""
+    """What the text deltas of one stream have in common; a block of more than `longest` bytes never matches."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
@@ -39,7 +39,7 @@ class TextDeltaTemplate:
         self._tries = _TRIES
 
     def matches(self, block: bytes) -> bool:
-        """Is this, as it came, one whole event like the one learned?"""
+        """Is this, as it came, one whole event that differs from the learned one in its text alone?"""
         head = self._head
         if not head or not block.startswith(head) or len(block) > self._longest:
             return False
@@ -58,7 +58,12 @@ class TextDeltaTemplate:
         return True
 
     def learn(self, block: bytes, event: Event) -> None:
-        """An event whose meaning is its text, and the bytes that it came in."""
+        """Make an event the template for those to come.
+
+        Args:
+            block: the bytes that it came in, with its blank line.
+            event: what they were parsed to; its meaning must be its text (`Watch.stateless_deltas`).
+        """
         if not self._tries:
             return
         self._tries -= 1
