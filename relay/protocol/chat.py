@@ -19,10 +19,10 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
     openai_error_body,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -74,7 +74,7 @@ class ChatWatch:
             self.response_id = chunk["id"]
         usage = chunk.get("usage")
         if isinstance(usage, dict):
-            self.usage = Usage(count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")))
+            self.usage = Usage(parse_count(usage.get("prompt_tokens")), parse_count(usage.get("completion_tokens")))
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices:
             return HIDDEN if self._hide_usage and isinstance(usage, dict) and choices == [] else 0
@@ -82,7 +82,7 @@ class ChatWatch:
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
-            index = count(choice.get("index")) or 0
+            index = parse_count(choice.get("index")) or 0
             reason = choice.get("finish_reason")
             if reason is not None:
                 self._finished.add(index)
@@ -122,7 +122,7 @@ class ChatWatch:
                 "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
                 "relay": STOPPED,
             }
-            events.insert(0, Event(b"", dump(chunk)))
+            events.insert(0, Event(b"", dump_json(chunk)))
         return events
 
 

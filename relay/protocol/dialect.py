@@ -119,7 +119,7 @@ def parse_object(data: bytes) -> JsonObject:
     return parsed
 
 
-def dump(value: JsonObject) -> bytes:
+def dump_json(value: JsonObject) -> bytes:
     """JSON of what may hold an upstream's own values: those that orjson refuses are spelled by the standard library."""
     try:
         return orjson.dumps(value)
@@ -127,7 +127,7 @@ def dump(value: JsonObject) -> bytes:
         return json.dumps(value).encode()
 
 
-def count(value: object) -> int | None:
+def parse_count(value: object) -> int | None:
     """A count or an index as JSON should have it; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 

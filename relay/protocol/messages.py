@@ -12,9 +12,9 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -62,7 +62,7 @@ class MessagesWatch:
             return TOKEN
         if kind == "content_block_start":
             block = message.get("content_block")
-            self._open.add(count(message.get("index")) or 0)
+            self._open.add(parse_count(message.get("index")) or 0)
             return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
         if kind == "message_stop":
             return TERMINAL
@@ -70,7 +70,7 @@ class MessagesWatch:
             self.error = error_text(message.get("error") or message)
             return TERMINAL | FAILED
         if kind == "content_block_stop":
-            self._open.discard(count(message.get("index")) or 0)
+            self._open.discard(parse_count(message.get("index")) or 0)
         elif kind == "message_start":
             self._started = True
             start = message.get("message")
@@ -86,8 +86,8 @@ class MessagesWatch:
         """Input stands in message_start, output accumulates in message_delta; either may stand in both."""
         if isinstance(usage, dict):
             seen = self.usage or Usage()
-            given = count(usage.get("input_tokens"))
-            made = count(usage.get("output_tokens"))
+            given = parse_count(usage.get("input_tokens"))
+            made = parse_count(usage.get("output_tokens"))
             self.usage = Usage(seen.input if given is None else given, seen.output if made is None else made)
 
     def ended_at_eof(self) -> bool:
@@ -118,7 +118,7 @@ class MessagesWatch:
             messages.append({"type": "message_stop"})
         else:
             messages.append({"type": "message_stop", "relay": STOPPED})
-        return [Event(m["type"].encode(), dump(m)) for m in messages]
+        return [Event(m["type"].encode(), dump_json(m)) for m in messages]
 
 
 class Messages:

@@ -15,10 +15,10 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
     openai_error_body,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -72,18 +72,18 @@ class ResponsesWatch:
         kind = message.get("type") or event.type.decode("utf-8", "replace")
         if not isinstance(kind, str):
             kind = ""
-        sequence = count(message.get("sequence_number"))
+        sequence = parse_count(message.get("sequence_number"))
         if sequence is not None:
             self.last_sequence = sequence
         if kind in _TOKEN_TYPES:
-            deltas = self._unfinished.get(count(message.get("output_index")) or 0)
+            deltas = self._unfinished.get(parse_count(message.get("output_index")) or 0)
             delta = message.get("delta")
             if deltas is not None and isinstance(delta, str):
-                deltas.append((kind, count(message.get(_DELTAS[kind][1])) or 0, delta))
+                deltas.append((kind, parse_count(message.get(_DELTAS[kind][1])) or 0, delta))
             return TOKEN
         if kind in ("response.output_item.added", "response.output_item.done"):
             item = message.get("item")
-            index = count(message.get("output_index"))
+            index = parse_count(message.get("output_index"))
             if isinstance(item, dict):
                 at = len(self._items) if index is None else index
                 self._items[at] = item
@@ -102,7 +102,7 @@ class ResponsesWatch:
                 self.response_id = response["id"]
             usage = response.get("usage")
             if isinstance(usage, dict):
-                self.usage = Usage(count(usage.get("input_tokens")), count(usage.get("output_tokens")))
+                self.usage = Usage(parse_count(usage.get("input_tokens")), parse_count(usage.get("output_tokens")))
         if kind in ("response.completed", "response.incomplete"):
             self._over = True
             return TERMINAL | DONE_MAY_FOLLOW
@@ -168,7 +168,7 @@ class ResponsesWatch:
 
 
 def _event(kind: str, sequence: int, response: JsonObject, **more: str) -> Event:
-    return Event(kind.encode(), dump({"type": kind, "sequence_number": sequence, "response": response, **more}))
+    return Event(kind.encode(), dump_json({"type": kind, "sequence_number": sequence, "response": response, **more}))
 
 
 _NO_USAGE = {

@@ -1,9 +1,9 @@
-"""Events that differ from one seen before in their text alone, told without looking into their JSON.
+"""Recognises events that differ from an earlier one only in their text, without parsing their JSON.
 
 Most events of a stream are such, and parsing them was a fifth of what an event cost. Nothing is assumed of an
-upstream: the first of its kind is parsed, and a later one must have the same bytes but for a piece of text that cannot
-end its JSON string. The meaning that its `Watch` found is then theirs too; dialects in whose events more than the text
-counts (`Watch.stateless_deltas`) are not asked.
+upstream: the first event of its kind is parsed, and a later one must have the same bytes except for a piece of text
+that cannot end its JSON string. Then it has the meaning that the `Watch` found in the first. Formats in whose events
+more than the text counts (`Watch.stateless_deltas`) are always parsed.
 """
 
 from __future__ import annotations
