@@ -29,6 +29,7 @@ class End:
 
     @property
     def sent_by_relay(self) -> bool:
+        """Does the relay send this end, and not the upstream's own last event?"""
         return sent_by_relay(self.outcome)
 
     def encode(self) -> bytes:
@@ -37,18 +38,24 @@ class End:
 
 
 def sent_by_relay(outcome: str) -> bool:
-    """Does the relay tell this end, and not the upstream's own last event?"""
+    """Does the relay send this end, and not the upstream's own last event? An unknown outcome is the relay's."""
     return outcome not in _SENT_BY_UPSTREAM
 
 
 def decode_end(content: bytes) -> End:
-    """The end that an end mark's content says."""
+    """The end that an end mark's content says; bytes that are no UTF-8 are replaced, so it never fails."""
     outcome, _, closing = content.partition(b"\n")
     return End(outcome.decode("utf-8", "replace"), closing)
 
 
 def encode_frames(events: Sequence[Event], stream: str, n: int) -> bytes:
-    """The frames of an end after event n; an empty `stream` is one without a log, whose frames have no ids."""
+    """The frames of an end.
+
+    Args:
+        events: at least one; only the last one's frame has an id.
+        stream: the stream's id, empty for a stream without a log, whose frames have no ids.
+        n: the number of the last event before the end.
+    """
     last = f"{stream}.{n}e".encode() if stream else None
     return b"".join(sse.encode(event, last if event is events[-1] else None) for event in events)
 
@@ -62,8 +69,16 @@ def closing_events(dialect: Dialect, watch: Watch, outcome: Outcome, message: st
 
 
 def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
-    """The frames of an end that its producer could not tell, for a reader of the stream's API; `last_frame` is that of
-    event n, empty where there is none."""
+    """The frames of an end that its producer could not send, for a reader of the stream's API.
+
+    Args:
+        dialect: the API in which the reader is told.
+        outcome: its name, which a newer relay may have written.
+        stream: the stream's id.
+        n: the number of the last event before the end.
+        last_frame: the frame of event n, empty where there is none.
+        request_id: the relay's id of the reader's request.
+    """
     message = next((row.message for known, row in OUTCOMES.items() if known.value == outcome), "")
     message = message or _UNKNOWN.format(outcome)
     events = dialect.error_events(outcome, message, _last_sequence(dialect, last_frame), request_id)

@@ -274,9 +274,38 @@ class TestValues:
     def test_abandon_after_in_the_environment(self, text: str, seconds: float) -> None:
         assert loaded(environ={"RELAY_STREAMS__ABANDON_AFTER": text}).streams.abandon_after == seconds
 
-    @pytest.mark.parametrize("bad", ["Never", "-1s", -1, float("nan"), "", None, False])
+    @pytest.mark.parametrize("bad", ["Never", "Off", "-1s", -1, float("nan"), "", None, True])
     def test_what_is_no_abandon_after(self, bad: object) -> None:
         assert "streams.abandon_after" in refused({"streams": {"abandon_after": bad}})
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("streams.abandon_after", float("inf")),
+            ("streams.detached", float("inf")),
+            ("tickets.scope", "off"),
+            ("limits.open_rate", None),
+            ("limits.resume_rate", None),
+            ("limits.replay_rate", None),
+            ("store.encryption_env", None),
+            ("auth.keys_file", None),
+        ],
+    )
+    def test_off_is_said_alike_everywhere(self, path: str, value: object, folder: Path) -> None:
+        variable = "RELAY_" + path.upper().replace(".", "__")
+        section, _, name = path.partition(".")
+        (folder / "unquoted.yaml").write_text(f"{section}: {{{name}: off}}\n")
+        for settings in (
+            loaded(nested(path, "off")),
+            loaded(environ={variable: "off"}),
+            loaded(config=written(folder, nested(path, "off"))),
+            loaded(config=folder / "unquoted.yaml"),
+        ):
+            assert at(settings, path) == value
+
+    def test_the_environment_switches_off_what_the_file_has_on(self, folder: Path) -> None:
+        config = written(folder, {"limits": {"open_rate": "600/m"}})
+        assert loaded(config=config, environ={"RELAY_LIMITS__OPEN_RATE": "off"}).limits.open_rate is None
 
     @pytest.mark.parametrize(
         "bind", ["127.0.0.1:8080", "0.0.0.0:80", "[::]:8080", "localhost:1", "relay.internal:65535"]

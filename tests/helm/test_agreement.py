@@ -89,8 +89,26 @@ def test_the_schema_is_generated_from_the_settings() -> None:
 
 
 FORMS: tuple[object, ...] = (
-    *("15s", "500ms", "10m", "1.5h", "2d", "0", "0s", "0.0s", "00.5s", "0.50s", "never", "15", "s", "-1s", "1 s", ""),
-    *("1.s", ".5s", "15S", "1h30m", "1_0s", 15, 0.5, 0, -1, True, None, [], {}),
+    *(
+        "15s",
+        "500ms",
+        "10m",
+        "1.5h",
+        "2d",
+        "0",
+        "0s",
+        "0.0s",
+        "00.5s",
+        "0.50s",
+        "never",
+        "off",
+        "15",
+        "s",
+        "-1s",
+        "1 s",
+        "",
+    ),
+    *("1.s", ".5s", "15S", "1h30m", "1_0s", 15, 0.5, 0, -1, True, False, None, [], {}),
     *("8MiB", "64KiB", "1GiB", "10MB", "5KB", "7B", "7", "0B", "00", "1.5MiB", "8mib", "8 MiB", 1, 0.25, "1TiB"),
 )
 
@@ -101,6 +119,20 @@ FORMS: tuple[object, ...] = (
 def test_the_schema_takes_of_durations_and_sizes_what_the_relay_takes(key: str) -> None:
     section, _, name = key.partition(".")
     for form in FORMS:
+        try:
+            load_values(key, form)
+            taken = True
+        except ValueError:
+            taken = False
+        assert REFUSE_SETTING.is_valid({section: {name: form}}) == taken, f"{key}: {form!r}"
+
+
+@pytest.mark.parametrize(
+    "key", ["tickets.scope", "limits.open_rate", "limits.replay_rate", "store.encryption_env", "auth.keys_file"]
+)
+def test_the_schema_takes_off_where_the_relay_does(key: str) -> None:
+    section, _, name = key.partition(".")
+    for form in ("off", False, None, True, 0, [], {}):
         try:
             load_values(key, form)
             taken = True
