@@ -28,7 +28,8 @@ from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
-from relay.streams.producer import Call, Opened, Producer, Refused
+from relay.streams.answer import Call, Opened, Refused
+from relay.streams.producer import Producer
 from relay.upstream.client import NO_EVENT_STREAM, body_of
 from relay.upstream.routing import Route
 

@@ -19,8 +19,9 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyErr
 
 from relay.protocol.errors import StoreUnavailable
 from relay.store.link import REROUTE, Link, StoreDown
+from relay.store.node import Node
 from relay.store.scripts import Script
-from relay.store.topology import Node, Topology
+from relay.store.topology import Topology
 
 _ATTEMPTS = 2
 _REDIRECTIONS = 8

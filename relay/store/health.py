@@ -12,7 +12,8 @@ import redis.exceptions
 
 from relay.metrics import Metrics
 from relay.store.link import StoreDown
-from relay.store.topology import Node, Topology
+from relay.store.node import Node
+from relay.store.topology import Topology
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,8 @@ from relay.store import scripts
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
 from relay.store.names import Names
-from relay.store.topology import Node, Topology
+from relay.store.node import Node
+from relay.store.topology import Topology
 
 logger = logging.getLogger(__name__)
 

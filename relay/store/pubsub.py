@@ -23,7 +23,8 @@ from redis.exceptions import MovedError
 
 from relay.store.dialing import FAULTS, Address
 from relay.store.link import MORE, StoreDown, StoreSilent, Wire, pack
-from relay.store.topology import Node, Topology
+from relay.store.node import Node
+from relay.store.topology import Topology
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from relay.store import scripts
 from relay.store.commands import call_asking, millis, refuses_writes, republish
 from relay.store.link import REROUTE, Command, StoreDown
 from relay.store.log import Log
-from relay.store.topology import Node
+from relay.store.node import Node
 from relay.streams.commit_queue import CommitQueue, HoldClock
 from relay.streams.writer import LogWriter
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ReadOnlyError
 
 from relay.store.link import REROUTE, StoreDown, pack
-from relay.store.topology import Node
+from relay.store.node import Node
 
 if TYPE_CHECKING:
     from relay.streams.commit import Committer, Item

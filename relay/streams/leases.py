@@ -19,7 +19,7 @@ from relay.protocol.end_mark import outcome_from_log
 from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
 from relay.store.log import Log, Renewed, Status
-from relay.store.topology import Node
+from relay.store.node import Node
 from relay.streams.account import count_forced_end
 from relay.streams.producer import Producer
 

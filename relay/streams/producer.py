@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import httpx
 
@@ -18,11 +16,12 @@ from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamTimeout
-from relay.protocol.headers import Headers, of_stream
+from relay.protocol.headers import of_stream
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
+from relay.streams.answer import Answer, Call, Opened, Refused
 from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
@@ -33,26 +32,6 @@ from relay.upstream.routing import Route
 logger = logging.getLogger(__name__)
 
 _REMAKE_PAUSE = 0.25
-
-Call = Callable[[], Awaitable[httpx.Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The stream is there: `headers` are those of the upstream's answer that a stream keeps, None where its bound fired
-    before the upstream had answered."""
-
-    headers: Headers | None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The upstream answered something that is no stream. The response is open; who takes it closes it."""
-
-    response: httpx.Response
-
-
-Answer = Opened | Refused | ApiError
 
 
 class Producer:

@@ -23,12 +23,13 @@ from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
 from relay.streams.ahead import Ahead
+from relay.streams.answer import Call
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
 from relay.streams.leases import Leases
 from relay.streams.lookup import Lookup
-from relay.streams.producer import Call, Producer
+from relay.streams.producer import Producer
 from relay.streams.tail import Tail
 from relay.upstream.routing import Route
 

@@ -15,7 +15,8 @@ from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands
 from relay.store.link import StoreDown
-from relay.store.topology import Node, connect
+from relay.store.node import Node
+from relay.store.topology import connect
 from tests.support.cutting import Blackhole, FaultProxy
 from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server

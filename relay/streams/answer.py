@@ -1,0 +1,31 @@
+"""What the client of the POST that began a generation is owed: a stream, or the upstream's refusal, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httpx
+
+from relay.protocol.errors import ApiError
+from relay.protocol.headers import Headers
+
+Call = Callable[[], Awaitable[httpx.Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The stream is there: `headers` are those of the upstream's answer that a stream keeps, None where its bound fired
+    before the upstream had answered."""
+
+    headers: Headers | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The upstream answered something that is no stream. The response is open; who takes it closes it."""
+
+    response: httpx.Response
+
+
+Answer = Opened | Refused | ApiError
