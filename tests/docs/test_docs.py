@@ -29,16 +29,12 @@ METRICS = (ROOT / "grafana/METRICS.md").read_text(encoding="utf-8")
 
 def test_settings_reference_is_the_code_s_own() -> None:
     table = SETTINGS.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
-    assert table == reference(), (
-        "run: python -m relay.config.reference, and put its output between the marks in deploy/SETTINGS.md"
-    )
+    assert table == reference(), "run: make generate"
 
 
 def test_metrics_reference_is_the_code_s_own() -> None:
     table = METRICS.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0].strip()
-    assert table == metrics.reference(), (
-        "run: python -m relay.metrics, and put its output between the marks in METRICS.md"
-    )
+    assert table == metrics.reference(), "run: make generate"
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
