@@ -23,7 +23,7 @@ Address = tuple[str, str, int | None, str]
 
 # Nothing of the request has left: the SDK repeats these by itself, and nothing was paid for.
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError")
-# What stands in front of a relay says so when the relay behind it has gone.
+# What stands in front of a relay says so when the relay that it leads to has gone.
 _GATEWAY = (502, 503, 504)
 _BY_ID = re.compile(r"(.*)/streams/(st_[A-Za-z0-9_-]+)")
 _RETRIEVE = re.compile(r"(.*)/v1/responses/[^/]+")

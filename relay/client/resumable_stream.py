@@ -205,7 +205,7 @@ class ResumableStream:
         if self._end_received or (n <= self.last and not end):
             return False
         if n != self.last + (not end):
-            what = "The end behind event" if end else "Event"
+            what = "The end after event" if end else "Event"
             raise self._wrong_stream(f"{what} {n} came instead of event {self.last + 1}.")
         if self._expected_again:
             raise self._unresumable(DIFFERENT_AFTER_RESUME, Reason.WITHOUT_IDS)

@@ -148,7 +148,7 @@ def _read(path: Path) -> list[KeySettings]:
         raise ValueError(f"auth.keys_file {path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:  # their words quote the file
         line = getattr(getattr(error, "problem_mark", None), "line", getattr(error, "lineno", 1) - 1) + 1
-        raise ValueError(f"auth.keys_file {path}: cannot be read as YAML or JSON at line {line}; mend it") from None
+        raise ValueError(f"auth.keys_file {path}: cannot be read as YAML or JSON at line {line}; fix it") from None
     if not isinstance(content, list):  # an empty file may be one that is just being written
         raise ValueError(f"auth.keys_file {path}: must hold a list of keys, `[]` for none")
     try:
