@@ -22,8 +22,9 @@ demo: .venv/.demo  ## two replicas, a store and a real model
 bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
 
-generate: .venv/.dev  ## what is made from code: twins of the client, dashboards, and the chart's schema, reference and copies
+generate: .venv/.dev  ## what is made from code: twins of the client, reference tables, dashboards, the chart's schema and copies
 	$(BIN)/python .ci/twins.py
+	$(BIN)/python .ci/references.py
 	$(BIN)/python grafana/build.py
 	$(BIN)/python helm/sync.py
 	$(BIN)/python helm/schema.py

@@ -32,6 +32,9 @@ _ANY_DURATION = r"^[0-9]+(\.[0-9]+)?" + _UNIT
 _SOME_DURATION = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)" + _UNIT
 _SIZE = r"^[0-9]*[1-9][0-9]*\s*([KMG]iB|[KM]?B)?$"
 
+# YAML reads `off` without quotes as false.
+_OFF = [units.OFF, False]
+
 _FORMS: dict[object, Schema] = {
     units.to_seconds: {"x-duration": True},
     units.to_seconds_or_never: {"x-duration": True, "x-never": True},
@@ -44,8 +47,16 @@ class _AsWritten(GenerateJsonSchema):
     """What a settings file may hold, rather than what becomes of it."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        form = _FORMS.get(schema["function"]["function"])
-        return dict(form) if form is not None else super().function_before_schema(schema)
+        function = schema["function"]["function"]
+        form = _FORMS.get(function)
+        if form is not None:
+            return dict(form)
+        inner = super().function_before_schema(schema)
+        if function is units.off_to_none:
+            return {"anyOf": [*inner["anyOf"], {"enum": _OFF}]}
+        if function is units.off_to_word:
+            return {"enum": [*inner["enum"], False]}
+        return inner
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:
         form = _FORMS.get(schema["function"]["function"])
@@ -106,7 +117,7 @@ def _duration(part: Schema) -> Schema:
         {"type": "number", **bound},
         {"type": "string", "pattern": _SOME_DURATION if above_zero else _ANY_DURATION},
     ]
-    words = ([] if above_zero else ["0"]) + (["never"] if "x-never" in part else [])
+    words: list[Any] = ([] if above_zero else ["0"]) + (["never", *_OFF] if "x-never" in part else [])
     if words:
         forms.append({"enum": words})
     return {"description": part.get("description", ""), "anyOf": forms}

@@ -27,15 +27,6 @@ Json = dict[str, Any]
 STREAM_ID = "st_[A-Za-z0-9_-]{22}(?:_u)?"
 EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
-# Codes that a refusal of the tree can have beside its own.
-FURTHER_CODES = {
-    400: ("invalid_json", "missing_model"),
-    403: ("ticket_expired", "ticket_read_only"),
-    429: ("rate_limit_exceeded", "too_many_readers"),
-    500: ("no_response",),
-    503: ("draining",),
-}
-
 # What every path may answer, and what those do that read a stream from the log.
 _ALWAYS = (400, 405, 408, 431, 500)
 _OF_STREAMS = (401, 404, 410, 429, 503)
@@ -55,12 +46,12 @@ _RETRY = {409, 429, 503}
 
 def codes() -> dict[int, list[str]]:
     """Every code of a refusal by its status."""
-    found: dict[int, set[str]] = {status: set(more) for status, more in FURTHER_CODES.items()}
+    found: dict[int, set[str]] = {}
     kinds: list[type[ApiError]] = [ApiError]
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        found.setdefault(kind.status, set()).add(kind.code)
+        found.setdefault(kind.status, set()).update((kind.code, *vars(kind).get("further_codes", ())))
     return {status: sorted(found[status]) for status in sorted(found)}
 
 

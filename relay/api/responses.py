@@ -17,7 +17,7 @@ from relay.api.passthrough import any_path
 from relay.api.resume import counted, proceed
 from relay.api.services import Services
 from relay.protocol import sse
-from relay.protocol.dialect import JsonObject, count, parse_object
+from relay.protocol.dialect import JsonObject, parse_count, parse_object
 from relay.protocol.end_mark import End
 from relay.protocol.errors import (
     ApiError,
@@ -172,7 +172,7 @@ def _numbers_of(frames: bytes) -> list[int | None]:
 
 def _number(event: sse.Event) -> int | None:
     try:
-        return count(parse_object(event.data).get("sequence_number"))
+        return parse_count(parse_object(event.data).get("sequence_number"))
     except StreamFailure:
         return None
 

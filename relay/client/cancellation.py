@@ -39,16 +39,21 @@ class SyncCancellation:
 
     @property
     def cancelled(self) -> bool:
+        """Has `cancel` been called?"""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
+        """End a wait or an attempt that is under way, and every later one, from any thread."""
         self._cancelled.set()
         attempt = self._attempt
         if attempt is not None:
             _settle(attempt.set_exception, Cancelled())
 
     def wait(self, seconds: float) -> None:
-        """Raises Cancelled."""
+        """Wait for so many seconds, at most `LONGEST_WAIT`.
+
+        Raises Cancelled.
+        """
         (self._sleep or self._cancelled.wait)(min(seconds, LONGEST_WAIT))
         self.check()
 
@@ -58,9 +63,14 @@ class SyncCancellation:
             raise Cancelled
 
     def attempt(self, send: Callable[[], Any], discard: Callable[[Any], None], within: float | None) -> Any:
-        """What `send` returns or raises within so many seconds; what it returns too late goes to `discard`.
+        """What `send` returns or raises.
 
-        Raises Cancelled and AttemptTimedOut.
+        Args:
+            send: runs in a thread of its own, with the caller's context.
+            discard: gets what `send` returns too late.
+            within: seconds, None for as long as it takes.
+
+        Raises Cancelled, AttemptTimedOut, and what `send` raises.
         """
         attempt: Future[Any] = Future()
 
@@ -98,13 +108,18 @@ class AsyncCancellation:
 
     @property
     def cancelled(self) -> bool:
+        """Has `cancel` been called?"""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
+        """End a wait or an attempt that is under way, and every later one, from the same event loop."""
         self._cancelled.set()
 
     async def wait(self, seconds: float) -> None:
-        """Raises Cancelled."""
+        """Wait for so many seconds, at most `LONGEST_WAIT`.
+
+        Raises Cancelled.
+        """
         if self._sleep is not None:
             await self._sleep(seconds)
         else:
@@ -120,9 +135,14 @@ class AsyncCancellation:
     async def attempt(
         self, send: Callable[[], Awaitable[Any]], discard: Callable[[Any], Awaitable[None]], within: float | None
     ) -> Any:
-        """What `send` returns or raises within so many seconds; what it returns too late goes to `discard`.
+        """What `send` returns or raises.
 
-        Raises Cancelled and AttemptTimedOut.
+        Args:
+            send: runs in a task of its own.
+            discard: gets what `send` returns too late.
+            within: seconds, None for as long as it takes.
+
+        Raises Cancelled, AttemptTimedOut, and what `send` raises.
         """
         self.check()
         found: list[Any] = []

@@ -16,6 +16,7 @@ class SyncCredentials:
         self._headers = headers
 
     def fresh(self) -> Mapping[str, str]:
+        """The headers to put in the place of the request's own. Raises what the user's function raises."""
         return {} if self._headers is None else self._headers()
 
 
@@ -26,5 +27,6 @@ class AsyncCredentials:
         self._headers = headers
 
     async def fresh(self) -> Mapping[str, str]:
+        """The headers to put in the place of the request's own. Raises what the user's function raises."""
         found = {} if self._headers is None else self._headers()
         return await found if inspect.isawaitable(found) else found

@@ -14,22 +14,27 @@ class DecodingError(Exception):
 
 
 def encoding_of(headers: Mapping[str, str]) -> str:
+    """The content coding of a response's body (RFC 9110, section 8.4); `identity` where there is none."""
     return headers.get("content-encoding", "identity").strip().lower()
 
 
 def can_decode(encoding: str) -> bool:
+    """Is it one that `Decoder` takes? Of several, applied one after another, none is."""
     return encoding == "identity" or encoding in _WINDOWS
 
 
 class Decoder:
-    """For the body of one answer."""
+    """Decodes the body of one response, of the content coding `encoding`."""
 
     def __init__(self, encoding: str) -> None:
         self._window = _WINDOWS.get(encoding)
         self._inflate = None if self._window is None else zlib.decompressobj(self._window)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What these bytes amount to, in pieces that fit into memory whatever they inflate to. Raises DecodingError."""
+        """What these bytes amount to, in pieces of at most 64 KiB, whatever they inflate to.
+
+        Raises DecodingError where the bytes are not of the encoding.
+        """
         if self._window is None or self._inflate is None:
             yield data
             return

@@ -46,8 +46,11 @@ class EventTooLarge(Exception):
 
 
 class Splitter:
-    """Cuts the bytes of one connection into blocks; start a new one for each connection. It holds one unfinished
-    event of at most `max_event_bytes`."""
+    """Cuts the bytes of one connection into blocks; each connection has a splitter of its own.
+
+    Lines end at LF, as the relay writes them (WHATWG HTML, section 9.2.5). Held is one unfinished event of at most
+    `max_event_bytes`.
+    """
 
     def __init__(self, max_event_bytes: int) -> None:
         self._held = bytearray()
@@ -55,7 +58,10 @@ class Splitter:
         self._max = max_event_bytes
 
     def feed(self, data: bytes) -> Iterator[Block]:
-        """The blocks that these bytes complete. Raises EventTooLarge, after the blocks before it."""
+        """The blocks that these bytes complete.
+
+        Raises EventTooLarge, after the blocks before it.
+        """
         held = self._held
         held += data
         while held:
@@ -92,7 +98,7 @@ def is_terminal(api: str, block: Block) -> bool:
 
 
 def error_code(body: bytes) -> str | None:
-    """The code of a refusal's body, where it is one of the relay's form."""
+    """The `error.code` of a refusal's body, None where it is not of the relay's form."""
     error = _load(body).get("error")
     code = error.get("code") if isinstance(error, dict) else None
     # Only what looks like a code: whatever else a server writes may not get into an exception.
@@ -100,6 +106,7 @@ def error_code(body: bytes) -> str | None:
 
 
 def asks_for_stream(body: bytes) -> bool:
+    """Has this request body `"stream": true`?"""
     return b'"stream"' in body and _load(body).get("stream") is True
 
 

@@ -87,11 +87,13 @@ class Counters:
         self._lock = threading.Lock()
 
     def count(self, name: str) -> None:
+        """Add one to the counter of that name."""
         with self._lock:
             setattr(self, name, getattr(self, name) + 1)
 
 
 def notify(callback: Callback | None, moment: Moment) -> None:
+    """Call a user's callback, if there is one; what it raises is logged and goes no further."""
     if callback is None:
         return
     try:
@@ -101,7 +103,7 @@ def notify(callback: Callback | None, moment: Moment) -> None:
 
 
 class RetryBudget:
-    """The tries and the time that are left, for one request and its stream."""
+    """The tries and the time that are left, for one request and its stream. Times are seconds of the policy's clock."""
 
     def __init__(self, policy: Policy) -> None:
         self.attempts = 0
@@ -133,7 +135,7 @@ class RetryBudget:
         return True
 
     def on_event(self) -> None:
-        """A new event has come."""
+        """A new event has come: all tries are there again, and the next clean end may be asked about at once."""
         self.on_sign_of_life()
         self._at_once = True
 
@@ -149,9 +151,13 @@ class RetryBudget:
     def next_wait(self, retry_after: float, *, reconnection_time: float = 0.0, at_once: bool = False) -> float | None:
         """Seconds to wait before one more try; None, and `exhausted` says why, where it is time to give up.
 
-        `retry_after` is what an answer asks for, `reconnection_time` the stream's `retry:` (WHATWG HTML, 9.2.6);
-        `at_once` needs no wait of its own, once for each new event. A `reconnection_time` that is longer than the time
-        left shortens to it for a first try, because giving up without one would lose a stream that is there.
+        A `reconnection_time` that is longer than the time left shortens to it for a first try, because giving up
+        without one would lose a stream that is there.
+
+        Args:
+            retry_after: seconds that a response asks for, 0 where it does not (RFC 9110, section 10.2.3).
+            reconnection_time: seconds that the stream's `retry:` asks for (WHATWG HTML, section 9.2.6).
+            at_once: no wait of the client's own is needed; granted once for each new event.
         """
         policy = self._policy
         if self._since is None:
@@ -183,7 +189,10 @@ class RetryBudget:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that an answer asks for (RFC 9110, 10.2.3); a date counts from the answer's own `Date`, if any."""
+    """The seconds that a response asks for (RFC 9110, section 10.2.3), 0 where it asks for nothing that can be read.
+
+    A date counts from the response's own `Date`, if it has one.
+    """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
@@ -197,7 +206,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def heartbeat_interval(headers: Mapping[str, str]) -> float | None:
-    """The seconds between signs of life that the relay announces, None where it does not."""
+    """The seconds between signs of life that the relay announces (`Relay-Heartbeat`), None where it does not."""
     value = headers.get("relay-heartbeat", "")
     try:
         seconds = float(value) if len(value) < 16 else 0.0

@@ -23,7 +23,7 @@ Address = tuple[str, str, int | None, str]
 
 # Nothing of the request has left: the SDK repeats these by itself, and nothing was paid for.
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError")
-# What stands in front of a relay says so when the relay behind it has gone.
+# What stands in front of a relay says so when the relay that it leads to has gone.
 _GATEWAY = (502, 503, 504)
 _BY_ID = re.compile(r"(.*)/streams/(st_[A-Za-z0-9_-]+)")
 _RETRIEVE = re.compile(r"(.*)/v1/responses/[^/]+")
@@ -74,7 +74,7 @@ class RequestPlan:
             self._lost = lost is not None
 
     def initial_request(self, fresh: Mapping[str, str]) -> Any:
-        """The request to begin with, with credentials made for it."""
+        """The request to begin with; the headers `fresh` take the place of its own."""
         added = dict(fresh)
         if self._own_key is not None:
             added["Idempotency-Key"] = self._own_key
@@ -83,13 +83,19 @@ class RequestPlan:
         return self._copy(added, dict(self._asked_timeout))
 
     def request_without_key(self, fresh: Mapping[str, str]) -> Any:
-        """The request as it came; it may not be repeated."""
+        """The request as it came, for a relay that cannot honour a key; it may not be repeated after that."""
         self._own_key = None
         self._repeatable = False
         return self._copy(dict(fresh), dict(self._asked_timeout))
 
     def resume_request(self, stream: str, last_event_id: str | None, fresh: Mapping[str, str]) -> Any:
-        """The request that goes on after this event; as it was at first where none has come."""
+        """The request that goes on after an event.
+
+        Args:
+            stream: the stream's id.
+            last_event_id: goes into `Last-Event-ID` (WHATWG HTML, section 9.2.4); None: as it was at first.
+            fresh: headers that take the place of the request's own.
+        """
         added = {**fresh, "Accept-Encoding": "identity"}
         rest_of_path = self._rest_of_path
         if last_event_id is not None:
@@ -103,12 +109,16 @@ class RequestPlan:
         return self._copy(added, {**self._asked_timeout, "read": self.read_timeout()}, rest_of_path)
 
     def on_stream_confirmed(self, heartbeat: float | None) -> None:
-        """The stream is the relay's, which gives signs of life: the body's read time-out may be its own."""
+        """The response is a relay's stream, so silence is judged by its heartbeat from here on.
+
+        Args:
+            heartbeat: seconds between the relay's signs of life, None where it announces none.
+        """
         self._heartbeat = heartbeat or self._heartbeat
         self._timeout["read"] = self.read_timeout()
 
     def limit_refusal_time(self) -> None:
-        """A refusal's body is not worth more than a moment."""
+        """Read a refusal's body for at most `MAX_REFUSAL_TIME` seconds."""
         read = self._timeout.get("read")
         self._timeout["read"] = MAX_REFUSAL_TIME if read is None else min(read, MAX_REFUSAL_TIME)
 
@@ -161,7 +171,10 @@ class RequestPlan:
         self._addresses.append(self._addresses.pop(0))
 
     def redirect(self, request: Any, response: Any) -> Any | None:
-        """The request that a 307 or 308 within one origin asks for."""
+        """The request that a 307 or 308 within one origin asks for (RFC 9110, sections 15.4.8 and 15.4.9).
+
+        None for any other response, also for a redirect to another origin, which would get the credential.
+        """
         location = response.headers.get("location")
         if response.status_code not in (307, 308) or location is None:
             return None
@@ -203,7 +216,13 @@ class KnownRelays:
     """What a transport knows of the servers it has talked to. Threads may share it."""
 
     def __init__(self, http: Any, policy: Policy, base_urls: Iterable[str] = ()) -> None:
-        """`base_urls` are relays by the user's word, with the path in front of `/v1`. Raises ValueError."""
+        """Args:
+            http: the library's module.
+            policy: of the transport.
+            base_urls: relays by the user's word, with the path in front of `/v1`.
+
+        Raises ValueError for a base URL that is none.
+        """
         self.http = http
         self.policy = policy
         self._bases = [self._address(base) for base in base_urls]
@@ -212,7 +231,7 @@ class KnownRelays:
         self._lock = threading.Lock()
 
     def plan(self, request: Any) -> RequestPlan | None:
-        """None for a request that is none of this transport's business."""
+        """The plan for a request, None for one that is none of this transport's business."""
         path: str = request.url.path
         event_id: str | None = request.headers.get("last-event-id")
         if request.method == "GET":
@@ -240,6 +259,7 @@ class KnownRelays:
         return RequestPlan(self, request, "responses", found[1], requested_event_id=None, first_number_known=from_start)
 
     def is_known(self, address: Address) -> bool:
+        """Is this the address of a relay, by the policy, by the user's word, or by what it has answered?"""
         return self.policy.assume_relay or address in self._relays
 
     def add(self, plan: RequestPlan) -> None:
@@ -251,6 +271,7 @@ class KnownRelays:
         return [address, *(base for base in self._bases if base != address)]
 
     def remember_lost(self, digest: bytes, key: str, budget: RetryBudget) -> None:
+        """Keep the key and the rest of the tries of a lost request, for `max_elapsed` seconds."""
         now = self.policy.clock()
         with self._lock:
             kept = {one: [lost for lost in many if lost[2] > now] for one, many in self._lost.items()}

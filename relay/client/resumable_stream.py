@@ -79,6 +79,8 @@ class Reconnect:
 
 
 class Action(Enum):
+    """What to do with the answer to a resume, or at the end of a connection."""
+
     READ_BODY = "the body of this answer"
     END = "hand out the end"
 
@@ -114,9 +116,17 @@ class ResumableStream:
         counters: Counters | None = None,
         fresh_credentials: bool = False,
     ) -> None:
-        """`requested_event_id` is the `Last-Event-ID` of the SDK's own request, if it had one. Without
-        `first_number_known` the first event may have any number. `encoding` is that of the first answer's body. With
-        `fresh_credentials` a refused credential is no final answer."""
+        """Args:
+        api: `chat`, `messages`, `responses`, or `any` where the stream is read by its id.
+        stream: the stream's id.
+        policy: of the transport.
+        requested_event_id: the `Last-Event-ID` of the SDK's own request, if it had one.
+        first_number_known: False for a stream whose first event may have any number.
+        encoding: the content coding of the first response's body.
+        budget: the tries and the time that the first response has left.
+        counters: of the transport.
+        fresh_credentials: a refused credential is no final answer, for the next request has another.
+        """
         start = parse_event_id(requested_event_id or "")
         self.stream = stream
         self.last = start.n if start is not None and start.stream == stream else 0
@@ -140,12 +150,13 @@ class ResumableStream:
 
     @property
     def last_event_id(self) -> str:
+        """The position to go on from: the last event, or the end after it, that was handed out."""
         return str(EventId(self.stream, self.last, self._end_received))
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that these bytes of the body complete; call `raise_pending` when they are handed out.
 
-        Raises Unresumable, and DecodingError.
+        Raises Unresumable where nothing can be handed out any more, and DecodingError.
         """
         whole: list[bytes] = []
         try:
@@ -194,7 +205,7 @@ class ResumableStream:
         if self._end_received or (n <= self.last and not end):
             return False
         if n != self.last + (not end):
-            what = "The end behind event" if end else "Event"
+            what = "The end after event" if end else "Event"
             raise self._wrong_stream(f"{what} {n} came instead of event {self.last + 1}.")
         if self._expected_again:
             raise self._unresumable(DIFFERENT_AFTER_RESUME, Reason.WITHOUT_IDS)
@@ -214,9 +225,14 @@ class ResumableStream:
         return False
 
     def on_disconnect(self, why: str | None) -> Reconnect | Action:
-        """The connection has ended: cleanly, or by the error named. Raises Unresumable.
+        """What to do now that the connection has ended.
 
         A clean end without a terminal event is asked about at once: a proxy may have made it out of a cut.
+
+        Args:
+            why: the name of the error that ended it, None for a clean end.
+
+        Raises Unresumable.
         """
         if self._finished:
             return Action.END
@@ -232,11 +248,22 @@ class ResumableStream:
         return self._reconnect(0.0, message, at_once=why is None)
 
     def on_request_failed(self, why: str) -> Reconnect:
-        """The relay could not be reached. Raises Unresumable."""
+        """When to try again after a resume had no response; `why` names the error.
+
+        Raises Unresumable where no try is left.
+        """
         return self._reconnect(0.0, why)
 
     def on_response(self, status: int, headers: Mapping[str, str], body: bytes) -> Reconnect | Action:
-        """The answer to a resume; `body` is what was read of a refusal. Raises Unresumable."""
+        """What to do with the response to a resume.
+
+        Args:
+            status: 200 goes on, 204 says that nothing was missing.
+            headers: of the response; their names in any case.
+            body: what was read of a refusal.
+
+        Raises Unresumable where the relay says that the stream cannot be had, or no try is left.
+        """
         if status == 200 and headers.get("content-type", "").startswith("text/html"):
             return self._reconnect(retry_after(headers), "a page instead of the stream", status)
         if status == 200 or status == 204:

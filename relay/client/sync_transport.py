@@ -43,13 +43,15 @@ class SyncTransport:
         **options: Any,
     ) -> None:
         """Args:
+            inner: sends the requests; by default the library's own transport, made with `options`.
             policy: how long to try, what to call, and the bounds.
             headers: called for each request of a stream; what it returns takes the place of the request's own.
             auth: an `Auth` of the library, run for each request of a stream.
             base_urls: further addresses of the same relay, tried in turn when one does not answer.
-            sleep: takes the place of the wait between attempts, for tests.
+            sleep: takes the place of the wait between attempts, in seconds, for tests.
+            options: what the library's own transport takes.
 
-        Raises TypeError and ValueError.
+        Raises TypeError where both `inner` and `options` are given, and ValueError for a base URL that is none.
         """
         if inner is not None and options:
             raise TypeError(f"Give {', '.join(options)} to the inner transport, or leave the inner transport out.")
@@ -63,7 +65,10 @@ class SyncTransport:
         self._known = KnownRelays(self.http, self.policy, base_urls)
 
     def handle_request(self, request: Any) -> Any:
-        """Raises what the library's own transport raises; of the body, ResumeFailed."""
+        """The response to one request; the body of a relay's stream goes on after each cut.
+
+        Raises what the library's own transport raises. Reading the body raises ResumeFailed where it cannot go on.
+        """
         plan = self._known.plan(request)
         if plan is None:
             return self.inner.handle_request(request)
@@ -93,7 +98,15 @@ class SyncTransport:
         )
 
     def resume(self, plan: RequestPlan, stream: str, last_event_id: str | None) -> tuple[Any, bytes]:
-        """The answer to a resume, and what there is to know of it where it is a refusal."""
+        """The answer to a resume, and what was read of its body where it is a refusal.
+
+        Args:
+            plan: the stream's request.
+            stream: the stream's id.
+            last_event_id: the last event that was handed out; None to send the request as it was at first.
+
+        Raises what the library's own transport raises.
+        """
         request = plan.resume_request(stream, last_event_id, self._credentials.fresh())
         response = self._send(plan, request, redirects=_MOST_REDIRECTS)
         if response.status_code in (200, 204):
@@ -186,6 +199,7 @@ class SyncTransport:
         return b"".join(parts), rest
 
     def close(self) -> None:
+        """Close the inner transport and its connections."""
         self.inner.close()
 
     def __enter__(self) -> Any:
@@ -211,11 +225,12 @@ class SyncRefusalBody:
                 yield part
 
     def close(self) -> None:
+        """Close the refusal's connection, read to its end or not."""
         self._body.close()
 
 
 class SyncStreamBody:
-    """The body that the SDK reads: one stream, out of as many answers as it takes."""
+    """The body that the SDK reads: one stream, out of as many responses as it takes."""
 
     def __init__(self, transport: SyncTransport, plan: RequestPlan, state: ResumableStream, body: Any) -> None:
         self._transport = transport

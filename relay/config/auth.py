@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from relay.config.units import RateText, Section, variable
+from relay.config.units import OrOff, RateText, Section, variable
 from relay.protocol.keys import is_hash, is_key
 
 _SECRET_CHARS = 32
@@ -74,14 +74,18 @@ class KeySettings(_Section):
         description="Patterns of further paths under `/v1/` that it may use. Upstream all keys are one account: who "
         "may use `/v1/files*` sees everybody's files.",
     )
-    rate: RateText | None = Field(
-        None, description="How often it may send a request that goes upstream, such as `60/m`, on each replica."
+    rate: OrOff[RateText] = Field(
+        None,
+        description="How often it may send a request that goes upstream, such as `60/m`, on each replica. "
+        "`off`: no limit.",
     )
-    concurrency: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="How many of its streams and other requests may be in progress upstream, on each replica."
+    concurrency: OrOff[Annotated[int, Field(gt=0)]] = Field(
+        None,
+        description="How many of its streams and other requests may be in progress upstream, on each replica. "
+        "`off`: no limit.",
     )
-    expires: Annotated[AwareDatetime, BeforeValidator(_instant)] | None = Field(
-        None, description="When it stops working, such as `2027-01-31T00:00:00Z`."
+    expires: OrOff[Annotated[AwareDatetime, BeforeValidator(_instant)]] = Field(
+        None, description="When it stops working, such as `2027-01-31T00:00:00Z`. `off`: never."
     )
 
 
@@ -93,7 +97,7 @@ class AuthSettings(_Section):
         "`auth.keys_file`; every upstream needs `api_key_env`.",
     )
     keys: list[KeySettings] = Field([])
-    keys_file: Path | None = Field(
+    keys_file: OrOff[Path] = Field(
         None,
         description="A YAML or JSON file with a list of further keys. It and the settings' own `auth.keys` are read "
         "again when they change, without a restart.",
@@ -144,7 +148,7 @@ def _read(path: Path) -> list[KeySettings]:
         raise ValueError(f"auth.keys_file {path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as error:  # their words quote the file
         line = getattr(getattr(error, "problem_mark", None), "line", getattr(error, "lineno", 1) - 1) + 1
-        raise ValueError(f"auth.keys_file {path}: cannot be read as YAML or JSON at line {line}; mend it") from None
+        raise ValueError(f"auth.keys_file {path}: cannot be read as YAML or JSON at line {line}; fix it") from None
     if not isinstance(content, list):  # an empty file may be one that is just being written
         raise ValueError(f"auth.keys_file {path}: must hold a list of keys, `[]` for none")
     try:

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from relay.config.auth import KeySettings
 from relay.config.settings import Settings, UpstreamSettings
+from relay.config.units import off_to_none
 
 
 def reference() -> str:
@@ -36,6 +37,8 @@ def _default(field: FieldInfo) -> str:
     default: object = field.default
     if field.is_required():
         return "required"
+    if default is None and any(getattr(part, "func", None) is off_to_none for part in field.metadata):
+        return "`off`"
     if default is None or default == [] or default == "":
         return ""
     if isinstance(default, bool):

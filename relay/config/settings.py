@@ -7,11 +7,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relay.config.auth import AuthSettings
-from relay.config.units import Address, Duration, DurationOrNever, DurationOrZero, RateText, Section, Size, variable
+from relay.config.units import (
+    Address,
+    Duration,
+    DurationOrNever,
+    DurationOrZero,
+    OrOff,
+    RateText,
+    Section,
+    Size,
+    off_to_word,
+    variable,
+)
 from relay.encryption import PLAIN, Cipher
 from relay.protocol.apis import ApiName
 
@@ -43,11 +54,11 @@ class StoreSettings(Section):
         "relay:",
         description="What its keys and channels there begin with; deployments that share a server have one each.",
     )
-    encryption_env: Annotated[str, AfterValidator(variable)] | None = Field(
+    encryption_env: OrOff[Annotated[str, AfterValidator(variable)]] = Field(
         None,
         description="The environment variable that holds the keys under which events are kept: 32 bytes in base64 each "
         "(`openssl rand -base64 32`), separated by commas. The first encrypts, each of them decrypts. `none` among "
-        "them: events that are not encrypted are read, too; `none` first: nothing is encrypted yet. Absent: `none`.",
+        "them: events that are not encrypted are read, too; `none` first: nothing is encrypted yet. `off`: as `none`.",
     )
 
     @model_validator(mode="after")
@@ -110,10 +121,12 @@ class StreamSettings(Section):
     upstream_idle_timeout: Duration = Field(300.0, description="An upstream silent for so long has failed.")
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(
-        60.0, description="No reader for so long: the upstream call is cancelled. `0s` at once; `never`."
+        60.0, description="No reader for so long: the upstream call is cancelled. `0s`: at once. `off`: never."
     )
     detached: DurationOrNever = Field(
-        600.0, description="How long a detached generation (`Prefer: respond-async`) runs before its first reader."
+        600.0,
+        description="How long a detached generation (`Prefer: respond-async`) runs before its first reader. `off`: to "
+        "its end.",
     )
     retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
     tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
@@ -124,7 +137,7 @@ class StreamSettings(Section):
 
 
 class TicketSettings(Section):
-    scope: Literal["off", "read", "read+stop"] = Field(
+    scope: Annotated[Literal["off", "read", "read+stop"], BeforeValidator(off_to_word)] = Field(
         "read",
         description="What the ticket in `Relay-Stream-Url` lets its holder do; a request's `Relay-Ticket` header says "
         "otherwise for its stream.",
@@ -148,13 +161,13 @@ class LimitSettings(Section):
         description="How long a new connection may take for its first request's head, and a request's body to reach a "
         "pace of 1 KiB/s; time that the relay or the upstream takes is not counted.",
     )
-    open_rate: RateText | None = Field(
-        None, description="Requests of one owner that go upstream, on one replica, such as `600/m`. Absent: no limit."
+    open_rate: OrOff[RateText] = Field(
+        None, description="Requests of one owner that go upstream, on one replica, such as `600/m`. `off`: no limit."
     )
-    resume_rate: RateText | None = Field(
+    resume_rate: OrOff[RateText] = Field(
         None, description="Requests of one owner for streams that are there: resume, status, stop, retrieve."
     )
-    replay_rate: RateText | None = Field(
+    replay_rate: OrOff[RateText] = Field(
         None, description="Events of one owner's resumes that are sent once more, such as `100000/m`."
     )
     idle_timeout: Duration = Field(

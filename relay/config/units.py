@@ -1,13 +1,15 @@
 """How durations, sizes, rates, addresses and names are written in settings.
 
-What does not have its form raises ValueError, with a message that shows one that has.
+What does not have its form raises ValueError, with a message that shows one that has. What can be switched off is
+switched off by `off`, which a file, the environment and flags can all say. Other spellings, older ones, still work:
+`never` for a time, and `null`, which only a file can say.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -35,8 +37,25 @@ def to_seconds(value: object) -> object:
     return value
 
 
+OFF = "off"
+
+
+def is_off(value: object) -> bool:
+    """Is it `off`? Without quotes YAML 1.1 reads that word as the boolean false."""
+    return value is False or value == OFF
+
+
+def off_to_none(value: object) -> object:
+    return None if is_off(value) else value
+
+
+def off_to_word(value: object) -> object:
+    return OFF if is_off(value) else value
+
+
 def to_seconds_or_never(value: object) -> object:
-    return float("inf") if value == "never" else to_seconds(value)
+    """`off`, or `never`, is a time that does not come."""
+    return float("inf") if value == "never" or is_off(value) else to_seconds(value)
 
 
 def to_bytes(value: object) -> object:
@@ -59,6 +78,8 @@ def parse_duration(text: str) -> float:
 
 Duration = Annotated[float, BeforeValidator(to_seconds), Field(gt=0, allow_inf_nan=False)]
 DurationOrZero = Annotated[float, BeforeValidator(to_seconds), Field(ge=0, allow_inf_nan=False)]
+_T = TypeVar("_T")
+OrOff = Annotated[_T | None, BeforeValidator(off_to_none)]
 DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
 

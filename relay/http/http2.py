@@ -1,6 +1,6 @@
 """HTTP/2 without TLS, on Hypercorn's protocol, with what long streams that share a connection need.
 
-Hypercorn departs from that in these ways, each mended here:
+Hypercorn departs from that in these ways, each worked around here:
 
 - a response that the application breaks off is left open for ever: here it ends with RST_STREAM, so that no
   client takes what it has for a complete answer;

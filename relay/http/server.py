@@ -182,7 +182,7 @@ class Server:
         self._context = Context()
         self._accepting: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._going_away: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._accepting = await self._loop.create_server(self._protocol, sock=self._listener, backlog=_BACKLOG)
@@ -213,7 +213,7 @@ class Server:
         await self._context.settled.set()
         await self._context.terminated.set()
         await self._ended(_GRACE)
-        left = [*self._connections, *self._farewells]
+        left = [*self._connections, *self._going_away]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -239,8 +239,8 @@ class Server:
         await self._context.draining.set()
         for connection in self._connections.values():
             task = asyncio.create_task(connection.protocol.go_away(_CROSSING))
-            self._farewells.add(task)
-            task.add_done_callback(self._farewells.discard)
+            self._going_away.add(task)
+            task.add_done_callback(self._going_away.discard)
 
     async def _ended(self, timeout: float) -> None:
         if self._connections:

@@ -19,10 +19,10 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
     openai_error_body,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -41,6 +41,10 @@ _TOKEN_FIELDS = (
 
 
 class ChatWatch:
+    """Follows a chat stream (OpenAI API reference, "The chat completion chunk object"). `hide_usage` hides the chunk
+    of usage that the relay asked for.
+    """
+
     stateless_deltas = True
 
     def __init__(self, hide_usage: bool) -> None:
@@ -54,6 +58,10 @@ class ChatWatch:
         self._finished: set[int] = set()
 
     def see(self, event: Event) -> int:
+        """The bits of a chunk: text in any of its choices' deltas is a token, `[DONE]` and an error are terminal.
+
+        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        """
         data = event.data
         if data == DONE:
             return TERMINAL
@@ -66,7 +74,7 @@ class ChatWatch:
             self.response_id = chunk["id"]
         usage = chunk.get("usage")
         if isinstance(usage, dict):
-            self.usage = Usage(count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")))
+            self.usage = Usage(parse_count(usage.get("prompt_tokens")), parse_count(usage.get("completion_tokens")))
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices:
             return HIDDEN if self._hide_usage and isinstance(usage, dict) and choices == [] else 0
@@ -74,7 +82,7 @@ class ChatWatch:
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
-            index = count(choice.get("index")) or 0
+            index = parse_count(choice.get("index")) or 0
             reason = choice.get("finish_reason")
             if reason is not None:
                 self._finished.add(index)
@@ -98,6 +106,7 @@ class ChatWatch:
         return self.error is not None or (bool(self._finished) and self._open <= self._finished)
 
     def stop_events(self, request_id: str) -> list[Event]:
+        """A last chunk with `finish_reason: "stop"` for each unfinished choice, then `[DONE]`."""
         unfinished = sorted(self._open - self._finished) or ([] if self._finished else [0])
         if self.error is not None:
             unfinished = []
@@ -113,11 +122,13 @@ class ChatWatch:
                 "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
                 "relay": STOPPED,
             }
-            events.insert(0, Event(b"", dump(chunk)))
+            events.insert(0, Event(b"", dump_json(chunk)))
         return events
 
 
 class Chat:
+    """Spells errors, ends and heartbeats for clients of chat completions."""
+
     name = "chat"
     path = "/v1/chat/completions"
     # A comment line WITHOUT a blank line: openai-python dispatches an empty event on a blank line once it
@@ -125,21 +136,26 @@ class Chat:
     heartbeat = b": hb\n"
 
     def watch(self, *, hide_usage: bool = False) -> ChatWatch:
+        """A watch for one stream."""
         return ChatWatch(hide_usage)
 
     def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        """A chunk with `error` and without `choices`, then `[DONE]`; the request's id has no place in it."""
         # No `choices` beside the error: one client takes such a chunk for a normal end.
         error = {"message": message, "type": "server_error", "param": None, "code": code}
         return [Event(b"", orjson.dumps({"error": error})), Event(b"", DONE)]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
         return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
+        """True where `stream_options.include_usage` is set."""
         options = body.get("stream_options")
         return isinstance(options, dict) and bool(options.get("include_usage"))
 
     def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        """The body with `stream_options.include_usage`; None where it is set already."""
         if self.asked_for_usage(body):
             return None
         options = body.get("stream_options")

@@ -38,11 +38,15 @@ class Cors:
 
     @staticmethod
     def is_preflight(method: str, headers: Headers) -> bool:
+        """Is this a CORS-preflight request (Fetch standard, "CORS-preflight request")?"""
         return method == "OPTIONS" and value(headers, b"access-control-request-method") is not None
 
     @staticmethod
     def preflight(headers: Headers) -> Headers:
-        """What a page may send: any header, since whatever a client sends goes upstream."""
+        """The headers of a preflight's answer: any header may be sent, since whatever a client sends goes upstream.
+
+        It is good for 600 seconds (`Access-Control-Max-Age`).
+        """
         return [
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-allow-headers", value(headers, b"access-control-request-headers") or b""),

@@ -56,7 +56,10 @@ class Watch(Protocol):
     error: str | None
 
     def see(self, event: Event) -> int:
-        """The bits of an event. Raises StreamFailure (upstream_malformed) for one that is not of the format."""
+        """The bits of an event.
+
+        Raises StreamFailure (upstream_malformed) for one that is not of the format.
+        """
 
     def ended_at_eof(self) -> bool:
         """True where a clean end of the body now is the end of a complete answer."""
@@ -73,10 +76,18 @@ class Dialect(Protocol):
     path: str
     heartbeat: bytes
 
-    def watch(self, *, hide_usage: bool = False) -> Watch: ...
+    def watch(self, *, hide_usage: bool = False) -> Watch:
+        """A watch for one stream. `hide_usage`: usage that only the relay has asked for is not shown to the client."""
 
     def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
-        """The frames that end a stream abnormally, so that every client of the API raises."""
+        """The events that end a stream abnormally, so that every client of the API raises.
+
+        Args:
+            code: the outcome's name.
+            message: what happened, and what to do.
+            sequence: the last `sequence_number`, None where there was none (responses only).
+            request_id: the relay's id of the request that is answered.
+        """
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
         """The JSON body of a refusal."""
@@ -84,14 +95,17 @@ class Dialect(Protocol):
     def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
         """The request body that makes an upstream report usage; None where it does so already."""
 
-    def asked_for_usage(self, body: JsonObject) -> bool: ...
+    def asked_for_usage(self, body: JsonObject) -> bool:
+        """Does this request body make an upstream report usage?"""
 
 
 def parse_object(data: bytes) -> JsonObject:
-    """The JSON object that an event's data holds.
+    """The JSON object that an event's data holds (RFC 8259).
 
     orjson refuses lone surrogates, NaN and the like, which upstreams written in Python do send and clients
-    accept: the standard parser has the last word. Raises StreamFailure (upstream_malformed).
+    accept: the standard parser has the last word.
+
+    Raises StreamFailure (upstream_malformed) for anything but an object.
     """
     try:
         parsed = orjson.loads(data)
@@ -105,7 +119,7 @@ def parse_object(data: bytes) -> JsonObject:
     return parsed
 
 
-def dump(value: JsonObject) -> bytes:
+def dump_json(value: JsonObject) -> bytes:
     """JSON of what may hold an upstream's own values: those that orjson refuses are spelled by the standard library."""
     try:
         return orjson.dumps(value)
@@ -113,7 +127,7 @@ def dump(value: JsonObject) -> bytes:
         return json.dumps(value).encode()
 
 
-def count(value: object) -> int | None:
+def parse_count(value: object) -> int | None:
     """A count or an index as JSON should have it; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
@@ -133,6 +147,7 @@ def openai_error_type(status: int) -> str:
 
 
 def openai_error_body(error: ApiError) -> bytes:
+    """The JSON body of a refusal (OpenAI API reference, "Error codes")."""
     return orjson.dumps(
         {
             "error": {

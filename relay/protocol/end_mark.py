@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.protocol import sse
-from relay.protocol.dialect import FAILED, TERMINAL, Dialect
-from relay.protocol.outcomes import MESSAGES, Cause, Ending, StreamFailure
+from relay.protocol.dialect import FAILED, TERMINAL, Dialect, Watch
+from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, Spelling, StreamFailure
 from relay.protocol.sse import Event
 
-_TOLD_BY_UPSTREAM = (Ending.COMPLETED.value, Cause.UPSTREAM_ERROR.value)
+_SENT_BY_UPSTREAM = frozenset(known.value for known, row in OUTCOMES.items() if row.spelling is Spelling.UPSTREAM)
 _UNKNOWN = "The stream ended early ({}). The text so far is incomplete; send the request again for a new answer."
 
 
@@ -29,6 +29,7 @@ class End:
 
     @property
     def sent_by_relay(self) -> bool:
+        """Does the relay send this end, and not the upstream's own last event?"""
         return sent_by_relay(self.outcome)
 
     def encode(self) -> bytes:
@@ -37,26 +38,49 @@ class End:
 
 
 def sent_by_relay(outcome: str) -> bool:
-    """Does the relay tell this end, and not the upstream's own last event?"""
-    return outcome not in _TOLD_BY_UPSTREAM
+    """Does the relay send this end, and not the upstream's own last event? An unknown outcome is the relay's."""
+    return outcome not in _SENT_BY_UPSTREAM
 
 
 def decode_end(content: bytes) -> End:
-    """The end that an end mark's content says."""
+    """The end that an end mark's content says; bytes that are no UTF-8 are replaced, so it never fails."""
     outcome, _, closing = content.partition(b"\n")
     return End(outcome.decode("utf-8", "replace"), closing)
 
 
 def encode_frames(events: Sequence[Event], stream: str, n: int) -> bytes:
-    """The frames of an end after event n; an empty `stream` is one without a log, whose frames have no ids."""
+    """The frames of an end.
+
+    Args:
+        events: at least one; only the last one's frame has an id.
+        stream: the stream's id, empty for a stream without a log, whose frames have no ids.
+        n: the number of the last event before the end.
+    """
     last = f"{stream}.{n}e".encode() if stream else None
     return b"".join(sse.encode(event, last if event is events[-1] else None) for event in events)
 
 
+def closing_events(dialect: Dialect, watch: Watch, outcome: Outcome, message: str, request_id: str) -> list[Event]:
+    """The events with which the relay ends a stream, in its API's form; `watch` has seen all events before them."""
+    spelling = OUTCOMES[outcome].spelling
+    if spelling is Spelling.STOP:
+        return watch.stop_events(request_id)
+    return dialect.error_events(outcome.value, message, watch.last_sequence, request_id)
+
+
 def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
-    """The frames of an end that its producer could not tell, for a reader of the stream's API; `last_frame` is that of
-    event n, empty where there is none."""
-    message = next((text for known, text in MESSAGES.items() if known.value == outcome), _UNKNOWN.format(outcome))
+    """The frames of an end that its producer could not send, for a reader of the stream's API.
+
+    Args:
+        dialect: the API in which the reader is told.
+        outcome: its name, which a newer relay may have written.
+        stream: the stream's id.
+        n: the number of the last event before the end.
+        last_frame: the frame of event n, empty where there is none.
+        request_id: the relay's id of the reader's request.
+    """
+    message = next((row.message for known, row in OUTCOMES.items() if known.value == outcome), "")
+    message = message or _UNKNOWN.format(outcome)
     events = dialect.error_events(outcome, message, _last_sequence(dialect, last_frame), request_id)
     return encode_frames(events, stream, n)
 

@@ -1,7 +1,7 @@
 """Every refusal that the relay itself answers before a stream, as one tree.
 
     ApiError
-    ├── BadRequest                     400  invalid_json, missing_model, invalid_request …
+    ├── BadRequest                     400  invalid_request, invalid_json, missing_model
     │   ├── InvalidLastEventId         400  invalid_last_event_id
     │   └── ResumeNotSupported         400  resume_not_supported
     ├── InvalidApiKey                  401  invalid_api_key
@@ -20,11 +20,11 @@
     ├── UnsupportedContentEncoding     415  unsupported_content_encoding
     ├── IdempotencyKeyReused           422  idempotency_key_reused
     ├── HeadersTooLarge                431  headers_too_large
-    ├── TooManyRequests                429  too_many_readers, too_many_streams, rate_limit_exceeded
+    ├── TooManyRequests                429  too_many_streams, too_many_readers, rate_limit_exceeded
     ├── UpstreamUnreachable            502  upstream_unreachable
     ├── UpstreamMalformed              502  upstream_malformed
     ├── UpstreamTimeout                504  upstream_timeout
-    └── Unavailable                    503  draining, too_busy
+    └── Unavailable                    503  too_busy, draining
         ├── StoreBehind                503  store_behind
         └── StoreUnavailable           503  store_unavailable
             └── EncryptionKeyMissing   503  store_unavailable
@@ -37,15 +37,25 @@ How an error is spelled is the dialect's business (`relay.protocol.dialect`). Ev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 
 class ApiError(Exception):
-    """`status` is the HTTP status, `code` the machine-readable reason, `headers` what goes with the answer."""
+    """`status` is the HTTP status, `code` the machine-readable reason, `headers` what goes with the answer.
+
+    `further_codes` are those that a refusal of this class may bear beside its own.
+    """
 
     status = 500
     code = "internal_error"
+    further_codes: ClassVar[tuple[str, ...]] = ("no_response",)
 
     def __init__(self, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        """Args:
+        message: for the client: what happened, and what to do.
+        code: another one than the class's own.
+        headers: response headers; `retry-after` is in seconds (RFC 9110, section 10.2.3).
+        """
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
@@ -53,18 +63,26 @@ class ApiError(Exception):
 
 
 class BadRequest(ApiError):
+    """The request's syntax or framing is wrong (RFC 9110, section 15.5.1)."""
+
     status = 400
     code = "invalid_request"
+    further_codes = ("invalid_json", "missing_model")
 
 
 class InvalidLastEventId(BadRequest):
+    """`Last-Event-ID` (WHATWG HTML, section 9.2.4) is no event id of this API's streams."""
+
     code = "invalid_last_event_id"
 
 
 class ResumeNotSupported(BadRequest):
+    """The stream has no log: its id says so, and nothing was looked up."""
+
     code = "resume_not_supported"
 
     def __init__(self) -> None:
+        """The message is the same for every stream."""
         super().__init__(
             "This stream was relayed without a log, so it cannot be resumed. Send the request again "
             "without Last-Event-ID."
@@ -72,10 +90,13 @@ class ResumeNotSupported(BadRequest):
 
 
 class InvalidApiKey(ApiError):
+    """The credential is unknown or has expired (RFC 9110, section 15.5.2, which demands `WWW-Authenticate`)."""
+
     status = 401
     code = "invalid_api_key"
 
     def __init__(self) -> None:
+        """The message does not say which of the two it is."""
         super().__init__(
             "This relay does not know the API key, or it has expired. Send one that the relay's operator has issued, "
             "as Authorization: Bearer or as x-api-key.",
@@ -84,30 +105,42 @@ class InvalidApiKey(ApiError):
 
 
 class PathNotAllowed(ApiError):
+    """Upstream, the request would act for all keys of this relay, and this key may not (RFC 9110, section 15.5.4)."""
+
     status = 403
     code = "path_not_allowed"
 
 
 class TicketRefused(ApiError):
+    """The ticket does not open this stream, or not for this method (RFC 9110, section 15.5.4)."""
+
     status = 403
     code = "invalid_ticket"
+    further_codes = ("ticket_expired", "ticket_read_only")
 
 
 class ModelNotFound(ApiError):
+    """No upstream serves the model (RFC 9110, section 15.5.5)."""
+
     status = 404
     code = "model_not_found"
 
 
 class NotFound(ApiError):
+    """Nothing is at this path (RFC 9110, section 15.5.5)."""
+
     status = 404
     code = "not_found"
 
 
 class StreamNotFound(ApiError):
+    """The stream is unknown or another owner's; both are answered alike (RFC 9110, section 15.5.5)."""
+
     status = 404
     code = "stream_not_found"
 
     def __init__(self) -> None:
+        """The message is the same for an unknown stream and another owner's."""
         super().__init__(
             "No such stream for this credential. Check the id and use the credential that started the stream, "
             "or send the request again without Last-Event-ID."
@@ -115,20 +148,27 @@ class StreamNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
+    """The path has other methods; `allow` lists them (RFC 9110, section 15.5.6)."""
+
     status = 405
     code = "method_not_allowed"
 
 
 class RequestTimeout(ApiError):
+    """The request's body did not come in time (RFC 9110, section 15.5.9)."""
+
     status = 408
     code = "request_timeout"
 
 
 class IdempotencyKeyInFlight(ApiError):
+    """The key's first request runs where it cannot be joined (RFC 9110, section 15.5.10)."""
+
     status = 409
     code = "idempotency_key_in_flight"
 
     def __init__(self) -> None:
+        """The same request may join a moment later: `retry-after` is 1 second."""
         super().__init__(
             "A request with this Idempotency-Key is in flight and cannot be joined at the moment. "
             "Send it again after Retry-After, with the same key.",
@@ -137,10 +177,13 @@ class IdempotencyKeyInFlight(ApiError):
 
 
 class StreamExpired(ApiError):
+    """The stream's log is no longer kept (RFC 9110, section 15.5.11)."""
+
     status = 410
     code = "stream_expired"
 
     def __init__(self) -> None:
+        """The message names `streams.retention`."""
         super().__init__(
             "This stream is no longer kept (streams.retention has passed since its end). "
             "Send the request again without Last-Event-ID."
@@ -148,10 +191,13 @@ class StreamExpired(ApiError):
 
 
 class PositionUnknown(ApiError):
+    """The stream has ended, and its log lacks what follows this position (RFC 9110, section 15.5.11)."""
+
     status = 410
     code = "position_unknown"
 
     def __init__(self) -> None:
+        """The message names the position that always works, the stream's start."""
         super().__init__(
             "The log does not hold the event after this position. Read the stream from its start "
             "(Last-Event-ID: <stream id>.0), or send the request again without Last-Event-ID."
@@ -159,10 +205,13 @@ class PositionUnknown(ApiError):
 
 
 class ResponseIdAmbiguous(ApiError):
+    """One response id names several streams of one owner (RFC 9110, section 15.5.11)."""
+
     status = 410
     code = "response_id_ambiguous"
 
     def __init__(self) -> None:
+        """The message says how to read each of them."""
         super().__init__(
             "The upstream has given this response id to more than one answer. Read yours by its stream: "
             "GET /streams/{id}, with the Relay-Stream-Id of its request; or send the request again."
@@ -170,57 +219,81 @@ class ResponseIdAmbiguous(ApiError):
 
 
 class ContentTooLarge(ApiError):
+    """The request's body is larger than its limit (RFC 9110, section 15.5.14)."""
+
     status = 413
     code = "request_too_large"
 
 
 class UnsupportedContentEncoding(ApiError):
+    """The request's body is compressed, so the relay cannot read its model (RFC 9110, section 15.5.16)."""
+
     status = 415
     code = "unsupported_content_encoding"
 
 
 class IdempotencyKeyReused(ApiError):
+    """The key was used with another body (RFC 9110, section 15.5.21)."""
+
     status = 422
     code = "idempotency_key_reused"
 
     def __init__(self) -> None:
+        """The message is the same for every key."""
         super().__init__("This Idempotency-Key was used with another request body. Use a new key for a new request.")
 
 
 class HeadersTooLarge(ApiError):
+    """The request's header section is larger than its limit (RFC 6585, section 5)."""
+
     status = 431
     code = "headers_too_large"
 
 
 class TooManyRequests(ApiError):
+    """A limit of streams, readers or requests is reached (RFC 6585, section 4)."""
+
     status = 429
     code = "too_many_streams"
+    further_codes = ("too_many_readers", "rate_limit_exceeded")
 
 
 class UpstreamUnreachable(ApiError):
+    """No connection to the upstream, or none that lasted until its answer (RFC 9110, section 15.6.3)."""
+
     status = 502
     code = "upstream_unreachable"
 
 
 class UpstreamMalformed(ApiError):
+    """The upstream's answer is none of its API's (RFC 9110, section 15.6.3)."""
+
     status = 502
     code = "upstream_malformed"
 
 
 class UpstreamTimeout(ApiError):
+    """The upstream did not answer in time (RFC 9110, section 15.6.5)."""
+
     status = 504
     code = "upstream_timeout"
 
 
 class Unavailable(ApiError):
+    """This relay cannot take the request now; another one may (RFC 9110, section 15.6.4)."""
+
     status = 503
     code = "too_busy"
+    further_codes = ("draining",)
 
 
 class StoreUnavailable(Unavailable):
+    """The store cannot be reached, or takes nothing."""
+
     code = "store_unavailable"
 
     def __init__(self) -> None:
+        """`retry-after` is 2 seconds."""
         super().__init__(
             "The relay cannot reach its store at the moment. Try again after Retry-After.",
             headers={"retry-after": "2"},
@@ -228,9 +301,12 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreBehind(Unavailable):
+    """The position is beyond what the log holds of a live stream: it will come."""
+
     code = "store_behind"
 
     def __init__(self) -> None:
+        """`retry-after` is 1 second."""
         super().__init__(
             "The log does not hold this position yet: the stream runs ahead of a store that was away. "
             "Come back with the same Last-Event-ID after Retry-After.",
@@ -239,8 +315,9 @@ class StoreBehind(Unavailable):
 
 
 class EncryptionKeyMissing(StoreUnavailable):
-    """An entry of the log was encrypted under a `key`, by its name, that this replica does not have; another may."""
+    """An entry of the log is encrypted under a key that this replica does not have; another may."""
 
     def __init__(self, key: str = "") -> None:
+        """`key` is the name of the key, never the key; it is for the log only."""
         super().__init__()
         self.key = key

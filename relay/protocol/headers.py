@@ -76,7 +76,7 @@ _STREAM_KEPT_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
 
 
 def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The only value of a header, None where it is absent. Several values are joined with `, ` (RFC 9110, 5.3)."""
+    """The only value of a header, None where it is absent. Several are joined with `, ` (RFC 9110, section 5.3)."""
     found = [v for k, v in headers if k.lower() == name]
     return b", ".join(found) if found else None
 
@@ -121,9 +121,14 @@ def to_upstream(
 ) -> Headers:
     """The request's headers as they go upstream, `traceparent` and `tracestate` among them.
 
-    `request_id` goes along where the client sent none of its own. `api_key` replaces the client's credential in the
-    form in which it came (`x-api-key` or `Authorization`); `identity` asks for an answer without compression;
-    `length` is the body's where it was read whole; `more` are patterns of further headers that go along.
+    Args:
+        headers: as the client sent them.
+        api_key: takes the place of the client's credential, in the form in which that came (`x-api-key` or
+            `Authorization`); None leaves the client's own.
+        identity: ask for an answer without compression (RFC 9110, section 12.5.3).
+        length: of the body in bytes where it was read whole, None where it is streamed.
+        request_id: goes along where the client sent none of its own.
+        more: patterns of further headers that go along (`upstreams[].headers`).
     """
     dropped = _NOT_UPSTREAM | _named_by_connection(headers)
     if identity:
@@ -147,7 +152,13 @@ def to_upstream(
 
 
 def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
-    """The headers of a passed-through answer; `more` are patterns of further ones."""
+    """The headers of a passed-through answer. A value that could be read as the end of its line goes no further (RFC
+    9110, section 5.5).
+
+    Args:
+        headers: as the upstream sent them.
+        more: patterns of further headers that go along (`upstreams[].headers`).
+    """
     dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
     lower = [(name.lower(), v) for name, v in headers]
     return [

@@ -36,7 +36,7 @@ class EventId(NamedTuple):
 
 
 def new_stream_id(*, logged: bool = True) -> str:
-    """A fresh stream id; `logged=False` makes one that says so."""
+    """A fresh stream id of 132 random bits (`secrets`); `logged=False` makes one that says that there is no log."""
     bits = secrets.randbits(6 * _RANDOM_CHARS)
     chars = []
     for _ in range(_RANDOM_CHARS):
@@ -46,6 +46,7 @@ def new_stream_id(*, logged: bool = True) -> str:
 
 
 def is_stream_id(value: str) -> bool:
+    """Has this the form of a stream id? It says nothing about whether the stream exists."""
     return _STREAM_ID.fullmatch(value) is not None
 
 
@@ -55,6 +56,9 @@ def is_logged(stream_id: str) -> bool:
 
 
 def parse_event_id(value: str) -> EventId | None:
-    """The position that an event id names, or None where it is not of this relay's form."""
+    """The position that an event id names, or None where it is not of this relay's form.
+
+    A `Last-Event-ID` (WHATWG HTML, section 9.2.4) is whatever its sender likes, so this never raises.
+    """
     match = _EVENT_ID.fullmatch(value)
     return EventId(match[1], int(match[2]), bool(match[3])) if match else None

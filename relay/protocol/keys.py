@@ -23,6 +23,7 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def new_key() -> str:
+    """A fresh key, drawn by `secrets`; it is shown once and never kept."""
     body = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARS))
     return body + _checksum(body.encode()).decode()
 
@@ -33,6 +34,7 @@ def is_key(text: bytes) -> bool:
 
 
 def digest(key: bytes) -> bytes:
+    """The 32 bytes of a key's SHA-256."""
     return hashlib.sha256(key).digest()
 
 
@@ -42,6 +44,7 @@ def hash_of(key: str) -> str:
 
 
 def is_hash(text: str) -> bool:
+    """Has this the form of a key's hash as the settings have it?"""
     return _HASH.fullmatch(text) is not None
 
 

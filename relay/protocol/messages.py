@@ -12,9 +12,9 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -36,6 +36,8 @@ _ERROR_TYPES = {
 
 
 class MessagesWatch:
+    """Follows a messages stream (Anthropic API, "Streaming messages")."""
+
     stateless_deltas = True
 
     def __init__(self) -> None:
@@ -48,6 +50,10 @@ class MessagesWatch:
         self._closing = False
 
     def see(self, event: Event) -> int:
+        """The bits of an event: deltas and starts of tool calls are tokens; `message_stop` and `error` are terminal.
+
+        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        """
         if event.data == DONE:
             return 0
         message = parse_object(event.data)
@@ -56,7 +62,7 @@ class MessagesWatch:
             return TOKEN
         if kind == "content_block_start":
             block = message.get("content_block")
-            self._open.add(count(message.get("index")) or 0)
+            self._open.add(parse_count(message.get("index")) or 0)
             return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
         if kind == "message_stop":
             return TERMINAL
@@ -64,7 +70,7 @@ class MessagesWatch:
             self.error = error_text(message.get("error") or message)
             return TERMINAL | FAILED
         if kind == "content_block_stop":
-            self._open.discard(count(message.get("index")) or 0)
+            self._open.discard(parse_count(message.get("index")) or 0)
         elif kind == "message_start":
             self._started = True
             start = message.get("message")
@@ -80,14 +86,16 @@ class MessagesWatch:
         """Input stands in message_start, output accumulates in message_delta; either may stand in both."""
         if isinstance(usage, dict):
             seen = self.usage or Usage()
-            given = count(usage.get("input_tokens"))
-            made = count(usage.get("output_tokens"))
+            given = parse_count(usage.get("input_tokens"))
+            made = parse_count(usage.get("output_tokens"))
             self.usage = Usage(seen.input if given is None else given, seen.output if made is None else made)
 
     def ended_at_eof(self) -> bool:
+        """Never: only `message_stop` completes an answer."""
         return False
 
     def stop_events(self, request_id: str) -> list[Event]:
+        """Ends the open content blocks, then `message_delta` with `stop_reason: "end_turn"`, then `message_stop`."""
         usage = self.usage or Usage()
         made = {"output_tokens": usage.output or 0}
         messages: list[JsonObject] = []
@@ -110,25 +118,30 @@ class MessagesWatch:
             messages.append({"type": "message_stop"})
         else:
             messages.append({"type": "message_stop", "relay": STOPPED})
-        return [Event(m["type"].encode(), dump(m)) for m in messages]
+        return [Event(m["type"].encode(), dump_json(m)) for m in messages]
 
 
 class Messages:
+    """Spells errors, ends and heartbeats for clients of messages."""
+
     name = "messages"
     path = "/v1/messages"
     # Every messages client accepts a ping without an id, also before the first event.
     heartbeat = b'event: ping\ndata: {"type":"ping"}\n\n'
 
     def watch(self, *, hide_usage: bool = False) -> MessagesWatch:
+        """A watch for one stream; usage stands in events that are always forwarded, so nothing is hidden."""
         return MessagesWatch()
 
     def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        """One `error` event of type `api_error`, with `code` beside it; `sequence` has no place in it."""
         error = {"type": "api_error", "message": message, "code": code}
         return [
             Event(b"error", orjson.dumps({"type": "error", "error": error, "request_id": request_id})),
         ]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The body of Anthropic's errors, its type by the status (Anthropic API, "Errors")."""
         kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return orjson.dumps(
             {
@@ -139,7 +152,9 @@ class Messages:
         )
 
     def asked_for_usage(self, body: JsonObject) -> bool:
+        """Always: every messages stream reports usage."""
         return True
 
     def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        """Never another body: every messages stream reports usage."""
         return None

@@ -15,10 +15,10 @@ from relay.protocol.dialect import (
     TOKEN,
     JsonObject,
     Usage,
-    count,
-    dump,
+    dump_json,
     error_text,
     openai_error_body,
+    parse_count,
     parse_object,
 )
 from relay.protocol.errors import ApiError
@@ -47,6 +47,8 @@ _CALL_ITEMS = ("function_call", "custom_tool_call")
 
 
 class ResponsesWatch:
+    """Follows a responses stream (OpenAI API reference, "Streaming events" of the responses API)."""
+
     stateless_deltas = False  # each has a number
 
     def __init__(self) -> None:
@@ -60,24 +62,28 @@ class ResponsesWatch:
         self._unfinished: dict[int, list[tuple[str, int, str]]] = {}  # of each: kind, part, delta
 
     def see(self, event: Event) -> int:
+        """The bits of an event: deltas and items of calls are tokens; the response's end and `error` are terminal.
+
+        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        """
         if event.data == DONE:
             return TERMINAL
         message = parse_object(event.data)
         kind = message.get("type") or event.type.decode("utf-8", "replace")
         if not isinstance(kind, str):
             kind = ""
-        sequence = count(message.get("sequence_number"))
+        sequence = parse_count(message.get("sequence_number"))
         if sequence is not None:
             self.last_sequence = sequence
         if kind in _TOKEN_TYPES:
-            deltas = self._unfinished.get(count(message.get("output_index")) or 0)
+            deltas = self._unfinished.get(parse_count(message.get("output_index")) or 0)
             delta = message.get("delta")
             if deltas is not None and isinstance(delta, str):
-                deltas.append((kind, count(message.get(_DELTAS[kind][1])) or 0, delta))
+                deltas.append((kind, parse_count(message.get(_DELTAS[kind][1])) or 0, delta))
             return TOKEN
         if kind in ("response.output_item.added", "response.output_item.done"):
             item = message.get("item")
-            index = count(message.get("output_index"))
+            index = parse_count(message.get("output_index"))
             if isinstance(item, dict):
                 at = len(self._items) if index is None else index
                 self._items[at] = item
@@ -96,7 +102,7 @@ class ResponsesWatch:
                 self.response_id = response["id"]
             usage = response.get("usage")
             if isinstance(usage, dict):
-                self.usage = Usage(count(usage.get("input_tokens")), count(usage.get("output_tokens")))
+                self.usage = Usage(parse_count(usage.get("input_tokens")), parse_count(usage.get("output_tokens")))
         if kind in ("response.completed", "response.incomplete"):
             self._over = True
             return TERMINAL | DONE_MAY_FOLLOW
@@ -107,9 +113,11 @@ class ResponsesWatch:
         return 0
 
     def ended_at_eof(self) -> bool:
+        """True after a terminal event."""
         return self._over
 
     def stop_events(self, request_id: str) -> list[Event]:
+        """`response.completed` with the status `cancelled`, the output as far as it has come, and the next number."""
         # `response.completed`, because the SDKs' helpers raise on any other end; its status says "cancelled".
         events: list[Event] = []
         sequence = 0 if self.last_sequence is None else self.last_sequence + 1
@@ -160,7 +168,7 @@ class ResponsesWatch:
 
 
 def _event(kind: str, sequence: int, response: JsonObject, **more: str) -> Event:
-    return Event(kind.encode(), dump({"type": kind, "sequence_number": sequence, "response": response, **more}))
+    return Event(kind.encode(), dump_json({"type": kind, "sequence_number": sequence, "response": response, **more}))
 
 
 _NO_USAGE = {
@@ -173,14 +181,18 @@ _NO_USAGE = {
 
 
 class Responses:
+    """Spells errors, ends and heartbeats for clients of responses."""
+
     name = "responses"
     path = "/v1/responses"
     heartbeat = b": hb\n"
 
     def watch(self, *, hide_usage: bool = False) -> ResponsesWatch:
+        """A watch for one stream; usage stands in its last event, so nothing is hidden."""
         return ResponsesWatch()
 
     def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+        """One `error` event, its `sequence_number` the one after `sequence`, 0 where that is None."""
         # Flat and nested: some clients read the one, some the other. sequence_number is required by a
         # client that validates events, so one that never had any gets 0.
         error = {
@@ -194,10 +206,13 @@ class Responses:
         return [Event(b"error", orjson.dumps(error))]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
         return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
+        """Always: every responses stream reports usage."""
         return True
 
     def ask_for_usage(self, body: JsonObject) -> JsonObject | None:
+        """Never another body: every responses stream reports usage."""
         return None

@@ -24,14 +24,16 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Event(NamedTuple):
-    """One event: `type` is the `event:` field (empty where there is none), `data` its lines joined by LF."""
+    """One event (WHATWG HTML, section 9.2.6): `type` is the `event:` field, empty where there is none, `data` the lines
+    of `data:` joined by LF.
+    """
 
     type: bytes
     data: bytes
 
 
 class Parser:
-    """Turns the bytes of one response body into events.
+    """Turns the bytes of one response body into events (WHATWG HTML, sections 9.2.5 and 9.2.6).
 
     `last_event_id` and `retry` (milliseconds) hold what the upstream said last, or None.
     """
@@ -131,7 +133,12 @@ class Parser:
 
 
 def encode(event: Event, event_id: bytes | None) -> bytes:
-    """The frame of an event: its id as the first line (none for a stream without a log), its blank line last."""
+    """The frame of an event (WHATWG HTML, section 9.2.5): its id as the first line, its blank line last.
+
+    Args:
+        event: its data may hold LF, but no CR.
+        event_id: None for an event of a stream without a log.
+    """
     data = event.data if b"\n" not in event.data else event.data.replace(b"\n", b"\ndata: ")
     block = b"event: %b\ndata: %b\n\n" % (event.type, data) if event.type else b"data: %b\n\n" % data
     return block if event_id is None else b"id: %b\n%b" % (event_id, block)

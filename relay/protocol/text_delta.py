@@ -1,9 +1,9 @@
-"""Events that differ from one seen before in their text alone, told without looking into their JSON.
+"""Recognises events that differ from an earlier one only in their text, without parsing their JSON.
 
 Most events of a stream are such, and parsing them was a fifth of what an event cost. Nothing is assumed of an
-upstream: the first of its kind is parsed, and a later one must have the same bytes but for a piece of text that cannot
-end its JSON string. The meaning that its `Watch` found is then theirs too; dialects in whose events more than the text
-counts (`Watch.stateless_deltas`) are not asked.
+upstream: the first event of its kind is parsed, and a later one must have the same bytes except for a piece of text
+that cannot end its JSON string. Then it has the meaning that the `Watch` found in the first. Formats in whose events
+more than the text counts (`Watch.stateless_deltas`) are always parsed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRIES = 32
 
 
 class TextDeltaTemplate:
-    """What the events of one stream have in common. A block of more than `longest` bytes is never alike."""
+    """What the text deltas of one stream have in common; a block of more than `longest` bytes never matches."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
@@ -39,7 +39,7 @@ class TextDeltaTemplate:
         self._tries = _TRIES
 
     def matches(self, block: bytes) -> bool:
-        """Is this, as it came, one whole event like the one learned?"""
+        """Is this, as it came, one whole event that differs from the learned one in its text alone?"""
         head = self._head
         if not head or not block.startswith(head) or len(block) > self._longest:
             return False
@@ -58,7 +58,12 @@ class TextDeltaTemplate:
         return True
 
     def learn(self, block: bytes, event: Event) -> None:
-        """An event whose meaning is its text, and the bytes that it came in."""
+        """Make an event the template for those to come.
+
+        Args:
+            block: the bytes that it came in, with its blank line.
+            event: what they were parsed to; its meaning must be its text (`Watch.stateless_deltas`).
+        """
         if not self._tries:
             return
         self._tries -= 1

@@ -1,8 +1,8 @@
 """What the replicas of one deployment tell each other, beside the logs of their streams.
 
-* `relay:name:{…}` a hash. A claim: `stream`, `digest`, `replica`, `joinable`, `over` (an Idempotency-Key, from before
-  its POST to the end of its generation). An alias: `stream`, and `ambiguous` where two streams were given it (a
-  response's id).
+* `relay:name:{…}` a hash. A claim: `stream`, `digest`, `replica`, `joinable`, `over`, `at` (an Idempotency-Key,
+  from before its POST to the end of its generation). An alias: `stream`, and `ambiguous` where two streams were given
+  it (a response's id).
 * `relay:replicas` when each replica was last heard of; `relay:replica:{…}` the streams that it runs, for the sweep.
 * the shard channel of a replica's name carries messages to it: a verb, a space, a stream id. Whoever is subscribed to
   it lives, if only as a process that is stopped: the server ends a dead one's subscription, not a paused one's.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.config import StreamSettings
@@ -28,6 +28,8 @@ from relay.store.scripts import Script
 
 # Within so many seconds of a store's return each replica has redialled it and said again what it knows.
 _SAID_AGAIN = 2.0
+# A sign of life is given every half of a lease. Of a lease.
+_SILENT_FOR = 0.75
 
 
 class Commands(Protocol):
@@ -45,13 +47,14 @@ class Commands(Protocol):
 class Claim:
     """The stream that a name was claimed for, `digest` of its request, and the replica that generates it. `joinable`:
     others can read that stream, now or once it is made; `over`: its generation was complete, whatever a store has lost
-    of it since."""
+    of it since; `at`: when it was claimed, by the store's clock in milliseconds since 1970, 0 before that."""
 
     stream: str
     digest: str
     replica: str
     joinable: bool = True
     over: bool = False
+    at: int = field(default=0, compare=False)
 
 
 class Directory:
@@ -62,14 +65,18 @@ class Directory:
         self._names = names
         self._lease = streams.lease
         self._began = time.monotonic()
+        self._announced_at = float("-inf")
         self._longest = millis(streams.max_duration + streams.retention)
         self._retention = millis(streams.retention)
 
     # -- claims ---------------------------------------------------------------------------------------------
 
     async def claim(self, name: str, claim: Claim, *, completed: bool = False) -> Claim:
-        """Claim a name, or assert the claim again: the one that holds, this or an earlier one. A claim of a `completed`
-        stream lives as long as the log that its name leads to."""
+        """Claim a name, or assert the claim again: the one that holds, this or an earlier one.
+
+        Asserted again, with its `at`, it takes the place of one that had been given back before it. A claim of a
+        `completed` stream lives as long as the log that its name leads to.
+        """
         key = self._names.name_key(name)
         lives = self._retention if completed else self._longest
         args = [
@@ -79,13 +86,14 @@ class Directory:
             "1" if claim.joinable else "0",
             lives,
             "1" if completed else "0",
+            claim.at,
         ]
         return _claim(await self._commands.run(key, scripts.CLAIM, [key], args))
 
     async def claim_of(self, name: str) -> Claim | None:
         """The claim that holds, None where there is none."""
         key = self._names.name_key(name)
-        found = await self._commands.call(key, "HMGET", key, "stream", "digest", "replica", "joinable", "over")
+        found = await self._commands.call(key, "HMGET", key, "stream", "digest", "replica", "joinable", "over", "at")
         return None if found[0] is None else _claim(found)
 
     async def release(self, name: str, stream: str) -> None:
@@ -128,6 +136,7 @@ class Directory:
     async def announce_replica(self, replica: str, lost_after: float) -> list[str]:
         """A replica's sign of life; the replicas that have given none for so many seconds."""
         key = self._names.replicas
+        self._announced_at = time.monotonic()
         lost = await self._commands.run(key, scripts.SIGN, [key], [replica, millis(lost_after)])
         return [name.decode() for name in lost]
 
@@ -135,7 +144,10 @@ class Directory:
         await self._commands.call(self._names.replicas, "ZREM", self._names.replicas, replica)
 
     async def add_stream(self, replica: str, stream: str) -> None:
-        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found."""
+        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found. One that
+        has been silent for long, as a paused process is, says first that it lives: others may have struck it off."""
+        if time.monotonic() > self._announced_at + _SILENT_FOR * self._lease:
+            await self.announce_replica(replica, self._lease)
         key = self._names.replica(replica)
         await self._commands.call(key, "SADD", key, stream)
 
@@ -206,5 +218,5 @@ def _made_at(secret: bytes) -> int:
 
 def _claim(reply: list[bytes | None]) -> Claim:
     # One that an earlier version has written names no replica.
-    stream, digest, replica, joinable, over = ((part or b"").decode() for part in reply)
-    return Claim(stream, digest, replica, joinable != "0", over == "1")
+    stream, digest, replica, joinable, over, at = ((part or b"").decode() for part in reply)
+    return Claim(stream, digest, replica, joinable != "0", over == "1", int(at or 0))

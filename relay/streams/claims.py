@@ -62,6 +62,7 @@ class Claims:
         except BaseException:
             self.ended(name, stream, None)  # its reply may be what was lost
             raise
+        held.claim = dataclasses.replace(held.claim, at=found.at)
         if found.stream != stream:
             del self._held[name, stream]
         elif self._just_returned(name):  # it was away between the question and the answer

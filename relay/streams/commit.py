@@ -64,7 +64,7 @@ class Committer:
         self.topology.on_returned.append(self._node_returned)
 
     def submit(self, writer: LogWriter) -> None:
-        if writer.queued:
+        if writer.queued or self._closed:
             return
         writer.queued = True
         node = self.topology.node_of(writer.keys[0])

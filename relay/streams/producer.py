@@ -15,10 +15,10 @@ import httpx
 from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
-from relay.protocol.errors import ApiError, StoreUnavailable, Unavailable, UpstreamTimeout
+from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.headers import of_stream
 from relay.protocol.ids import is_logged, new_stream_id
-from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure
+from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
 from relay.streams.answer import Answer, Call, Opened, Refused
@@ -145,7 +145,7 @@ class Producer:
             end = await self._generate()
             if end is not None:
                 await self._end(end)
-                if self._ingest is not None and self.outcome in (Ending.COMPLETED, Cause.UPSTREAM_ERROR):
+                if self._ingest is not None and not end.sent_by_relay:
                     # A body that was read to its end leaves a connection that can serve the next call.
                     await asyncio.wait([self._ingest.ended_upstream], timeout=LINGER_SECONDS)
         finally:
@@ -176,6 +176,7 @@ class Producer:
 
     async def _generate(self) -> End | None:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
+        message = ""
         try:
             async with asyncio.timeout(self._settings.max_duration):
                 response = await self._open()
@@ -188,14 +189,12 @@ class Producer:
             message = failure.message
         except TimeoutError:
             outcome = Cause.MAX_DURATION
-            message = MESSAGES[outcome]
         except asyncio.CancelledError:
             outcome = self._stop or Cause.SHUTDOWN
-            message = MESSAGES[outcome]
         except Exception:
             logger.exception("stream %s: a fault of the relay's own", self.stream)
             outcome = Cause.PRODUCER_LOST
-            message = MESSAGES[outcome]
+        message = message or OUTCOMES[outcome].message
         if self._response is not None:  # first of all: what nobody will read is not to be generated
             await body_of(self._response).aclose()
         if not await self._wait_created(outcome, message):
@@ -204,11 +203,7 @@ class Producer:
         if self._ingest is not None and self._ingest.terminal is not None:
             self.outcome = self._ingest.terminal  # the upstream had ended its stream: there is no second end
             return End(self.outcome.value)
-        request = self.account.request.id
-        if outcome is Ending.STOPPED:
-            events = self.watch.stop_events(request)
-        else:
-            events = self.dialect.error_events(outcome.value, message, self.watch.last_sequence, request)
+        events = end_mark.closing_events(self.dialect, self.watch, outcome, message, self.account.request.id)
         stream = self.stream if self.logged else ""
         return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
 
@@ -216,10 +211,9 @@ class Producer:
         """Is there a stream, to end in-band? An answer is owed either way, and for a stream that was being made while
         its bound fired it is that stream."""
         if self._creating is None:
-            if not self.answer.done() and outcome is Cause.MAX_DURATION:
-                self.answer.set_result(UpstreamTimeout(message))
-            elif not self.answer.done() and outcome is Cause.SHUTDOWN:
-                self.answer.set_result(Unavailable(message, code="draining", headers={"retry-after": "1"}))
+            refusal = OUTCOMES[outcome].refusal
+            if refusal is not None and not self.answer.done():
+                self.answer.set_result(refusal(message))
             return False
         try:
             await self._creating
@@ -243,8 +237,7 @@ class Producer:
             if self._creating is None:
                 self.answer.set_result(error)
                 return None
-            cause = Cause.UPSTREAM_TIMEOUT if error.status == 504 else Cause.UPSTREAM_DISCONNECTED
-            raise StreamFailure(cause, error.message) from None
+            raise StreamFailure(cause_of(error), error.message) from None
         finally:
             del call  # it holds the request, which the upstream has now
         if response.status_code == 200 and is_event_stream(response):

@@ -194,7 +194,7 @@ def test_frames_without_an_id_that_are_told_otherwise_are_an_error(state: Resuma
 @pytest.mark.parametrize("last", [0, 2])
 def test_an_end_after_another_event_is_an_error(state: ResumableStream, last: int) -> None:
     state.feed(b"".join(frame(n + 1) for n in range(last)))
-    with pytest.raises(Unresumable, match="The end behind event 1 came"):
+    with pytest.raises(Unresumable, match="The end after event 1 came"):
         state.feed(END)
 
 

@@ -15,17 +15,24 @@ from relay.config.reference import reference
 
 UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
 
+# Every setting outside the lists, with its default.
 CONTRACT = {
     "bind": "127.0.0.1:8080",
     "metrics_bind": "127.0.0.1:9090",
+    "workers": 1,
     "store.url": "embedded",
     "store.data_dir": "relay-data",
     "store.outage": "degrade",
+    "store.hold": 5,
+    "store.ahead": 64 << 20,
+    "store.prefix": "relay:",
+    "store.encryption_env": None,
     "streams.heartbeat": 15,
     "streams.patience": 10,
     "streams.upstream_idle_timeout": 300,
     "streams.max_duration": 3600,
     "streams.abandon_after": 60,
+    "streams.detached": 600,
     "streams.retention": 3600,
     "streams.tombstone": 24 * 3600,
     "streams.lease": 10,
@@ -33,16 +40,29 @@ CONTRACT = {
     "streams.max_stream_bytes": 64 << 20,
     "streams.attach_retries": False,
     "auth.mode": "passthrough",
+    "auth.keys_file": None,
+    "auth.secret_env": None,
+    "tickets.scope": "read",
+    "tickets.ttl": 3600,
+    "cors.origins": [],
+    "playground": False,
+    "playground_replicas": [],
     "limits.body": 32 << 20,
     "limits.readers_per_stream": 64,
     "limits.streams_per_owner": 256,
     "limits.streams": 10000,
+    "limits.read_timeout": 30,
+    "limits.open_rate": None,
+    "limits.resume_rate": None,
+    "limits.replay_rate": None,
+    "limits.idle_timeout": 75,
     "limits.write_timeout": 30,
     "drain.timeout": 600,
     "log.level": "info",
     "log.format": "text",
 }
-OF_AN_UPSTREAM = ["name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "buffer", "usage"]
+OF_AN_UPSTREAM = ["name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"]
+OF_A_KEY = ["hash", "owner", "name", "models", "paths", "rate", "concurrency", "expires"]
 
 
 @pytest.fixture
@@ -146,14 +166,29 @@ class TestWhoWins:
         streams = loaded(environ=environ).streams
         assert (streams.heartbeat, streams.lease) == (1, 3)
 
-    @pytest.mark.parametrize("path", [path for path in CONTRACT if not path.startswith("auth")])
-    def test_every_setting_can_stand_in_the_environment(self, path: str) -> None:
+    # Each of the two left out needs the other: `test_keys_in_the_environment` has them.
+    @pytest.mark.parametrize("path", [path for path in CONTRACT if path not in ("auth.mode", "auth.keys_file")])
+    def test_every_setting_can_stand_in_the_environment(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ENTRY_KEYS", "none")
+        monkeypatch.setenv("OWNER_SECRET", "s" * 32)
         other = {
             "bind": "0.0.0.0:1",
             "metrics_bind": "[::1]:2",
             "store.url": "redis://h:1",
             "store.data_dir": "/data",
             "store.outage": "refuse",
+            "store.ahead": "1KiB",
+            "store.prefix": "llm:",
+            "store.encryption_env": "ENTRY_KEYS",
+            "workers": "2",
+            "auth.secret_env": "OWNER_SECRET",
+            "tickets.scope": "off",
+            "cors.origins": '["https://app.example"]',
+            "playground": "true",
+            "playground_replicas": '["http://relay.example:8081"]',
+            "limits.open_rate": "600/m",
+            "limits.resume_rate": "600/m",
+            "limits.replay_rate": "600/m",
             "streams.attach_retries": "true",
             "streams.max_event_bytes": "1KiB",
             "streams.max_stream_bytes": "1KiB",
@@ -165,6 +200,13 @@ class TestWhoWins:
             "log.format": "json",
         }.get(path, "7s")
         assert at(loaded(environ={variable(path): other}), path) != at(loaded(), path)
+
+    def test_keys_in_the_environment(self) -> None:
+        auth = loaded(
+            {"upstreams": [UPSTREAM | {"api_key_env": "PATH"}]},
+            {"RELAY_AUTH__MODE": "keys", "RELAY_AUTH__KEYS_FILE": "/etc/relay/keys.json"},
+        ).auth
+        assert (auth.mode, auth.keys_file) == ("keys", Path("/etc/relay/keys.json"))
 
 
 class TestValues:
@@ -232,9 +274,38 @@ class TestValues:
     def test_abandon_after_in_the_environment(self, text: str, seconds: float) -> None:
         assert loaded(environ={"RELAY_STREAMS__ABANDON_AFTER": text}).streams.abandon_after == seconds
 
-    @pytest.mark.parametrize("bad", ["Never", "-1s", -1, float("nan"), "", None, False])
+    @pytest.mark.parametrize("bad", ["Never", "Off", "-1s", -1, float("nan"), "", None, True])
     def test_what_is_no_abandon_after(self, bad: object) -> None:
         assert "streams.abandon_after" in refused({"streams": {"abandon_after": bad}})
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("streams.abandon_after", float("inf")),
+            ("streams.detached", float("inf")),
+            ("tickets.scope", "off"),
+            ("limits.open_rate", None),
+            ("limits.resume_rate", None),
+            ("limits.replay_rate", None),
+            ("store.encryption_env", None),
+            ("auth.keys_file", None),
+        ],
+    )
+    def test_off_is_said_alike_everywhere(self, path: str, value: object, folder: Path) -> None:
+        variable = "RELAY_" + path.upper().replace(".", "__")
+        section, _, name = path.partition(".")
+        (folder / "unquoted.yaml").write_text(f"{section}: {{{name}: off}}\n")
+        for settings in (
+            loaded(nested(path, "off")),
+            loaded(environ={variable: "off"}),
+            loaded(config=written(folder, nested(path, "off"))),
+            loaded(config=folder / "unquoted.yaml"),
+        ):
+            assert at(settings, path) == value
+
+    def test_the_environment_switches_off_what_the_file_has_on(self, folder: Path) -> None:
+        config = written(folder, {"limits": {"open_rate": "600/m"}})
+        assert loaded(config=config, environ={"RELAY_LIMITS__OPEN_RATE": "off"}).limits.open_rate is None
 
     @pytest.mark.parametrize(
         "bind", ["127.0.0.1:8080", "0.0.0.0:80", "[::]:8080", "localhost:1", "relay.internal:65535"]
@@ -466,6 +537,11 @@ class TestVariablesThatAreNoSettings:
 
 
 class TestReference:
+    def test_the_contract_has_every_setting_written_out(self) -> None:
+        rows = {line.split("`")[1] for line in reference().splitlines()[2:]}
+        lists = {f"upstreams[].{key}" for key in OF_AN_UPSTREAM} | {f"auth.keys[].{key}" for key in OF_A_KEY}
+        assert rows == {"upstreams", *CONTRACT, *lists}
+
     @pytest.mark.parametrize("path", [*CONTRACT, *(f"upstreams[].{key}" for key in OF_AN_UPSTREAM)])
     def test_lists_every_setting_of_the_contract(self, path: str) -> None:
         (row,) = [line for line in reference().splitlines() if line.startswith(f"| `{path}` |")]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from relay import metrics
 from relay.config.reference import reference
-from relay.protocol import errors
+from relay.protocol import errors, outcomes
 from relay.protocol.outcomes import Cause, Ending
 
 ROOT = Path(__file__).parents[2]
@@ -21,21 +23,18 @@ HTTP_API = (ROOT / "relay/api/README.md").read_text(encoding="utf-8")
 PROTOCOL = (ROOT / "relay/protocol/README.md").read_text(encoding="utf-8")
 CLIENT = (ROOT / "relay/client/README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "deploy/SETTINGS.md").read_text(encoding="utf-8")
+RUNBOOK = (ROOT / "deploy/prometheus/RUNBOOK.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "grafana/METRICS.md").read_text(encoding="utf-8")
 
 
 def test_settings_reference_is_the_code_s_own() -> None:
     table = SETTINGS.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip()
-    assert table == reference(), (
-        "run: python -m relay.config.reference, and put its output between the marks in deploy/SETTINGS.md"
-    )
+    assert table == reference(), "run: make generate"
 
 
 def test_metrics_reference_is_the_code_s_own() -> None:
     table = METRICS.partition("<!-- metrics -->")[2].partition("<!-- /metrics -->")[0].strip()
-    assert table == metrics.reference(), (
-        "run: python -m relay.metrics, and put its output between the marks in METRICS.md"
-    )
+    assert table == metrics.reference(), "run: make generate"
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
@@ -47,6 +46,25 @@ def test_the_client_example_is_the_one_that_is_run(name: str) -> None:
 def test_the_argument_that_the_readme_shows_is_the_example_s() -> None:
     (argument,) = re.findall(r"`(OpenAI\(http_client=.+?\)\)\))`", README)
     assert f"client = {argument}\n" in (ROOT / "tests/client/examples/after.py").read_text()
+
+
+def table_after(heading: str, document: str) -> str:
+    """The first table after that heading."""
+    lines = document.partition(f"# {heading}\n")[2].splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("|"))
+    return "\n".join(takewhile(lambda line: line.startswith("|"), lines[start:]))
+
+
+@pytest.mark.parametrize(
+    ("document", "heading", "table"),
+    [
+        (PROTOCOL, "How a stream ends", outcomes.reference),
+        (RUNBOOK, "RelayMidStreamFailures", outcomes.runbook),
+    ],
+    ids=["users", "operators"],
+)
+def test_the_tables_of_causes_are_the_code_s_own(document: str, heading: str, table: Callable[[], str]) -> None:
+    assert table_after(heading, document) == table(), "run: python -m relay.protocol.outcomes, and replace the table"
 
 
 @pytest.mark.parametrize("outcome", [*Cause, *Ending])
@@ -95,3 +113,13 @@ def test_every_module_of_the_map_exists_and_is_on_it() -> None:
         for module in (ROOT / "relay" / package).glob("*.py"):
             if module.name != "__init__.py":
                 assert f"relay/{package}/{module.name}" in named, f"{module.name} is not on the map"
+
+
+def test_the_changelog_sorts_every_entry_by_its_kind() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for version in text.split("\n## ")[1:]:
+        kinds = re.findall(r"^### (\w+)$", version, re.MULTILINE)
+        assert kinds == [kind for kind in ("Added", "Changed", "Fixed") if kind in kinds]
+        assert not re.search(r"^- ", version.partition("\n### ")[0], re.MULTILINE), "an entry without a kind"
+        for entry in re.findall(r"^- (.+?)(?=\n\n|\n- |\Z)", version, re.MULTILINE | re.DOTALL):
+            assert entry.rstrip().endswith((".", ".)")), f"not a sentence: {entry}"

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft7Validator
 
 import relay
-from relay.config import Settings, SettingsError, load, reference
+from relay.config import AuthSettings, Settings, SettingsError, load, reference
 from tests.helm import chart
 
 HELM = chart.ROOT / "helm"
@@ -40,17 +40,34 @@ def test_the_relay_takes_the_settings_that_the_chart_writes(name: str, helm: str
     path = tmp_path / "relay.yaml"
     path.write_text(chart.of(found, "ConfigMap")["data"]["relay.yaml"])
     environment = {variable["name"]: variable.get("value", "redis://given") for variable in _environment(found)}
-    with pytest.MonkeyPatch.context() as patched:
-        for upstream in chart.settings(found)["upstreams"]:
-            if upstream.get("api_key_env"):
-                assert upstream["api_key_env"] in environment
-                patched.setenv(upstream["api_key_env"], "a key")
-        settings = load(path, environ={n: v for n, v in environment.items() if n.startswith("RELAY_")})
     given = yaml.safe_load(chart.CASES[name].read_text())["config"]
-    for key, value in _leaves({**VALUES["config"], **given}):
-        if not key.startswith("upstreams"):
-            assert _at(settings, key) == _at(load_values(key, value), key), key
+    with pytest.MonkeyPatch.context() as patched:
+        for variable, value in _named_variables(chart.settings(found)).items():
+            assert variable in environment
+            patched.setenv(variable, value)
+        settings = load(path, environ={n: v for n, v in environment.items() if n.startswith("RELAY_")})
+        for key, value in _leaves({**VALUES["config"], **given}):
+            if not key.startswith(("upstreams", "auth")):
+                assert _at(settings, key) == _at(load_values(key, value), key), key
+        assert settings.auth == AuthSettings(**given.get("auth", {}))
     assert [u.name for u in settings.upstreams] == [u["name"] for u in given["upstreams"]]
+
+
+def _named_variables(settings: dict[str, Any]) -> dict[str, str]:
+    """The environment variables that settings name, each with a value that can stand there."""
+    named = {upstream["api_key_env"]: "a key" for upstream in settings["upstreams"] if upstream.get("api_key_env")}
+    for section, key, value in (("store", "encryption_env", "none"), ("auth", "secret_env", "s" * 32)):
+        if variable := settings.get(section, {}).get(key):
+            named[variable] = value
+    return named
+
+
+def test_everything_has_every_setting_written_out() -> None:
+    """But `data_dir`: it is the embedded store's, which the values for an edge box have."""
+    written = {re.sub(r"\.\d+\.", "[].", key) for key, _ in _leaves(_config("everything"))}
+    settings = {path for path, _ in reference.settings_of(Settings, "") if path != "upstreams"}
+    assert written == settings - {"store.data_dir"}
+    assert "store.data_dir" in dict(_leaves(_config("edge")))
 
 
 def load_values(key: str, value: object) -> Settings:
@@ -72,8 +89,26 @@ def test_the_schema_is_generated_from_the_settings() -> None:
 
 
 FORMS: tuple[object, ...] = (
-    *("15s", "500ms", "10m", "1.5h", "2d", "0", "0s", "0.0s", "00.5s", "0.50s", "never", "15", "s", "-1s", "1 s", ""),
-    *("1.s", ".5s", "15S", "1h30m", "1_0s", 15, 0.5, 0, -1, True, None, [], {}),
+    *(
+        "15s",
+        "500ms",
+        "10m",
+        "1.5h",
+        "2d",
+        "0",
+        "0s",
+        "0.0s",
+        "00.5s",
+        "0.50s",
+        "never",
+        "off",
+        "15",
+        "s",
+        "-1s",
+        "1 s",
+        "",
+    ),
+    *("1.s", ".5s", "15S", "1h30m", "1_0s", 15, 0.5, 0, -1, True, False, None, [], {}),
     *("8MiB", "64KiB", "1GiB", "10MB", "5KB", "7B", "7", "0B", "00", "1.5MiB", "8mib", "8 MiB", 1, 0.25, "1TiB"),
 )
 
@@ -84,6 +119,20 @@ FORMS: tuple[object, ...] = (
 def test_the_schema_takes_of_durations_and_sizes_what_the_relay_takes(key: str) -> None:
     section, _, name = key.partition(".")
     for form in FORMS:
+        try:
+            load_values(key, form)
+            taken = True
+        except ValueError:
+            taken = False
+        assert REFUSE_SETTING.is_valid({section: {name: form}}) == taken, f"{key}: {form!r}"
+
+
+@pytest.mark.parametrize(
+    "key", ["tickets.scope", "limits.open_rate", "limits.replay_rate", "store.encryption_env", "auth.keys_file"]
+)
+def test_the_schema_takes_off_where_the_relay_does(key: str) -> None:
+    section, _, name = key.partition(".")
+    for form in ("off", False, None, True, 0, [], {}):
         try:
             load_values(key, form)
             taken = True

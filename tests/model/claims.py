@@ -35,14 +35,18 @@ class ClaimMutation(Enum):
     FAILED_KEEPS_KEY = "a generation that came to nothing keeps its key"
     LOST_REPLY_KEEPS_KEY = "a request whose claim was not answered does not give it back"
     RELEASE_UNCONDITIONAL = "a key is given back whoever has it"
+    GIVEN_BACK_ONCE = "a store that may have lost it is not told again that a key was given back"
+    EARLIER_CLAIM_HOLDS = "a claim that had been given back, and is there again, holds against a later one"
 
 
 class Claim(NamedTuple):
-    """The stream that has the key, the replica that generates it, and whether others may join it."""
+    """The stream that has the key, the replica that generates it, whether others may join it, and the number of this
+    claim of the key."""
 
     stream: int
     replica: int
     joinable: bool = True
+    at: int = 0
 
 
 class Replica(NamedTuple):
@@ -56,6 +60,8 @@ class Replica(NamedTuple):
     stream: int = 0
     found: int = 0
     owed: int = 0
+    given_back: int = 0  # the last one, which a store that has lost that is told again
+    at: int = 0  # which claim of the key its own was
     heard: bool = True
     subscribed: bool = True
     recent: bool = False
@@ -76,6 +82,8 @@ class ClaimState(NamedTuple):
 
     replicas: tuple[Replica, ...] = (Replica(), Replica())
     claim: Claim | None = None
+    former: Claim | None = None  # as a replica of the store that lags still has it
+    claimed: int = 0  # how many claims there were
     logs: tuple[str, ...] = ()
     away: bool = False
     late: tuple[str, int, int] | None = None  # what, stream, replica
@@ -171,7 +179,7 @@ class ClaimModel:
             else:
                 yield from self._claim(state, r, replica)
         elif replica.phase == "judging" and not state.away:
-            yield from self._version_faults(state, r, replica)
+            yield from self._judge(state, r, replica)
         elif replica.phase == "releasing" and not state.away:
             yield (
                 f"{at} takes the key from stream {replica.found}",
@@ -188,8 +196,11 @@ class ClaimModel:
                 self._with(state, r, phase="judging", found=claim.stream),
             )
         elif not replica.recent or self._broken(ClaimMutation.RETURN_NOT_AWAITED):
-            taken = state._replace(claim=Claim(replica.stream, r))
-            yield f"{at} claims the key for stream {replica.stream}", self._with(taken, r, phase="posting")
+            taken = self._taken(state, r)
+            yield (
+                f"{at} claims the key for stream {replica.stream}",
+                self._with(taken, r, phase="posting", at=taken.claimed),
+            )
 
     def _given_up(self, state: ClaimState, r: int) -> ClaimState:
         """Its claim may have been executed."""
@@ -201,9 +212,14 @@ class ClaimModel:
         claim = state.claim
         if claim is None or (claim.stream != stream and not self._broken(ClaimMutation.RELEASE_UNCONDITIONAL)):
             return state
-        return state._replace(claim=None)
+        return state._replace(claim=None, former=claim)
 
-    def _version_faults(self, state: ClaimState, r: int, replica: Replica) -> Iterator[Move[ClaimState]]:
+    @staticmethod
+    def _taken(state: ClaimState, r: int) -> ClaimState:
+        n = state.claimed + 1
+        return state._replace(claim=Claim(state.replicas[r].stream, r, at=n), claimed=n)
+
+    def _judge(self, state: ClaimState, r: int, replica: Replica) -> Iterator[Move[ClaimState]]:
         """Whether the stream that has the key can be joined, and whether its generation may still run."""
         at, claim = "AB"[r], state.claim
         if claim is None or claim.stream != replica.found:
@@ -276,18 +292,22 @@ class ClaimModel:
 
     def _renewed(self, state: ClaimState, r: int, replica: Replica) -> ClaimState:
         state = self._with(state, r, heard=True, subscribed=True)
+        if replica.recent and replica.given_back and not self._broken(ClaimMutation.GIVEN_BACK_ONCE):
+            state = self._release(state, replica.given_back)
         if replica.owed:
-            state = self._with(self._release(state, replica.owed), r, owed=0)
+            state = self._with(self._release(state, replica.owed), r, owed=0, given_back=replica.owed)
         if replica.phase == "made":
             log = state.logs[replica.stream - 1]
             if log == "":
                 state = self._logged(state, replica.stream, "live")
             elif log == "forced":
                 return self._ended(state, r)
-        asserts = replica.generates and not replica.owed and not self._broken(ClaimMutation.NOT_ASSERTED)
-        if asserts and (state.claim is None or state.claim.stream == replica.stream):
+        asserts = replica.generates and replica.owed != replica.stream and not self._broken(ClaimMutation.NOT_ASSERTED)
+        later = state.claim is not None and state.claim.at < replica.at
+        holds = state.claim is None or state.claim.stream == replica.stream
+        if asserts and (holds or (later and not self._broken(ClaimMutation.EARLIER_CLAIM_HOLDS))):
             logged = replica.phase != "unlogged" or self._broken(ClaimMutation.UNLOGGED_IS_JOINABLE)
-            state = state._replace(claim=Claim(replica.stream, r, logged))
+            state = state._replace(claim=Claim(replica.stream, r, logged, replica.at))
         return state
 
     # -- the store ----------------------------------------------------------------------------------------
@@ -344,7 +364,16 @@ class ClaimModel:
             yield (
                 f"{at} is killed",
                 self._with(
-                    state, r, process="dead", phase="idle", stream=0, found=0, owed=0, subscribed=False, recent=False
+                    state,
+                    r,
+                    process="dead",
+                    phase="idle",
+                    stream=0,
+                    found=0,
+                    owed=0,
+                    given_back=0,
+                    subscribed=False,
+                    recent=False,
                 ),
             )
             if replica.process == "running":
@@ -358,6 +387,8 @@ class ClaimModel:
             yield "failover, the claim is lost", self._reconnected(state._replace(claim=None))
             empty = state._replace(claim=None, logs=tuple("" for _ in state.logs))
             yield "the store comes back empty", self._reconnected(empty, heard=False)
+        if state.former is not None:
+            yield "failover, the former claim is there again", self._reconnected(state._replace(claim=state.former))
 
     def _lost_replies(self, state: ClaimState, r: int, replica: Replica) -> Iterator[Move[ClaimState]]:
         at = "AB"[r]
@@ -365,8 +396,7 @@ class ClaimModel:
             return
         if replica.phase == "claiming" and not replica.recent:
             if state.claim is None:
-                claimed = state._replace(claim=Claim(replica.stream, r))
-                yield f"{at} claims the key, and the reply is lost", self._given_up(claimed, r)
+                yield f"{at} claims the key, and the reply is lost", self._given_up(self._taken(state, r), r)
             if state.late is None:
                 late = state._replace(late=("claim", replica.stream, r))
                 yield f"{at}'s claim waits in a frozen store's socket", self._given_up(late, r)
@@ -378,7 +408,11 @@ class ClaimModel:
     def _reconnected(state: ClaimState, heard: bool | None = None) -> ClaimState:
         """Every connection to the store is a new one, which only a running process notices."""
         replicas = tuple(
-            r._replace(subscribed=False, recent=r.process != "absent", heard=r.heard if heard is None else heard)
+            r._replace(
+                subscribed=False,
+                recent=r.process != "absent",
+                heard=r.heard if heard is None else heard,
+            )
             for r in state.replicas
         )
         unproven = state.unproven or any(r.process == "paused" for r in state.replicas)

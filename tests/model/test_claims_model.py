@@ -52,11 +52,20 @@ HOW: dict[ClaimMutation, tuple[str, dict[str, Any]]] = {
     ClaimMutation.FAILED_KEEPS_KEY: ("TRAP", {}),
     ClaimMutation.LOST_REPLY_KEEPS_KEY: ("TRAP", {}),
     ClaimMutation.RELEASE_UNCONDITIONAL: ("PAID TWICE", {"requests": 3}),
+    ClaimMutation.GIVEN_BACK_ONCE: ("TRAP", {"requests": 3}),
+    ClaimMutation.EARLIER_CLAIM_HOLDS: ("PAID TWICE", {"requests": 3, "faults": 2}),
 }
 """What each broken rule leads to."""
 
 
-@pytest.mark.parametrize("mutation", ClaimMutation, ids=lambda mutation: mutation.name.lower())
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, marks=[pytest.mark.slow] if HOW[mutation][1].get("faults", 1) > 1 else [])
+        for mutation in ClaimMutation
+    ],
+    ids=lambda mutation: mutation.name.lower(),
+)
 def test_each_rule_is_needed(mutation: ClaimMutation) -> None:
     what, bounds = HOW[mutation]
     bounds = {"requests": 2, "faults": 1, **bounds}

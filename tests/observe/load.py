@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import urllib.parse
 import urllib.request
@@ -59,7 +60,8 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
 
 
 class Load:
-    """Clients of two relays that share a store, and the upstream behind them. Each scenario asserts its outcome."""
+    """Clients of two relays that share a store, and the upstream behind them. Each scenario asserts its outcome.
+    `drain` needs a third relay, which nothing else asks."""
 
     def __init__(self, relays: Sequence[RelayProcess], upstream: ScriptedUpstream, seed: int = 0) -> None:
         self.relays = relays
@@ -208,8 +210,14 @@ class Load:
                 assert answer.status == status
 
     def outage(self, store: Server, prometheus: Prometheus) -> None:
-        """The store ends and comes back, empty, after Prometheus has seen it; streams that began meanwhile cannot be
-        resumed."""
+        """The store ends and comes back, empty, after Prometheus has seen it. A stream in flight goes on, and its
+        appends fail meanwhile; streams that began meanwhile cannot be resumed."""
+        with self.post("gpt-5-mini-slow", relay=0) as running:
+            running.events(3)
+            self._outage(store, prometheus)
+            assert running.events()[-1].data == "[DONE]"
+
+    def _outage(self, store: Server, prometheus: Prometheus) -> None:
         store.stop()
         wait_until(lambda: all(self._resumable(n) == "false" for n in (0, 1)), 30, "streams without a log")
         wait_until(lambda: prometheus.values("max(relay_store_up)") == [0], 30, "a store that is known to be away")
@@ -218,6 +226,14 @@ class Load:
         # Later: whose keys and streams the store has lost says so first.
         wait_until(lambda: all(self._resumable(n, self._key()) == "true" for n in (0, 1)), 30, "free keys again")
         wait_until(lambda: all(self._unknown(n) == 404 for n in (0, 1)), 30, "streams that nobody knows again")
+
+    def drain(self, prometheus: Prometheus) -> None:
+        """The third relay ends, after Prometheus has seen it drain; its stream is told to the end."""
+        with self.post("gpt-5-mini-slow", relay=2) as running:
+            running.events(3)
+            self.relays[2].signal(signal.SIGTERM)
+            wait_until(lambda: prometheus.values("max(relay_draining)") == [1], 30, "a relay that is known to drain")
+            assert running.events()[-1].data == "[DONE]"
 
     def _resumable(self, relay: int, more: Mapping[str, str] | None = None) -> str | None:
         with self.post("gpt-5-mini", relay=relay, more=more) as answer:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from grafana import panels
+from relay.metrics import Metrics
 from tests.observe.load import RULES, Load, Prometheus, prometheus_server, settings
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import ScriptedUpstream
@@ -26,6 +27,14 @@ GRAFANA = RULES.parents[1] / "grafana"
 # What Grafana fills in. The windows hold the whole load.
 VARIABLES = {"$__rate_interval": "60s", "$__range": "120s", "$namespace": ".*", "$api": ".*", "$upstream": ".*"}
 VARIABLES["$model"] = ".*"
+
+
+# What each of the relay's metrics counts by: of a histogram the number of its observations.
+METRICS = [
+    family.name + {"counter": "_total", "histogram": "_count"}.get(family.type, "")
+    for family in Metrics().registry.collect()
+    if family.name.startswith("relay_")
+]
 
 
 def _panels() -> list[Any]:
@@ -71,8 +80,8 @@ class Observed:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    """Two replicas that share a store, after an outage of it and two rounds of everything. One target has a
-    `namespace`, as in Kubernetes, and the other has none."""
+    """Two replicas that share a store, after an outage of it, the end of a third one and two rounds of everything. One
+    target has a `namespace`, as in Kubernetes, and the others have none."""
     needs(shutil.which("prometheus"), "the prometheus server: apt-get install prometheus")
     folder = tmp_path_factory.mktemp("observe")
     with (
@@ -80,16 +89,18 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         ScriptedUpstream() as upstream,
         RelayProcess(settings(upstream.url, store.url)) as one,
         RelayProcess(settings(upstream.url, store.url)) as two,
+        RelayProcess(settings(upstream.url, store.url)) as three,
     ):
         targets: list[dict[str, Any]] = [
             {"targets": [one.config["metrics_bind"]], "labels": {"namespace": "llm"}},
-            {"targets": [two.config["metrics_bind"]]},
+            {"targets": [two.config["metrics_bind"], three.config["metrics_bind"]]},
         ]
         with prometheus_server(folder, targets) as prometheus:
             since = time.time()
-            load = Load([one, two], upstream)
+            load = Load([one, two, three], upstream)
             prometheus.wait_scrapes(2)
             load.outage(store.servers[0], prometheus)
+            load.drain(prometheus)
             for _ in range(2):
                 load.round()
                 prometheus.wait_scrapes(3)  # a counter whose series is new moves only from its second round on
@@ -101,6 +112,12 @@ def test_every_panel_has_data(observed: Observed, target: Any) -> None:
     series = observed.ask(target)
     assert series, "no series"
     assert any(value == value for values in series for value in values), "nothing but NaN"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_gets_something_to_count(observed: Observed, name: str) -> None:
+    """A gauge too has stood above nothing, at some time."""
+    assert max(observed.prometheus.values(f"max_over_time({name}[5m])")) > 0
 
 
 def test_the_words_of_the_queries_are_those_of_the_relay(observed: Observed) -> None:

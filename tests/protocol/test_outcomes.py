@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from relay.protocol import errors
 from relay.protocol.apis import BY_PATH, DIALECTS, of_path
-from relay.protocol.outcomes import MESSAGES, Cause, Ending, Outcome, StreamFailure, parse_outcome
+from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, StreamFailure, cause_of, parse_outcome
 
-OUTCOMES: list[Outcome] = [*Cause, *Ending]
+ALL: list[Outcome] = [*Cause, *Ending]
 
 
 def test_the_causes() -> None:
@@ -30,7 +31,7 @@ def test_the_ends_that_are_no_failure() -> None:
     assert {ending.value for ending in Ending} == {"completed", "stopped", "abandoned"}
 
 
-@pytest.mark.parametrize("end", OUTCOMES)
+@pytest.mark.parametrize("end", ALL)
 def test_a_name_finds_its_outcome(end: Outcome) -> None:
     assert parse_outcome(end.value) is end
     assert str(end) == end.value
@@ -42,15 +43,48 @@ def test_another_name_is_refused(name: str) -> None:
         parse_outcome(name)
 
 
-@pytest.mark.parametrize("end", [end for end in OUTCOMES if end is not Ending.COMPLETED])
+@pytest.mark.parametrize("end", [end for end in ALL if end is not Ending.COMPLETED])
 def test_every_end_but_a_complete_one_says_what_happened(end: Outcome) -> None:
-    message = MESSAGES[end]
+    message = OUTCOMES[end].message
     assert message.endswith(".")
     assert message[0].isupper()
 
 
+def test_each_outcome_has_its_row_and_each_cause_all_of_it() -> None:
+    assert OUTCOMES.keys() == set(ALL)
+    for cause in Cause:
+        row = OUTCOMES[cause]
+        assert row.message, cause
+        assert row.meaning, cause
+        assert row.runbook, cause
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [
+        (Cause.UPSTREAM_DISCONNECTED, 502, "upstream_unreachable"),
+        (Cause.UPSTREAM_TIMEOUT, 504, "upstream_timeout"),
+        (Cause.UPSTREAM_MALFORMED, 502, "upstream_malformed"),
+        (Cause.MAX_DURATION, 504, "upstream_timeout"),
+        (Cause.SHUTDOWN, 503, "draining"),
+    ],
+)
+def test_the_refusals_where_there_is_no_stream_yet(end: Outcome, status: int, code: str) -> None:
+    row = OUTCOMES[end]
+    assert row.refusal is not None
+    refusal = row.refusal(row.message)
+    assert (refusal.status, refusal.code, refusal.message) == (status, code, row.message)
+    assert ("retry-after" in refusal.headers) == (status == 503)
+
+
+def test_the_cause_of_a_stream_whose_call_failed_after_it_had_begun() -> None:
+    assert cause_of(errors.UpstreamTimeout("Late.")) is Cause.UPSTREAM_TIMEOUT
+    assert cause_of(errors.UpstreamUnreachable("Gone.")) is Cause.UPSTREAM_DISCONNECTED
+    assert cause_of(errors.Unavailable("Busy.")) is Cause.UPSTREAM_DISCONNECTED
+
+
 def test_a_failure_has_its_causes_message_or_its_own() -> None:
-    assert StreamFailure(Cause.SHUTDOWN).message == MESSAGES[Cause.SHUTDOWN]
+    assert StreamFailure(Cause.SHUTDOWN).message == OUTCOMES[Cause.SHUTDOWN].message
     failure = StreamFailure(Cause.UPSTREAM_REFUSED, "The upstream answered 429: slow down")
     assert failure.message == "The upstream answered 429: slow down"
     assert "upstream_refused" in str(failure)

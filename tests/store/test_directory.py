@@ -147,6 +147,23 @@ class TestClaims:
 
         play(story)
 
+    def test_asserted_again_it_takes_the_place_of_an_earlier_one_that_is_there_again(self, play: Play) -> None:
+        """A failover has brought back a claim that had been given back, and that nobody else is left to give back."""
+
+        async def story(bench: Bench) -> None:
+            name, first = some_name(), some_claim()
+            key = bench.log.names.name_key(name)
+            second = await bench.directory.claim(name, some_claim())
+            await bench.raw(key, "HSET", key, "stream", first.stream, "replica", first.replica, "at", second.at - 1)
+            assert await bench.directory.claim(name, some_claim()) == Claim(first.stream, "d", first.replica)
+            assert await bench.directory.claim(name, second) == second
+            assert await bench.directory.claim_of(name) == second
+            assert (await bench.directory.claim(name, some_claim())).at == second.at
+            later = Claim(new_stream_id(), "d", "b", at=second.at)
+            assert await bench.directory.claim(name, later) == second
+
+        play(story)
+
     def test_only_its_own_stream_gives_it_back(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             name, one, two = some_name(), some_claim("d1"), some_claim("d2")
@@ -297,6 +314,24 @@ class TestReplicas:
             bench.back = {}
             assert await bench.directory.replica_gone(replica)
             assert not await Directory(bench, bench.log.names, SETTINGS).replica_gone(replica)
+
+        play(story)
+
+    def test_who_was_silent_for_long_says_that_it_lives_before_it_runs_a_stream(self, play: Play) -> None:
+        """Others may have struck it off, and nobody would look for its streams."""
+
+        async def story(bench: Bench) -> None:
+            replica, stream = new_stream_id(), new_stream_id()
+            await bench.directory.announce_replica(replica, 10)
+            await bench.directory.add_stream(replica, new_stream_id())
+            key = bench.log.names.replicas
+            await bench.directory.remove_replica(replica)
+            await bench.directory.add_stream(replica, new_stream_id())
+            assert await bench.raw(key, "ZSCORE", key, replica) is None  # not long enough
+            bench.directory._announced_at -= 8
+            await bench.directory.add_stream(replica, stream)
+            assert await bench.raw(key, "ZSCORE", key, replica) is not None
+            assert stream in await bench.directory.streams_of(replica)
 
         play(story)
 

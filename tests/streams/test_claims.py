@@ -251,6 +251,25 @@ def test_a_key_that_the_store_has_given_to_another_stays_the_others() -> None:
     play(story)
 
 
+def test_a_key_that_a_store_has_given_back_to_the_dead_is_taken_again() -> None:
+    """A failover brings back the claim of a generation that was over; while the later one runs, nobody may take it."""
+
+    async def story(store: Store) -> None:
+        a, b = store.replica("a"), store.replica("b")
+        first = await a.claim(KEY, ONE, "d")
+        await store.directory.release(KEY, ONE)
+        await asyncio.sleep(0.002)  # the store's clock has milliseconds
+        await b.claim(KEY, TWO, "d")
+        await store.lose()
+        await store.directory.claim(KEY, first)
+        b.store_returned()
+        b.renew()
+        await told(b)
+        assert await store.directory.claim_of(KEY) == Claim(TWO, "d", "b")
+
+    play(story)
+
+
 def test_closing_waits_for_nobody() -> None:
     async def story(store: Store) -> None:
         a = store.replica("a")

@@ -161,7 +161,7 @@ class Sentinel:
     def play(self, kind: str, lasts: float, dice: random.Random, streams: list[str]) -> str:
         store = self._store
         if kind == "failover":
-            with contextlib.suppress(redis.ResponseError):  # one has just been, or is under way
+            with contextlib.suppress(redis.ResponseError, TimeoutError):  # one has just been, or comes to nothing
                 store.failover()
             store.wait_settled()
         elif kind == "failover_lossy":

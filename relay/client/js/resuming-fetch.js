@@ -40,8 +40,8 @@ const WAKE_EVENTS = ["online", "pageshow"];
 
 const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
 const BOUNDS = { maxAttempts: 40, ...TIMES };
-const TESTED = { random: Math.random, sleep: rest, now: () => performance.now() };
-const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, ...TESTED };
+const FOR_TESTS = { random: Math.random, sleep: sleepFor, now: () => performance.now() };
+const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, ...FOR_TESTS };
 
 const NEW_ANSWER = "Send the request again for a new answer.";
 const READ_ON = "The generation may go on: send the request with this Last-Event-ID to read on, or raise";
@@ -100,7 +100,7 @@ export function resumingFetch(fetch, options = {}) {
     const state = new ResumableStream(settings, counters, { ...asked, stream, budget: request.budget });
     state.connected(first);
     const response = new Response(new StreamBody(settings, request, state, first.body, asked.signal).body(), first);
-    return like(response, first);
+    return withUrlOf(response, first);
   };
   return Object.assign(resuming, { counters });
 }
@@ -128,7 +128,7 @@ async function firstResponse(request, settings) {
     const code = keyless || later ? await codeOf(answer.clone()) : null;
     if (keyless && code === "store_unavailable") {
       // A relay without its store may stream without a log, but honours no key: so this request is not repeated.
-      drop(answer);
+      discardBody(answer);
       return request.requestWithoutKey();
     }
     const gateway = request.lost && request.repeatable && GATEWAY.includes(answer.status);
@@ -140,7 +140,7 @@ async function firstResponse(request, settings) {
       if (answer.status !== 200) request.rememberLost();
       return answer;
     }
-    drop(answer);
+    discardBody(answer);
     await settings.sleep(wait, signal);
   }
 }
@@ -153,7 +153,7 @@ class KnownRelays {
   constructor(settings) {
     this.settings = settings;
     this.bases = (settings.baseUrls ?? []).map((base) => String(base).replace(/\/+$/, "").replace(/\/v1$/, ""));
-    for (const base of this.bases) this.#relays.add(parsed(base) ? base : bad(base));
+    for (const base of this.bases) this.#relays.add(parsed(base) ? base : throwBadBaseUrl(base));
   }
 
   isRelay(address) {
@@ -380,7 +380,7 @@ class ResumableStream {
   async onResponse(response) {
     const { status, headers } = response;
     if (status === 200 && headers.get("content-type")?.startsWith("text/html")) {
-      drop(response);
+      discardBody(response);
       this.#lastError = [new Error("a page instead of the stream"), status, null];
       return this.#again(retryAfter(response));
     }
@@ -497,7 +497,7 @@ class StreamBody {
     for (;;) {
       let read;
       try {
-        read = await within(this.#state.readTimeoutMs, this.#reader.read());
+        read = await withTimeout(this.#state.readTimeoutMs, this.#reader.read());
       } catch (error) {
         this.#reader.cancel(error).catch(() => {});
         return error;
@@ -519,7 +519,7 @@ class StreamBody {
       let response;
       try {
         const { stream, position } = this.#state;
-        response = await within(this.#state.readTimeoutMs, this.#request.resumeRequest(signal, stream, position));
+        response = await withTimeout(this.#state.readTimeoutMs, this.#request.resumeRequest(signal, stream, position));
       } catch (error) {
         signal.throwIfAborted();
         this.#attempt.abort(error);
@@ -748,10 +748,10 @@ function resumableStreamId({ status, headers, body }) {
 }
 
 /** A response with the address of the first answer, and so are its clones. */
-function like(response, first) {
+function withUrlOf(response, first) {
   for (const name of ["url", "redirected", "type"]) Object.defineProperty(response, name, { value: first[name] });
   const clone = response.clone.bind(response);
-  return Object.defineProperty(response, "clone", { value: () => like(clone(), first) });
+  return Object.defineProperty(response, "clone", { value: () => withUrlOf(clone(), first) });
 }
 
 /** The code of a refusal, null where there is none of the relay's form. Nothing else of it may get into an error. */
@@ -777,7 +777,7 @@ async function beginning(body, most, ms) {
   return { bytes: joined(parts), whole: Boolean(last.done) && !last.cut };
 }
 
-const drop = (response) => void response.body?.cancel().catch(() => {});
+const discardBody = (response) => void response.body?.cancel().catch(() => {});
 
 /** A date counts from the answer's own `Date`, else from now. */
 function retryAfter({ headers }) {
@@ -791,7 +791,7 @@ function retryAfter({ headers }) {
 const isTimeOut = (error) => error?.name === "TimeoutError" || error?.cause?.name === "HeadersTimeoutError";
 
 /** A half-open connection is silent for ever, a live one carries the relay's heartbeats. */
-function within(ms, promise) {
+function withTimeout(ms, promise) {
   if (!Number.isFinite(ms)) return promise;
   let timer;
   const silence = new Promise((_, reject) => {
@@ -800,7 +800,7 @@ function within(ms, promise) {
   return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
 }
 
-function rest(ms, signal) {
+function sleepFor(ms, signal) {
   return new Promise((resolve, reject) => {
     const over = (settle) => () => {
       clearTimeout(timer);
@@ -832,7 +832,7 @@ function parsed(url, base) {
   }
 }
 
-function bad(base) {
+function throwBadBaseUrl(base) {
   throw new TypeError(`${base} is no base URL of a relay, such as https://relay.example`);
 }
 
