@@ -13,7 +13,11 @@ from relay.bench.measure import BenchError
 
 _BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 _GATEWAYS = {"relay": "Relay", "nginx": "nginx", "portkey": "Portkey", "litellm": "LiteLLM"}
-_GUARDED = {"relay": "as it is", "sealed": "`store.encryption_env`: every event encrypted", "keyed": "`auth.mode: keys`"}
+_GUARDED = {
+    "relay": "as it is",
+    "sealed": "`store.encryption_env`: every event encrypted",
+    "keyed": "`auth.mode: keys`",
+}
 _ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:])
 
 
