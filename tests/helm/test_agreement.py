@@ -132,7 +132,8 @@ def test_the_schema_takes_of_durations_and_sizes_what_the_relay_takes(key: str) 
 )
 def test_the_schema_takes_off_where_the_relay_does(key: str) -> None:
     section, _, name = key.partition(".")
-    for form in ("off", False, None, True, 0, [], {}):
+    forms: tuple[Any, ...] = ("off", False, None, True, 0, [], {})
+    for form in forms:
         try:
             load_values(key, form)
             taken = True
