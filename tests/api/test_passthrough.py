@@ -13,6 +13,7 @@ import pytest
 
 from tests.api.scene import KEY, Scene, each_api, logged_or_not, sample_of
 from tests.conftest import Relays
+from tests.support.http import chunk
 from tests.support.replicas import stream_id
 from tests.support.samples import CHAT_USAGE_EVENT, SAMPLES, masked
 from tests.support.scripted import Cut, End, Gate, Head, Send, json_response, stream
@@ -258,7 +259,7 @@ def test_upload_is_streamed_through(relays: Relays, chunked: bool) -> None:
         head = (
             f"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n{framing}\r\n\r\n"
         )
-        frames = [b"%x\r\n%s\r\n" % (len(half), half) if chunked else half for half in halves]
+        frames = [chunk(half) if chunked else half for half in halves]
         connection.sendall(head.encode() + frames[0])
         assert sink.marked.wait(10)
         connection.sendall(frames[1] + (b"0\r\n\r\n" if chunked else b""))
