@@ -1,4 +1,4 @@
-"""Writes the tables of settings and metrics into their documents, from the code's own descriptions.
+"""Writes the tables of settings, metrics and causes into their documents, from the code's own descriptions.
 
     python .ci/references.py [--check]
 
@@ -7,26 +7,40 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from relay import metrics
 from relay.config.reference import reference
+from relay.protocol import outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def between_marks(text: str, mark: str, table: str) -> str:
+    begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
+    before, _, rest = text.partition(begin)
+    return before + begin + table + end + rest.partition(end)[2]
+
+
+def after_heading(text: str, heading: str, table: str) -> str:
+    """The first table after the heading is replaced."""
+    pattern = re.compile(rf"(^#+ {re.escape(heading)}\n(?:(?!\|).*\n)*)(?:\|.*\n)+", re.MULTILINE)
+    return pattern.sub(lambda found: f"{found[1]}{table}\n", text, count=1)
+
+
 def documents() -> dict[Path, str]:
     """Each document as it should be."""
-    wanted = {}
-    for name, mark, table in (
-        ("deploy/SETTINGS.md", "settings", reference()),
-        ("grafana/METRICS.md", "metrics", metrics.reference()),
-    ):
-        begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
-        before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(begin)
-        wanted[ROOT / name] = before + begin + table + end + rest.partition(end)[2]
-    return wanted
+    return {
+        ROOT / name: write((ROOT / name).read_text(encoding="utf-8"), place, table)
+        for name, write, place, table in (
+            ("deploy/SETTINGS.md", between_marks, "settings", reference()),
+            ("grafana/METRICS.md", between_marks, "metrics", metrics.reference()),
+            ("relay/protocol/README.md", after_heading, "How a stream ends", outcomes.reference()),
+            ("deploy/prometheus/RUNBOOK.md", after_heading, "RelayMidStreamFailures", outcomes.runbook()),
+        )
+    }
 
 
 def main(arguments: list[str]) -> int:

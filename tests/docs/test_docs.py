@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from relay import metrics
+from relay.api.delivery import stream_headers
 from relay.config.reference import reference
 from relay.protocol import errors, outcomes
+from relay.protocol.cors import Cors
 from relay.protocol.outcomes import Cause, Ending
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +66,7 @@ def table_after(heading: str, document: str) -> str:
     ids=["users", "operators"],
 )
 def test_the_tables_of_causes_are_the_code_s_own(document: str, heading: str, table: Callable[[], str]) -> None:
-    assert table_after(heading, document) == table(), "run: python -m relay.protocol.outcomes, and replace the table"
+    assert table_after(heading, document) == table(), "run: make generate"
 
 
 @pytest.mark.parametrize("outcome", [*Cause, *Ending])
@@ -90,6 +92,16 @@ def test_every_outcome_is_documented(outcome: str) -> None:
 def test_every_resume_outcome_is_documented(kind: type[errors.ApiError]) -> None:
     code = kind.code
     assert f"`{code}`" in HTTP_API
+
+
+def test_every_header_of_the_relay_s_own_is_documented_and_shown_to_pages() -> None:
+    own = {name.decode() for name, _ in stream_headers("st_x", 15, resumable=True) if name.startswith(b"relay-")}
+    assert own >= {"relay-stream-id", "relay-resumable", "relay-heartbeat"}
+    answer = HTTP_API.partition("| header of an answer |")[2].partition("\n\n")[0].lower()
+    (shown,) = (v for k, v in Cors(["*"]).allow([(b"origin", b"null")]) if k == b"access-control-expose-headers")
+    for name in {*own, "relay-stream-url"}:
+        assert f"| `{name}` |" in answer
+        assert name in shown.decode().split(", ")
 
 
 def test_the_error_tree_in_the_docstring_is_the_tree() -> None:
