@@ -145,11 +145,11 @@ class Directory:
 
     async def add_stream(self, replica: str, stream: str) -> None:
         """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found. One that
-        has been silent for long, as a paused process is, says first that it lives: others may have struck it off."""
-        if time.monotonic() > self._announced_at + _SILENT_FOR * self._lease:
-            await self.announce_replica(replica, self._lease)
+        has been silent for long, as a paused process is, says also that it lives: others may have struck it off."""
         key = self._names.replica(replica)
         await self._commands.call(key, "SADD", key, stream)
+        if time.monotonic() > self._announced_at + _SILENT_FOR * self._lease:
+            await self.announce_replica(replica, self._lease)
 
     async def remove_streams(self, replica: str, streams: Sequence[str]) -> None:
         key = self._names.replica(replica)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from tests.support.http import chunk
 from tests.support.processes import RelayProcess, needs
 from tests.support.samples import SAMPLES, Sample, refusal_of, rest, start
 from tests.support.scripted import ScriptedUpstream, stream
@@ -212,7 +213,7 @@ class Upload:
         lines = [f"POST {sample.path} HTTP/1.1", f"host: {parts.netloc}", "content-type: application/json", framing]
         lines += [f"{name}: {value}" for name, value in sample.headers().items()]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        self._piece = b"%x\r\n%s\r\n" % (MEBIBYTE, b" " * MEBIBYTE) if chunked else b" " * MEBIBYTE
+        self._piece = chunk(b" " * MEBIBYTE) if chunked else b" " * MEBIBYTE
         self._end = b"0\r\n\r\n" if chunked else b""
         self.sent = 0
         self.refused_by_peer = False

@@ -19,6 +19,8 @@ from tests.support.stores import Store, valkey_server
 from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 KEY = {"authorization": "Bearer sk-one"}
 TOKEN = chat({"content": "a"})
 END = (chat({}, "stop"), data("[DONE]"))

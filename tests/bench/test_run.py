@@ -16,6 +16,8 @@ from relay.bench import figures, procs
 from relay.bench.measure import Bench, Plan, Target
 from tests.support.processes import RelayProcess, free_port, needs
 
+pytestmark = pytest.mark.slow
+
 _STREAMS, _LENGTH = 3, 20
 
 

@@ -11,10 +11,10 @@ import trio
 from relay.client.policy import Moment, Policy
 from tests.client.cases import Case, body, load, script
 from tests.client.played import DONE, KINDS, STREAM, Answer, Kind, Seen, frame
+from tests.support.streams import PATHS
 
 CASES = load()
 WAYS = (*KINDS, "httpx-trio", "httpx2-trio")
-PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 
 
 def played_by(way: str) -> Kind:

@@ -12,7 +12,6 @@ FRAMES: dict[str, tuple[str, ...]] = {
     "messages": (messages.START, messages.PING, *messages.TOOLS[1:]),
     "responses": responses.frames(*responses.whole(responses.message(0), responses.function_call(1))),
 }
-PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 SDKS = (
     ("openai", "chat"),
     ("openai", "responses"),

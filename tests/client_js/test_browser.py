@@ -16,10 +16,11 @@ from urllib.parse import quote
 import pytest
 
 from tests.client_js.conftest import Bench, node, replicas
-from tests.client_js.scripts import FRAMES, PATHS, script
+from tests.client_js.scripts import FRAMES, script
 from tests.client_js.test_fetch import ids
 from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate
 from tests.support.processes import needs
+from tests.support.streams import PATHS
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.client_js.conftest import Bench, finish, node, replicas, start
-from tests.client_js.scripts import PATHS, script
+from tests.client_js.scripts import script
 from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import open_stream
+from tests.support.streams import PATHS
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow

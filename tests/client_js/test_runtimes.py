@@ -12,10 +12,11 @@ import pytest
 from tests.client.cases import PATH, load
 from tests.client_js.conftest import Bench, environment
 from tests.client_js.install import NODE
-from tests.client_js.scripts import PATHS, script
+from tests.client_js.scripts import script
 from tests.client_js.test_fetch import at_first, ids, is_whole
 from tests.support.cutting_http import CuttingProxy, Fate
 from tests.support.processes import needs
+from tests.support.streams import PATHS
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import Relays
 from tests.support.asking import answers, ask
 from tests.support.oracle import DONE, PATH, check, error_code, frame, word
-from tests.support.processes import RelayProcess
+from tests.support.processes import RelayProcess, rss
 from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Call, End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
 from tests.support.site import Site
@@ -66,12 +66,6 @@ def read(relay: RelayProcess, stream: str, headers: Mapping[str, str] = AUTH) ->
 
 def outcome(relay: RelayProcess, stream: str) -> str:
     return str(read(relay, stream, {**AUTH, "accept": "application/json"}).json["outcome"])
-
-
-def resident(relay: RelayProcess) -> int:
-    """The relay's memory in bytes."""
-    status = Path(f"/proc/{relay.pid}/status").read_text()
-    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
 def sockets(relay: RelayProcess) -> int:
@@ -144,14 +138,14 @@ FAULTS: dict[str, tuple[tuple[Step, ...], int, str]] = {
 def test_an_upstreams_fault_has_its_cause(site: Site, fault: str) -> None:
     steps, events, cause = FAULTS[fault]
     site.upstream.on(fault, *steps)
-    before = resident(site.relay)
+    before = rss(site.relay.pid)
     answer = post(site.relay, fault)
     assert check(answer.events()) == (events, cause)
     assert answer.ended == "zero-chunk"
     assert outcome(site.relay, stream_id(answer)) == cause
     (call,) = site.upstream.calls_of(fault)
     assert call.ended.wait(3), "the upstream's connection is still open"
-    assert resident(site.relay) < before + (24 << 20)
+    assert rss(site.relay.pid) < before + (24 << 20)
     assert check(read(site.relay, stream_id(answer)).events()) == (events, cause)
 
 
@@ -337,7 +331,7 @@ def test_a_reader_that_never_reads_is_dropped_and_slows_nobody(upstream: Scripte
         if where == 1:
             threading.Thread(target=answer.read, daemon=True).start()
         first = good.events(1)  # by now the relay has opened all that it needs for itself
-        idle, memory = sockets(relay), resident(relay)
+        idle, memory = sockets(relay), rss(relay.pid)
         stuck = [slow_reader(relay, stream_id(answer)) for _ in range(8)]
         try:
             began = time.monotonic()
@@ -347,7 +341,7 @@ def test_a_reader_that_never_reads_is_dropped_and_slows_nobody(upstream: Scripte
             wait_until(lambda: sockets(relay) <= idle, WRITE_TIMEOUT + 6, "the readers that read nothing are dropped")
             assert took < 20
             # The producer holds its stream whole (6.5 MB); 8 readers hold a write and a buffer each.
-            assert resident(relay) < memory + (48 << 20)
+            assert rss(relay.pid) < memory + (48 << 20)
             upstream.open("flood")
             assert [e.data for e in good.events()] == ["[DONE]"]
         finally:
@@ -408,9 +402,9 @@ def test_nothing_is_left_behind(relays: Relays, upstream: ScriptedUpstream) -> N
     for name, (steps, _, _) in FAULTS.items():
         upstream.on(name, *steps)
     post(relay, "end-without-terminal").events()
-    before, memory = sockets(relay), resident(relay)
+    before, memory = sockets(relay), rss(relay.pid)
     for name in ("reset-inside-an-event", "end-without-terminal", "malformed-json", "10-MB-event", "stall") * 4:
         post(relay, name).events(1)
         answers.pop().close()
     wait_until(lambda: sockets(relay) <= before, 10, "all connections closed")
-    assert resident(relay) < memory + (40 << 20)
+    assert rss(relay.pid) < memory + (40 << 20)

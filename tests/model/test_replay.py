@@ -23,6 +23,8 @@ from tests.model.stream import StreamModel
 from tests.model.test_stream_model import bounds_of, broken
 from tests.model.virtual import VirtualLoop, virtual_loop
 
+pytestmark = pytest.mark.slow
+
 # More, for runs by hand: RELAY_MODEL_WALKS=5000.
 WALKS = int(os.environ.get("RELAY_MODEL_WALKS", "150"))
 _LENGTH = 60

@@ -26,14 +26,15 @@ from tests.sdk.scenarios import UPSTREAM_ID, Scenario
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import open_stream
+from tests.support.streams import PATHS
 
 Transcript = dict[str, Any]
 
 SDKS = (*(name for name in PYTHON_GENERATIONS if name.startswith("py-")), "node")
 APIS = {
-    "chat": ("/v1/chat/completions", scenarios_chat.SCENARIOS),
-    "messages": ("/v1/messages", scenarios_messages.SCENARIOS),
-    "responses": ("/v1/responses", scenarios_responses.SCENARIOS),
+    "chat": (PATHS["chat"], scenarios_chat.SCENARIOS),
+    "messages": (PATHS["messages"], scenarios_messages.SCENARIOS),
+    "responses": (PATHS["responses"], scenarios_responses.SCENARIOS),
 }
 CASES = [(api, name) for api, (_, scenarios) in APIS.items() for name in scenarios]
 MODES = ("raw", "helper")

@@ -27,8 +27,8 @@ from tests.support.processes import RelayProcess
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, json_response
 from tests.support.site import Site
 from tests.support.sseclient import RawStream, open_stream
+from tests.support.streams import PATHS
 
-PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 each_api = pytest.mark.parametrize("api", PATHS)
 quietly = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors], deadline=None)
 

@@ -22,6 +22,8 @@ from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SOON = 3.0  # what a loaded machine may add
 EVERY_SHARD = ["{a}", "{b}", "{c}", "{d}", "{e}", "{f}"]
 

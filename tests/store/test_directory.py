@@ -317,7 +317,7 @@ class TestReplicas:
 
         play(story)
 
-    def test_who_was_silent_for_long_says_that_it_lives_before_it_runs_a_stream(self, play: Play) -> None:
+    def test_who_was_silent_for_long_says_that_it_lives_when_it_runs_a_stream(self, play: Play) -> None:
         """Others may have struck it off, and nobody would look for its streams."""
 
         async def story(bench: Bench) -> None:

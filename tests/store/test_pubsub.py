@@ -17,6 +17,8 @@ from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SOON = 3.0  # what a loaded machine may add
 EVERY_SHARD = [b"{a}", b"{b}", b"{c}", b"{d}", b"{e}", b"{f}"]
 

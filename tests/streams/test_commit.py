@@ -26,6 +26,8 @@ from relay.streams.writer import LogWriter
 from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, Server, valkey_cluster, valkey_server
 
+pytestmark = pytest.mark.slow
+
 SOON = 3.0  # what a loaded machine may add
 FIELDS = {"api": "chat", "owner": "o", "upstream": "u", "model": "m", "replica": "r"}
 

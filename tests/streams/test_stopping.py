@@ -20,12 +20,13 @@ from tests.sdk import scenarios_messages as messages
 from tests.sdk import scenarios_responses as responses
 from tests.sdk.install import NODE, PYTHON_GENERATIONS, is_installed, python_generation
 from tests.support.asking import ask
-from tests.support.oracle import PATH, check, frame
+from tests.support.oracle import check, frame
 from tests.support.processes import RelayProcess, needs
 from tests.support.replicas import stream_id, two_replicas
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.site import PairSite
 from tests.support.sseclient import RawStream
+from tests.support.streams import PATHS
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,6 @@ SDK_AUTH = {
     "responses": {"authorization": "Bearer sk-test"},
     "messages": {"x-api-key": "sk-ant-test"},
 }
-PATHS = {"chat": PATH, "messages": "/v1/messages", "responses": "/v1/responses"}
 SOON = 1.5
 
 _FINISH = chat.STOP.removeprefix("data: ")

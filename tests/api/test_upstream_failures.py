@@ -1,0 +1,157 @@
+"""What a client is told of an upstream that refuses, breaks off or sends what is none of the API's events."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.scene import GZIPPED, SSE_HEAD, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
+from tests.support.ids import end_ids, event_ids
+from tests.support.replicas import stream_id
+from tests.support.samples import SAMPLES, Event, Sample, error_of, masked, refusal_of, rest, resume, start
+from tests.support.scripted import Cut, End, Gate, Head, Reset, Send, Step, json_response, stream
+from tests.support.sseclient import RawStream, open_stream
+from tests.support.streams import Api
+
+
+def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, logged: bool = True) -> tuple[str, str]:
+    """The code and message with which a stream ends after so many of the sample's events.
+
+    Its end takes no number, its state names the same outcome, a resume gives the same bytes, and who has all events
+    but not the end is told it again.
+    """
+    name = stream_id(answer)
+    with answer:
+        events = answer.events()
+        assert answer.ended == "zero-chunk"
+    assert [plain(event) for event in events[:before]] == bodies(sample, before)
+    last = before - 1 if sample.api == "responses" and before else None
+    told = error_of(sample.api, events[before:], last)
+    if not logged:
+        assert {event.id for event in events} == {None}
+        return told
+    assert [event.id for event in events] == [*event_ids(name, before), *end_ids(name, before, len(events) - before)]
+    headers = {**sample.headers(), "accept": "application/json"}
+    with open_stream(f"{scene.relay.url}/streams/{name}", "GET", headers) as state:
+        assert state.json["outcome"] == told[0]
+    assert rest(resume(scene.relay, sample, f"{name}.0")) == masked(b"".join(event.raw for event in events))
+    assert rest(resume(scene.relay, sample, f"{name}.{before}")) == b"".join(event.raw for event in events[before:])
+    with resume(scene.relay, sample, f"{name}.{before}e") as end:
+        assert (end.status, end.read()) == (204, b"")
+    return told
+
+
+LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
+    "429": (json_response(429, {"error": {"message": "Slow down, please"}}), "upstream_refused", "Slow down, please"),
+    "401 of no JSON": ((Head(401, {}, "length"), Send(b"<html>no</html>")), "upstream_refused", "401"),
+    "500 without a body": ((Head(500, {}, "length"),), "upstream_refused", "500"),
+    "200 of JSON": (json_response(200, {"choices": []}), "upstream_malformed", ""),
+    "redirect": ((Head(307, {"location": "/v1/elsewhere"}, "length"),), "upstream_refused", "307"),
+    "200 of HTML": ((Head(200, {"content-type": "text/html"}), Send(b"<html>")), "upstream_malformed", ""),
+    "compressed": ((GZIPPED, Send(b"\x1f\x8b")), "upstream_malformed", ""),
+    "reset": ((Reset(),), "upstream_disconnected", ""),
+    "close": ((Cut(),), "upstream_disconnected", ""),
+}
+
+
+@each_api
+@pytest.mark.parametrize("kind", LATE)
+def test_late_refusal_is_told_in_band(scene: Scene, api: Api, kind: str) -> None:
+    sample = SAMPLES[api]
+    steps, code, words = LATE[kind]
+    gate = f"late-{api}-{kind}"
+    model = scene.play(Gate(gate), *steps)
+    answer = start(scene.relay, sample, model)
+    assert beats(answer, 1) == [sample.heartbeat]
+    scene.main.open(gate)
+    told, message = ends_in_error(scene, sample, answer, 0)
+    assert told == code
+    assert words in message
+    assert scene.call(model).path == sample.path
+
+
+@each_api
+@logged_or_not
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 529])
+def test_refusal_in_time_is_verbatim(scene: Scene, api: Api, prefix: str, status: int) -> None:
+    sample = sample_of(api, prefix)
+    body = ' {"error" : {"message":"Nö\\u00e4, \u2028", "x": 1.50}}\r\n'.encode()
+    head = {"content-type": "application/problem+json; x=y", "retry-after": "17", "x-should-retry": "false"}
+    model = scene.play(Head(status, {**head, "x-request-id": "req-7"}, "length"), Send(body), prefix=prefix)
+    keys = sorted(scene.store.keys("*{*}*"))
+    with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
+        assert (answer.status, answer.read()) == (status, body)
+        assert {name: answer.headers[name] for name in head} == head
+        assert answer.headers["x-request-id"] == "req-7"
+        assert "relay-stream-id" not in answer.headers
+    assert sorted(scene.store.keys("*{*}*")) == keys
+    assert scene.call(model).json == sample.body(model)
+
+
+@each_api
+@pytest.mark.parametrize("kind", ["json", "no type", "html", "compressed", "redirect", "not modified", "no content"])
+def test_success_that_is_no_stream(scene: Scene, api: Api, kind: str) -> None:
+    sample = SAMPLES[api]
+    scripts: dict[str, tuple[Step, ...]] = {
+        "json": json_response(200, {"choices": [{"message": {"content": "whole"}}]}),
+        "no type": (Head(200, {"content-type": ""}, "length"), Send(b"{}")),
+        "html": (Head(200, {"content-type": "text/html"}), Send(b"<html>"), End()),
+        "compressed": (GZIPPED, Send(b"\x1f\x8b")),
+        "redirect": (Head(307, {"location": f"{scene.main.url}/v1/elsewhere"}, "length"),),
+        "not modified": (Head(304, {}, "length"),),
+        "no content": (Head(204, {}, "length"),),
+    }
+    model = scene.play(*scripts[kind])
+    keys = sorted(scene.store.keys("*{*}*"))
+    with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
+        told = answer.status, refusal_of(api, answer.read())[0]
+        assert "relay-stream-id" not in answer.headers
+    assert told == (502, "upstream_malformed")
+    assert scene.call(model).path == sample.path
+    assert sorted(scene.store.keys("*{*}*")) == keys
+
+
+# -- abnormal ends ------------------------------------------------------------------------------------------
+
+
+@each_api
+@logged_or_not
+@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("how", ["reset", "fin", "end", "end of a body without framing"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: str, inside: bool) -> None:
+    """Between two events or inside one: the text so far, then the error; half an event is never passed on."""
+    sample = sample_of(api, prefix)
+    gate = f"broken-{api}-{prefix}-{k}-{how}-{inside}"
+    half = [Send(sample.frames[k][:-5])] if inside else []
+    lasts: dict[str, Step] = {"reset": Reset(), "end": End()}
+    last = lasts.get(how, Cut())
+    head = Head(200, SSE_HEAD.headers, "close") if "without" in how else SSE_HEAD
+    script = (head, *map(Send, sample.frames[:k]), *half, Gate(gate), last)
+    answer = start(scene.relay, sample, scene.play(*script, prefix=prefix))
+    scene.main.wait_reached(gate)
+    beats(answer, 1) if k == 0 else None
+    scene.main.open(gate)
+    code, _ = ends_in_error(scene, sample, answer, k, logged=prefix == "")
+    assert code == "upstream_disconnected"
+
+
+@each_api
+@pytest.mark.parametrize(
+    "data", ['{"id": "x", "cho', "not json", "[1, 2]", '"text"', "17", "null", "<html>", "[DONE", '{"a":1}{"a":2}']
+)
+def test_malformed_event(scene: Scene, api: Api, data: str) -> None:
+    sample = SAMPLES[api]
+    kind = "" if api == "chat" else "ping"
+    model = scene.play(*stream(*sample.frames[:3], Event(data, kind).from_upstream(0), *sample.frames[3:]))
+    code, message = ends_in_error(scene, sample, start(scene.relay, sample, model), 3)
+    assert code == "upstream_malformed"
+    assert data not in message
+
+
+@each_api
+def test_events_and_malformed_event_in_one_packet(scene: Scene, api: Api) -> None:
+    """What came whole before the bad event is passed on, also when TCP brought both at once."""
+    sample = SAMPLES[api]
+    model = scene.play(SSE_HEAD, Send(b"".join([*sample.frames[:4], b"data: {oops\n\n"])), End())
+    code, _ = ends_in_error(scene, sample, start(scene.relay, sample, model), 4)
+    assert code == "upstream_malformed"
