@@ -22,7 +22,8 @@ import pytest
 from tests.conftest import Relays
 from tests.helm import chart
 from tests.support.processes import RelayProcess, needs
-from tests.support.scripted import Gate, ScriptedUpstream, Step, stream
+from tests.support.scripted import Gate, ScriptedUpstream, stream
+from tests.support.streams import APIS, Api, answer
 
 WORDS = ("one", "two", "three", "four", "five", "six")
 KEY = "a-key-of-the-test-s"
@@ -34,34 +35,6 @@ def chat() -> list[str]:
     ]
     frames.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     return [*(f"data: {json.dumps(frame)}\n\n" for frame in frames), "data: [DONE]\n\n"]
-
-
-def messages() -> list[str]:
-    said = [
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}} for word in WORDS
-    ]
-    events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": {"id": "m", "role": "assistant", "content": [], "usage": {}}},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        *said,
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 6}},
-        {"type": "message_stop"},
-    ]
-    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
-
-
-def responses() -> list[str]:
-    events: list[dict[str, Any]] = [
-        {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}},
-        *({"type": "response.output_text.delta", "delta": word} for word in WORDS),
-        {"type": "response.completed", "response": {"id": "resp_1", "status": "completed", "usage": {}}},
-    ]
-    numbered = [{**event, "sequence_number": n} for n, event in enumerate(events)]
-    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in numbered]
-
-
-FRAMES = {"chat": chat, "messages": messages, "responses": responses}
 
 
 @pytest.fixture
@@ -83,9 +56,9 @@ def relay_for(relays: Relays, upstream: ScriptedUpstream, **settings: object) ->
     return relays.start({"upstreams": [{"name": "up", "base_url": upstream.url, **settings}]})
 
 
-@pytest.mark.parametrize("api", FRAMES)
-def test_it_passes_against_a_relay(api: str, script: Path, relays: Relays, upstream: ScriptedUpstream) -> None:
-    frames: list[str | Step] = [*FRAMES[api]()]
+@pytest.mark.parametrize("api", APIS)
+def test_it_passes_against_a_relay(api: Api, script: Path, relays: Relays, upstream: ScriptedUpstream) -> None:
+    frames = answer(api, WORDS).events
     # The rest of the answer comes after the cut: the script must have hung up before it exists.
     upstream.on("m", *stream(*frames[:3], Gate("cut"), *frames[3:]))
     relay = relay_for(relays, upstream)
@@ -232,10 +205,10 @@ class _Liar:
 
 @pytest.mark.parametrize(("name", "api"), [("minimal", "chat"), ("valkey", "messages"), ("edge", "responses")])
 def test_the_notes_lines_cut_a_stream_and_go_on(
-    name: str, api: str, relays: Relays, upstream: ScriptedUpstream, tmp_path: Path
+    name: str, api: Api, relays: Relays, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     needs(shutil.which("curl") and shutil.which("bash"), "curl and bash are not installed")
-    upstream.on("a-model", *stream(*FRAMES[api]()))
+    upstream.on("a-model", *stream(*answer(api, WORDS).events))
     relay = relay_for(relays, upstream)
     command = ("install", "try", str(chart.CHART), "--dry-run=client", "--values", str(chart.CASES[name]))
     shown = chart.run("helm4", *command)
@@ -252,5 +225,5 @@ def test_the_notes_lines_cut_a_stream_and_go_on(
     seen, rest = ([int(n) for n in re.findall(rb"^id: st_\S+\.(\d+)$", out.stdout, re.MULTILINE)] for out in outputs)
     assert seen == list(range(1, len(seen) + 1))
     assert seen, "the first line showed no event"
-    assert rest == list(range(seen[-1] + 1, len(FRAMES[api]()) + 1))
+    assert rest == list(range(seen[-1] + 1, len(answer(api, WORDS).events) + 1))
     assert len(upstream.calls) == 1

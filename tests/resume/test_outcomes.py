@@ -1,6 +1,6 @@
 """What a resume answers, row by row: on the three APIs' own paths, and on /streams by header and by query.
 
-Replica one keeps its streams for an hour, replica two for 300 ms and their tombstones for as long again.
+Replica one keeps its streams for an hour, replica two for 300 ms and their tombstones for 2 s more.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def replicas(upstream: ScriptedUpstream) -> Iterator[Replicas]:
         ],
         "drain": {"timeout": "0s"},
     }
-    with two_replicas(config, {}, {"retention": "300ms", "tombstone": "300ms"}) as pair:
+    with two_replicas(config, {}, {"retention": "300ms", "tombstone": "2s"}) as pair:
         yield pair
 
 
