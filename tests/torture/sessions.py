@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from relay.client.httpx import AsyncResumingTransport, Policy, ResumeFailed
+from relay.client.httpx import AsyncResumingTransport, Moment, Policy, ResumeFailed
 from tests.torture.clients import Client, error_code
+from tests.torture.evidence import StreamSeen
 from tests.torture.oracle import Violation
 from tests.torture.plan import Request
 from tests.torture.wire import Parser, Unanswered, ask
@@ -229,15 +230,19 @@ async def _stopper(of: Client, after: float) -> None:
 
 
 class _Spread(httpx.AsyncBaseTransport):
-    """A load balancer that sends every request to some replica."""
+    """A load balancer that sends every request to some replica. What `relay.client` waits of its own accord, between a
+    cut and its next try, is no time in which a replica owes it anything."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._reading: tuple[StreamSeen, float] | None = None
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         client = self._client
         number = client.dice.randrange(len(client.world.fronts))
+        client.away = False
+        self.read_no_more()
         client.asks(number)
         request.url = request.url.copy_with(port=client.world.fronts[number].port)
         after = request.headers.get("last-event-id")
@@ -246,24 +251,46 @@ class _Spread(httpx.AsyncBaseTransport):
             response = await self._inner.handle_async_request(request)
         except httpx.TransportError as error:
             client.note(f"no answer: {type(error).__name__}")
+            client.away = True
             raise
-        client.note(f"{response.status_code} {response.headers.get('relay-stream-id', '')}")
+        stream = response.headers.get("relay-stream-id", "")
+        client.note(f"{response.status_code} {stream}")
+        if response.status_code != 200:
+            client.away = True
+        elif stream:
+            logged = response.headers["relay-resumable"] == "true"
+            self._reading = client.world.seen(stream, client.spec, logged=logged), client.world.now()
         if after:
             client.world.count(f"resume {response.status_code}")
         return response
 
+    def read_no_more(self) -> None:
+        """The connection has ended."""
+        if self._reading is not None:
+            seen, began = self._reading
+            seen.reading.append(((began, self._client.world.now()), self._client.at))
+            self._reading = None
+
+    def cut(self, moment: Moment) -> None:
+        self.read_no_more()
+        self._client.note(f"cut: {moment.why}")
+        self._client.away = True
+
     async def aclose(self) -> None:
+        self.read_no_more()
+        self._client.away = False
         await self._inner.aclose()
 
 
 async def _transport(client: Client, request: Request) -> None:
     """What `relay.client` hands to an SDK: one stream without a seam, or an error."""
-    policy = Policy(
-        max_attempts=60, max_elapsed=60.0, first_delay=0.2, longest_delay=0.6, silence=4.0, assume_relay=True,
-        random=client.dice.random,
-    )  # fmt: skip
     for attempt in range(_SDK_POSTS):
-        transport = AsyncResumingTransport(_Spread(client), policy=policy)
+        spread = _Spread(client)
+        policy = Policy(
+            max_attempts=60, max_elapsed=60.0, first_delay=0.2, longest_delay=0.6, silence=4.0, assume_relay=True,
+            random=client.dice.random, on_cut=spread.cut,
+        )  # fmt: skip
+        transport = AsyncResumingTransport(spread, policy=policy)
         try:
             await _through(client, transport, f"client-{client.name}-{attempt}")
         except ResumeFailed as failure:
@@ -293,16 +320,13 @@ async def _through(client: Client, transport: httpx.AsyncBaseTransport, key: str
         if response.status_code != 200:
             await _not_streamed(client, response)
             return
-        stream = response.headers["relay-stream-id"]
-        client.witness.answered(stream, resumable=response.headers["relay-resumable"] == "true")
-        seen = world.seen(stream, client.spec, logged=client.witness.logged)
-        began, parser = world.now(), Parser()
-        try:
-            async for data in response.aiter_raw():
-                for event in parser.feed(data):
-                    client.got(event)
-        finally:
-            seen.reading.append(((began, world.now()), client.at))
+        client.witness.answered(
+            response.headers["relay-stream-id"], resumable=response.headers["relay-resumable"] == "true"
+        )
+        parser = Parser()
+        async for data in response.aiter_raw():
+            for event in parser.feed(data):
+                client.got(event)
         if parser.rest:
             raise Violation("truncation", f"relay.client handed out a part of an event: {parser.rest[:80]!r}")
         client.witness.ended_cleanly()
