@@ -168,6 +168,9 @@ class Client:
 
     async def _refused(self, answer: Answer, number: int, asked: str) -> Result:
         body = await answer.read(HEAD_WAIT)
+        if answer.ended != "clean":
+            self.note(f"{answer.status}, and its body ended: {answer.ended}")
+            return "unanswered"
         code = error_code(body)
         status = answer.status
         self.note(f"{status} {code}")

@@ -54,6 +54,18 @@ def test_a_whole_stream(api: Api, ending: str, end: str) -> None:
     assert seen.last_id == f"{STREAM}.{seen.n}"
 
 
+def test_an_upstreams_error_is_an_end_without_its_done() -> None:
+    for ending, told in (("error", True), ("complete", False)):
+        seen = witness(ending=ending)
+        take(seen, events("chat", ending=ending)[:-1])
+        if told:
+            seen.ended_cleanly()
+            assert seen.end == "upstream_error"
+        else:
+            with pytest.raises(Violation, match="truncation"):
+                seen.ended_cleanly()
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_cut_and_gone_on_with_and_an_end_that_the_relay_tells(api: Api) -> None:
     seen = witness(api)
