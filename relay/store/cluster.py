@@ -66,7 +66,8 @@ class Cluster(Servers):
         if isinstance(redirection, MovedError) and (before := self._slots[redirection.slot_id]) is not node:
             owners = set(self._slots)
             self._slots[redirection.slot_id] = node
-            self._take_over(before, node, owners)
+            if self._known:  # until the first map nobody has lost anything: the URL's server only says who has the slot
+                self._take_over(before, node, owners)
             self._notify_change()
             self.refresh_soon()
         return node

@@ -30,6 +30,7 @@ _REDIRECTIONS = 8
 _UNSETTLED = (TryAgainError, ClusterDownError)
 _UNSETTLED_FOR = 1.5
 _UNSETTLED_RETRY = 0.05
+_CONFIRMED_FOR = 0.25
 _WRITE_REFUSALS = ("MISCONF", "NOREPLICAS")  # as a server says that can neither save nor find its replicas
 
 
@@ -61,6 +62,22 @@ class Commands:
     async def call(self, key: bytes, *command: Any, reads: bool = False) -> Any:
         """A command on the node of a key; `reads` sends it over the link for pages of events."""
         return await self._call(key, command, reads, None)
+
+    async def confirm(self, key: bytes) -> None:
+        """Is the server that has just answered still the one that holds the key, as the others see it? A primary that
+        was cut off or frozen goes on answering from what it had, until it is told that another one took over. Raises
+        StoreUnavailable where it is not, and where nobody can say. What the others said a moment ago will do: a primary
+        is frozen for longer before another one takes over."""
+        if time.monotonic() <= self.topology.refreshed_at + _CONFIRMED_FOR:
+            return
+        asked = self.topology.node_of(key)
+        address = asked.address
+        try:
+            await self.topology.refresh()
+        except StoreDown as error:
+            raise StoreUnavailable() from error
+        if self.topology.node_of(key) is not asked or asked.address != address:
+            raise StoreUnavailable
 
     def healthy_for(self, key: bytes) -> float:
         """For how many seconds the key's node has been in reach and, for all that is known here, has taken writes:

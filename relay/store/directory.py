@@ -42,6 +42,9 @@ class Commands(Protocol):
     def returned_for(self, key: bytes) -> float:
         """Seconds since the key's node was reached again after a loss; infinite where it never was lost."""
 
+    async def confirm(self, key: bytes) -> None:
+        """Raises StoreUnavailable where another server holds the key by now than the one that has answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -88,7 +91,10 @@ class Directory:
             "1" if completed else "0",
             claim.at,
         ]
-        return _claim(await self._commands.run(key, scripts.CLAIM, [key], args))
+        found = _claim(await self._commands.run(key, scripts.CLAIM, [key], args))
+        if not claim.at and found.stream == claim.stream:  # claimed anew: was it there where others look for it?
+            await self._commands.confirm(key)
+        return found
 
     async def claim_of(self, name: str) -> Claim | None:
         """The claim that holds, None where there is none."""
@@ -122,13 +128,16 @@ class Directory:
 
     async def resolve_alias(self, name: str) -> str | None:
         """The stream that has the name. Raises ResponseIdAmbiguous, and StoreUnavailable where the store has just come
-        back and does not know the name: the stream's producer may be about to say it again."""
+        back and does not know the name: the stream's producer may be about to say it again, or another server of the
+        store may know it."""
         key = self._names.name_key(name)
         stream, ambiguous = await self._commands.call(key, "HMGET", key, "stream", "ambiguous")
         if ambiguous is not None:
             raise ResponseIdAmbiguous
-        if stream is None and self._commands.returned_for(key) < self._lease:
-            raise StoreUnavailable
+        if stream is None:
+            if self._commands.returned_for(key) < self._lease:
+                raise StoreUnavailable
+            await self._commands.confirm(key)
         return None if stream is None else str(stream.decode())
 
     # -- replicas -------------------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ class Log:
         reply = await self.commands.run(key, scripts.STATUS, [self.names.meta(stream), key], args)
         if reply is None:
             self._check_settled(key, asked_at)
+            await self.commands.confirm(key)
             return None
         top, outcome, lease, kept, born, ended, *texts = reply
         fence, api, owner, upstream, model, replica, usage = (t.decode() for t in texts)

@@ -34,7 +34,7 @@ class Servers:
         self.on_returned: list[Callable[[Node], None]] = []
         self._timeout = timeout
         self._refreshing: asyncio.Task[None] | None = None
-        self._refreshed_at = float("-inf")
+        self.refreshed_at = float("-inf")
         self._reconnecting: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -54,7 +54,7 @@ class Servers:
             await asyncio.shield(self._refreshing)
 
     def refresh_soon(self, *, at_once: bool = False) -> None:
-        fresh = time.monotonic() - self._refreshed_at < _FRESH
+        fresh = time.monotonic() - self.refreshed_at < _FRESH
         if self._refreshing is None and not self._closed and (at_once or not fresh):
             self._refreshing = asyncio.create_task(self._run_refresh())
             self._refreshing.add_done_callback(self._refresh_done)
@@ -66,7 +66,7 @@ class Servers:
             raise StoreDown(f"no answer in {ASK_TIMEOUT:g} s") from None
         except FAULTS as error:
             raise StoreDown(f"{type(error).__name__}: {error}") from None
-        self._refreshed_at = time.monotonic()
+        self.refreshed_at = time.monotonic()
 
     def _refresh_done(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None

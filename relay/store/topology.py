@@ -26,6 +26,7 @@ DEFAULT_TIMEOUT = 2.0
 
 class Topology(Protocol):
     sharded: bool  # True where two streams' keys may not stand in one call
+    refreshed_at: float  # the monotonic time of the last answer to who serves what
     on_change: list[Callable[[], None]]  # called when another server than before holds a key
     on_returned: list[Callable[[Node], None]]  # called when a lost server was reached again
 

@@ -47,10 +47,13 @@ class Claims:
         self._kept = 2 * streams.lease  # longer than a store's replica lags
         self._longest = streams.max_duration + streams.retention
         self._held: dict[tuple[str, str], _Held] = {}  # by name and stream
+        self._running: dict[str, _Held] = {}  # those of generations that are not over, by name
 
     async def claim(self, name: str, stream: str, digest: str) -> Claim:
         """Claim a name for a stream that is to be generated here. The claim that holds: the caller's own, or the one
         that came first. Raises StoreUnavailable where that cannot be known."""
+        if (running := self._running.get(name)) is not None:
+            return running.claim  # whatever the store has lost of it
         if self._just_returned(name):
             found = await self._directory.claim_of(name)
             if found is None:
@@ -68,6 +71,8 @@ class Claims:
         elif self._just_returned(name):  # it was away between the question and the answer
             self.ended(name, stream, None)
             raise StoreUnavailable
+        else:
+            self._running[name] = held
         return found
 
     def _just_returned(self, name: str) -> bool:
@@ -89,6 +94,8 @@ class Claims:
         """The generation is over; None where it never came to be. What nobody can read may be asked for again."""
         held = self._held.get((name, stream))
         if held is not None and held.ended_at is None:
+            if self._running.get(name) is held:
+                del self._running[name]
             held.ended_at = time.monotonic()
             held.completed = outcome is Ending.COMPLETED and held.claim.joinable
             self._tell(name, held)

@@ -48,6 +48,8 @@ class FakeLink:
 
 
 class FakeNode:
+    address = None
+
     def __init__(self) -> None:
         client: Any = fakeredis.FakeRedis(version=(7, 2))
         client.response_callbacks.clear()  # replies as they stand on the wire, as a Link gives them
@@ -59,6 +61,7 @@ class FakeNode:
 
 class FakeTopology:
     sharded = False
+    refreshed_at = float("inf")
 
     def __init__(self) -> None:
         self._node = FakeNode()

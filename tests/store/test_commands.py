@@ -4,6 +4,7 @@ server that goes away and comes back."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands
 from relay.store.link import StoreDown
+from relay.store.log import Log
 from relay.store.node import Node
 from relay.store.topology import connect
 from tests.support.cutting import Blackhole, FaultProxy
@@ -250,6 +253,38 @@ class TestSentinel:
             if first == "alive":
                 hosts.reverse()
             play(f"redis+sentinel://{','.join(hosts)}/{store.name}", story)
+
+    def test_a_frozen_primary_that_was_replaced_is_not_believed(self, tmp_path: Path) -> None:
+        """It goes on answering, from what it had, until a sentinel has told it that another one took over: a stream
+        that it does not know is no stream that does not exist."""
+
+        async def story(commands: Commands) -> None:
+            log = Log(commands.topology, StreamSettings(), StoreSettings())
+            assert await log.get_status("st_unknown") is None
+            frozen, heir = store.primary(), store.replica()
+            frozen.pause()
+            await asyncio.to_thread(wait_until, lambda: store.primary() is heir, 20)
+            await asyncio.to_thread(wait_until, lambda: heir.client().info("replication")["role"] == "master", 20)
+            elsewhere = connect(store.url)
+            fields = {"api": "chat", "owner": "o", "upstream": "u", "model": "m", "replica": "r"}
+            async with asyncio.timeout(10):
+                while True:  # the sentinel names it a moment before it reaches it
+                    with contextlib.suppress(StoreUnavailable):
+                        await Log(elsewhere, StreamSettings(), StoreSettings()).create("st_later", fields, "1")
+                        break
+            await elsewhere.close()
+            frozen.resume()
+            with pytest.raises(StoreUnavailable):
+                await log.get_status("st_later")
+            async with asyncio.timeout(10):
+                while True:
+                    with contextlib.suppress(StoreUnavailable):
+                        assert await log.get_status("st_later") is not None
+                        break
+
+        with valkey_sentinel(tmp_path) as store:
+            assert isinstance(store, SentinelStore)
+            play(store.url, story)
 
     def test_none_that_answers_is_said_in_time(self, tmp_path: Path) -> None:
         async def story(commands: Commands) -> None:

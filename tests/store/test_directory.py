@@ -36,6 +36,8 @@ class Bench:
         self.log = Log(topology, SETTINGS, StoreSettings())
         self.directory = Directory(self, self.log.names, SETTINGS)
         self.directory._began = float("-inf")  # it has known its store for ever
+        self.confirmed: list[bytes] = []
+        self.moved: set[bytes] = set()  # keys that another server holds, as the others see it
         self.back: dict[bytes, float] = {}  # for how many seconds the node of a key has been back
 
     async def call(self, key: bytes, *command: Any) -> Any:
@@ -43,6 +45,11 @@ class Bench:
 
     async def run(self, key: bytes, script: Any, keys: list[bytes], args: list[Any]) -> Any:
         return await self.log.commands.run(key, script, keys, args)
+
+    async def confirm(self, key: bytes) -> None:
+        self.confirmed.append(key)
+        if key in self.moved:
+            raise StoreUnavailable
 
     def returned_for(self, key: bytes) -> float:
         return self.back.get(key, float("inf"))
@@ -215,6 +222,19 @@ class TestAliases:
                 await bench.directory.set_alias(name, stream)
                 assert await bench.directory.resolve_alias(name) == stream
             assert just_below(await bench.lives_for(name), LONGEST)
+
+        play(story)
+
+    def test_a_server_that_has_been_replaced_knows_of_no_name_that_is_none(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            name, stream = some_name(), new_stream_id()
+            key = bench.log.names.name_key(name)
+            bench.moved.add(key)
+            with pytest.raises(StoreUnavailable):
+                await bench.directory.resolve_alias(name)
+            await bench.directory.set_alias(name, stream)
+            assert await bench.directory.resolve_alias(name) == stream
+            assert bench.confirmed == [key]
 
         play(story)
 

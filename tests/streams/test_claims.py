@@ -30,6 +30,7 @@ class Store:
         self.loses_replies = 0
         self.back_for = float("inf")
         self.asked = 0
+        self.moved = False  # another server is the primary by now
         self._log = Log(FakeTopology(), SETTINGS, StoreSettings())  # type: ignore[arg-type]
         self.directory = Directory(self, self._log.names, SETTINGS)
 
@@ -54,6 +55,10 @@ class Store:
 
     def returned_for(self, key: bytes) -> float:
         return self.back_for
+
+    async def confirm(self, key: bytes) -> None:
+        if self.moved:
+            raise StoreUnavailable
 
     async def lose(self) -> None:
         key = self._log.names.name_key(KEY)
@@ -266,6 +271,41 @@ def test_a_key_that_a_store_has_given_back_to_the_dead_is_taken_again() -> None:
         b.renew()
         await told(b)
         assert await store.directory.claim_of(KEY) == Claim(TWO, "d", "b")
+
+    play(story)
+
+
+def test_what_runs_here_has_its_key_whatever_the_store_has_lost() -> None:
+    async def story(store: Store) -> None:
+        a = store.replica("a")
+        await a.claim(KEY, ONE, "d")
+        await store.lose()
+        store.back_for, asked = 0.0, store.asked
+        assert await a.claim(KEY, TWO, "d") == Claim(ONE, "d", "a")
+        assert store.asked == asked
+        a.ended(KEY, ONE, Ending.STOPPED)
+        await told(a)
+        store.back_for = float("inf")
+        assert await a.claim(KEY, TWO, "d") == Claim(TWO, "d", "a")
+
+    play(story)
+
+
+def test_a_claim_at_a_server_that_has_been_replaced_is_none() -> None:
+    async def story(store: Store) -> None:
+        a = store.replica("a")
+        store.moved = True
+        with pytest.raises(StoreUnavailable):
+            await a.claim(KEY, ONE, "d")
+        assert a.local(KEY, ONE) is None
+        await told(a)
+        assert await store.directory.claim_of(KEY) is None
+        store.moved = False
+        await a.claim(KEY, TWO, "d")
+        store.moved = True
+        a.renew()  # one that is asserted again is not asked about
+        await told(a)
+        assert await store.directory.claim_of(KEY) == Claim(TWO, "d", "a")
 
     play(story)
 
