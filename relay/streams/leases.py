@@ -148,10 +148,12 @@ class Leases:
         """End a stream whose lease has lapsed. False where it is too early to say.
 
         Not within a lease of the store's own return: a store that was away has kept its producers from
-        renewing, and they come back with it.
+        renewing, and they come back with it. And not where another server has taken over from the one that was asked,
+        which no producer renews at any more. Raises StoreUnavailable.
         """
         if self._log.healthy_for(status.stream) < self._lease:
             return False
+        await self._log.commands.confirm(self._log.names.log(status.stream))
         top = status.top
         for _ in range(_FORCE_TRIES):
             last = await self._log.last_frame(status.stream)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from relay.config import StoreSettings, StreamSettings
+from relay.metrics import Metrics
 from relay.protocol.errors import StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import Commands
@@ -20,6 +21,7 @@ from relay.store.link import StoreDown
 from relay.store.log import Log
 from relay.store.node import Node
 from relay.store.topology import connect
+from relay.streams.leases import Leases
 from tests.support.cutting import Blackhole, FaultProxy
 from tests.support.resharding import cluster_replica, start_move, take_over
 from tests.support.stores import ClusterStore, SentinelStore, Server, valkey_cluster, valkey_sentinel, valkey_server
@@ -254,19 +256,22 @@ class TestSentinel:
                 hosts.reverse()
             play(f"redis+sentinel://{','.join(hosts)}/{store.name}", story)
 
-    def test_a_frozen_primary_that_was_replaced_is_not_believed(self, tmp_path: Path) -> None:
-        """It goes on answering, from what it had, until a sentinel has told it that another one took over: a stream
-        that it does not know is no stream that does not exist."""
+    @pytest.mark.parametrize("question", ["unknown stream", "lapsed lease"])
+    def test_a_frozen_primary_that_was_replaced_is_not_believed(self, question: str, tmp_path: Path) -> None:
+        """It goes on answering, from what it had, until a sentinel has told it that another one took over: what it does
+        not know may exist all the same, and what nobody renews there may live."""
 
         async def story(commands: Commands) -> None:
-            log = Log(commands.topology, StreamSettings(), StoreSettings())
+            fields = {"api": "chat", "owner": "o", "upstream": "u", "model": "m", "replica": "r"}
+            log = Log(commands.topology, StreamSettings(lease=0.5), StoreSettings())
+            await log.create("st_earlier", fields, "1")
             assert await log.get_status("st_unknown") is None
+            await asyncio.to_thread(wait_until, lambda: store.replica().command("DBSIZE") == 1, 5)
             frozen, heir = store.primary(), store.replica()
             frozen.pause()
             await asyncio.to_thread(wait_until, lambda: store.primary() is heir, 20)
             await asyncio.to_thread(wait_until, lambda: heir.client().info("replication")["role"] == "master", 20)
             elsewhere = connect(store.url)
-            fields = {"api": "chat", "owner": "o", "upstream": "u", "model": "m", "replica": "r"}
             async with asyncio.timeout(10):
                 while True:  # the sentinel names it a moment before it reaches it
                     with contextlib.suppress(StoreUnavailable):
@@ -274,8 +279,14 @@ class TestSentinel:
                         break
             await elsewhere.close()
             frozen.resume()
+            status = await log.get_status("st_earlier")
+            assert status is not None
+            assert status.lease_left < 0  # it was renewed at the other one, for all that is known here
+            leases = Leases(log, "r", None, Metrics())  # type: ignore[arg-type]
+            asked = log.get_status("st_later") if question == "unknown stream" else leases.force_end(status)
             with pytest.raises(StoreUnavailable):
-                await log.get_status("st_later")
+                await asked
+            assert heir.command("HGET", log.names.meta("st_earlier").decode(), "end") is None
             async with asyncio.timeout(10):
                 while True:
                     with contextlib.suppress(StoreUnavailable):
