@@ -179,6 +179,8 @@ class Node:
 
 
 class Topology:
+    refreshed_at = float("inf")  # nobody else could say anything else
+
     """One node for every key."""
 
     sharded = False
