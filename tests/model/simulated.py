@@ -179,11 +179,10 @@ class Node:
 
 
 class Topology:
-    refreshed_at = float("inf")  # nobody else could say anything else
-
     """One node for every key."""
 
     sharded = False
+    refreshed_at = float("inf")  # nobody could say anything else
 
     def __init__(self, node: Node) -> None:
         self.node = node
