@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from relay.config import tls
 from relay.config.auth import AuthSettings
 from relay.config.units import (
     Address,
@@ -78,7 +79,8 @@ class UpstreamSettings(Section):
         description="The upstream's name in metrics and logs."
     )
     base_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")] = Field(
-        description="Where it is; the request's path (`/v1/…`) is appended."
+        description="Where it is, with or without the version's path, as the API's SDK is given it "
+        "(`https://api.openai.com/v1`, `https://api.anthropic.com`)."
     )
     apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
     models: list[str] = Field(
@@ -96,12 +98,38 @@ class UpstreamSettings(Section):
         description="Patterns of further headers that cross to it and back (`helicone-*`), beside those of HTTP and of "
         "the APIs and every `x-…`.",
     )
+    proxy: Annotated[
+        str, BeforeValidator(off_to_word), Field(pattern=r"^(env|off|https?://([^/?#@\s]+@)?[^/?#@\s]+/?)$")
+    ] = Field(
+        "env",
+        description="The proxy on the way to it (`http://proxy:3128`). `env`: as `HTTPS_PROXY`, `HTTP_PROXY`, "
+        "`ALL_PROXY` and `NO_PROXY` say. `off`: none.",
+    )
+    ca_file: OrOff[Path] = Field(
+        None,
+        description="A PEM file with the authorities that may vouch for it, in place of the public ones. `off`: the "
+        "public ones and the system's own.",
+    )
+    client_cert: OrOff[Path] = Field(
+        None,
+        description="A PEM file with the certificate, its chain and its key, with which the relay proves itself to it.",
+    )
+    keepalive: Duration = Field(
+        4.0,
+        description="How long an idle connection to it is kept: less than it keeps one itself, or requests are lost.",
+    )
     buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
     usage: Literal["passthrough", "observe", "always"] = Field(
         "passthrough",
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> UpstreamSettings:
+        if self.ca_file is not None or self.client_cert is not None:
+            tls.context(self.ca_file, self.client_cert)
+        return self
 
     def matches(self, api: str | None, model: str) -> str | None:
         """The pattern that takes this model over this API (None: any), None where there is none."""

@@ -9,19 +9,19 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
 import aiohttp
-import certifi
 import httpx
 import orjson
 from yarl import URL
 
+from relay.config import UpstreamSettings
 from relay.protocol.dialect import error_text
 from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 _REFUSAL_BYTES = 64 * 1024
@@ -181,34 +181,35 @@ class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
     def __init__(self, idle_timeout: float) -> None:
-        self._context = ssl.create_default_context(cafile=certifi.where())
-        self._context.load_default_certs()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections()
 
-    def _open(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=64 * 1024,
-            max_field_size=64 * 1024,
-        )
-
-    async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
+    async def send(
+        self,
+        upstream: UpstreamSettings,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: bytes | AsyncIterable[bytes],
+    ) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
         where the answer does not come within the idle time-out.
         """
-        if self._session is None:
-            self._session = self._open()
+        address = URL(url, encoded=True)
+        proxy, authorization = proxy_for(upstream, address)
+        to_proxy = {} if authorization is None else {"proxy-authorization": authorization}
+        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy
+            lines += to_proxy.items()
         try:
-            response = await self._session.request(
+            response = await self._connections.to(upstream).request(
                 method,
-                URL(url, encoded=True),
-                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
+                address,
+                proxy=proxy,
+                proxy_headers=to_proxy,
+                headers=lines,
                 data=body,
                 allow_redirects=False,
                 timeout=self._timeout,
@@ -225,5 +226,4 @@ class UpstreamClient:
         return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._connections.close()

@@ -61,7 +61,21 @@ CONTRACT = {
     "log.level": "info",
     "log.format": "text",
 }
-OF_AN_UPSTREAM = ["name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"]
+OF_AN_UPSTREAM = [
+    "name",
+    "base_url",
+    "apis",
+    "models",
+    "strip_prefix",
+    "api_key_env",
+    "headers",
+    "proxy",
+    "ca_file",
+    "client_cert",
+    "keepalive",
+    "buffer",
+    "usage",
+]
 OF_A_KEY = ["hash", "owner", "name", "models", "paths", "rate", "concurrency", "expires"]
 
 
