@@ -18,7 +18,7 @@ from relay.config import Settings
 from relay.http.contract import ConnectionCut
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.headers import Headers
+from relay.protocol.headers import INCREMENTAL, Headers
 from relay.streams.reader import Lost, Reader
 
 # The most that one write hands to a connection.
@@ -26,10 +26,15 @@ _SLICE = 64 * 1024
 # How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
 _LOOKS = 4
 
+UNBUFFERED: Headers = [(b"x-accel-buffering", b"no"), INCREMENTAL]
+"""Of every event stream: what makes proxies hand it on as it comes."""
+NO_STORE = (b"cache-control", b"no-store")
+"""Of answers that hold a ticket, or tell of a stream: a proxy must not give them to somebody else."""
+
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
+    (b"cache-control", b"no-cache, no-store, no-transform"),
+    *UNBUFFERED,
 ]
 
 

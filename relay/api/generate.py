@@ -14,7 +14,7 @@ import httpx
 import orjson
 
 from relay.api import resume, tickets
-from relay.api.delivery import Delivery, stream_headers
+from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import RequestBody, upstream_request
@@ -165,6 +165,7 @@ def _call(
         route,
         dialect.name,
         identity=True,
+        incremental=True,
         length=body.size,
         headers=[item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
     )
@@ -189,6 +190,7 @@ async def _accept(services: Services, exchange: Exchange, stream: str, scope: st
         (b"relay-stream-id", stream.encode()),
         (b"relay-resumable", b"true"),
         *tickets.url_header(services, stream, scope),
+        NO_STORE,
     ]
     await exchange.answer(202, orjson.dumps({"id": stream, "object": "relay.stream", "location": location}), headers)
 

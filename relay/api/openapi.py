@@ -34,6 +34,7 @@ _OF_UPSTREAM = (401, 403, 404, 413, 429, 502, 503, 504)
 
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
+    "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
     "content-type": "",  # said by `content`
     "relay-heartbeat": "The longest silence of a connection that lives, in seconds (`streams.heartbeat`).",
     "relay-resumable": "`false`: this stream has no log and no event ids, and cannot be resumed.",

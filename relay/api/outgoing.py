@@ -65,12 +65,14 @@ def upstream_request(
     *,
     identity: bool,
     length: int | None,
+    incremental: bool = False,
     headers: Headers | None = None,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
-    `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `length` is the body's in
-    bytes where it is known, and `headers` stand for the client's own where some of these are not to cross.
+    `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
+    stream, `length` is the body's in bytes where it is known, and `headers` stand for the client's own where some of
+    these are not to cross.
     """
     upstream = route.upstream
     crossing = rules.to_upstream(
@@ -80,6 +82,7 @@ def upstream_request(
         length=length,
         request_id=exchange.request_id,
         more=upstream.headers,
+        incremental=incremental,
     )
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
     return UpstreamRequest(

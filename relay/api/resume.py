@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from relay.api import tickets
-from relay.api.delivery import Delivery, stream_headers
+from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
@@ -108,7 +108,9 @@ async def proceed(
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
     logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
-    headers = stream_headers(after.stream, services.settings.streams.heartbeat, resumable=True)
+    headers = stream_headers(
+        after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
+    )
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
@@ -134,7 +136,7 @@ async def _status(services: Services, exchange: Exchange, stream: str, principal
         "ended_at": status.ended or None,
         "usage": _usage(status.usage),
     }
-    await exchange.answer(200, orjson.dumps(body))
+    await exchange.answer(200, orjson.dumps(body), [NO_STORE])
 
 
 def _usage(note: str) -> dict[str, int] | None:

@@ -151,7 +151,7 @@ def test_headers_of_a_stream(scene: Scene, api: Api, prefix: str) -> None:
         headers = answer.headers
         assert answer.status == 200
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert headers["cache-control"] == "no-cache, no-transform"
+        assert headers["cache-control"] == "no-cache, no-store, no-transform"
         assert headers["x-accel-buffering"] == "no"
         assert headers["relay-resumable"] == ("true" if prefix == "" else "false")
         assert re.fullmatch(r"st_[A-Za-z0-9_-]{22,}", headers["relay-stream-id"])
