@@ -28,7 +28,7 @@ STREAM_ID = "st_[A-Za-z0-9_-]{22}(?:_u)?"
 EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
 # What every path may answer, and what those do that read a stream from the log.
-_ALWAYS = (400, 405, 408, 431, 500)
+_ALWAYS = (400, 405, 408, 426, 431, 500)
 _OF_STREAMS = (401, 404, 410, 429, 503)
 _OF_UPSTREAM = (401, 403, 404, 413, 429, 502, 503, 504)
 

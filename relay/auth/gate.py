@@ -36,6 +36,7 @@ _STATELESS = frozenset(
         ("POST", "/v1/moderations"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/responses"),
+        ("POST", "/v1/responses/compact"),
         ("POST", "/v1/responses/input_tokens"),
         ("POST", "/v1/audio/speech"),
         ("POST", "/v1/images/generations"),

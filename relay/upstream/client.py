@@ -9,7 +9,7 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -18,6 +18,7 @@ import orjson
 from yarl import URL
 
 from relay.config import UpstreamSettings
+from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
 from relay.protocol.dialect import error_text
 from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
@@ -85,13 +86,17 @@ class Body(httpx.AsyncByteStream):
     that a direct client would see is lost whenever this process was busy as the connection died.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, codings: list[str] | None = None) -> None:
+        """`codings` are taken off; None where the first bytes of an event stream tell which those are."""
         self._response = response
+        self._codings = codings
 
     def push_to(self, sink: Sink) -> None:
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
+        if self._codings != []:
+            sink = _Decoding(sink, self._codings, self._hand_to)
         early = b""
         error = None
         while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
@@ -115,6 +120,11 @@ class Body(httpx.AsyncByteStream):
         elif over:
             sink.eof_received(None)
 
+    def _hand_to(self, sink: Sink) -> None:
+        protocol = self._response.content._protocol
+        if getattr(protocol, "relay_sink", None) is not None:
+            protocol.relay_sink = sink  # type: ignore[attr-defined]
+
     def pause(self) -> None:
         """Let the upstream wait. What is on its way may still arrive."""
         if (transport := self._transport()) is not None:
@@ -131,6 +141,21 @@ class Body(httpx.AsyncByteStream):
         return None if connection is None or connection.protocol is None else connection.protocol.transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._codings == []:
+            async for chunk in self._raw():
+                yield chunk
+            return
+        decoding = _Undone(self._codings)
+        async for chunk in self._raw():
+            try:
+                for piece in decoding.feed(chunk):
+                    yield piece
+            except Broken as error:
+                raise _transport_error(error) from error
+        if rest := decoding.rest():
+            yield rest
+
+    async def _raw(self) -> AsyncIterator[bytes]:
         content = self._response.content
         try:
             async for chunk in content.iter_any():
@@ -147,6 +172,74 @@ class Body(httpx.AsyncByteStream):
         self._response.close()
 
 
+class _Undone:
+    """Takes the codings of an event stream off; None for those that its first bytes tell."""
+
+    def __init__(self, codings: list[str] | None) -> None:
+        self._decoders = None if codings is None else [Decoder(coding) for coding in codings]
+        self._start = b""
+
+    @property
+    def plain(self) -> bool:
+        """Is there nothing to take off?"""
+        return self._decoders == []
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Raises Broken."""
+        if self._decoders is None:
+            data = self._start + data
+            coding = sniffed(data)
+            if coding is None:
+                self._start = data
+                return
+            self._start = b""
+            self._decoders = [Decoder(coding)] if coding else []
+        yield from _through(self._decoders, data)
+
+    def rest(self) -> bytes:
+        """What was held to be looked at, at the body's end."""
+        rest, self._start = self._start, b""
+        return rest
+
+
+def _through(decoders: Sequence[Decoder], data: bytes) -> Iterator[bytes]:
+    if not decoders:
+        yield data
+        return
+    for piece in decoders[0].feed(data):
+        yield from _through(decoders[1:], piece)
+
+
+class _Decoding:
+    """A sink before another, for as long as it has something to take off: an event costs no more than without it."""
+
+    def __init__(self, sink: Sink, codings: list[str] | None, hand_to: Callable[[Sink], None]) -> None:
+        self._sink = sink
+        self._undone = _Undone(codings)
+        self._hand_to = hand_to
+        self._broken = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        try:
+            for piece in self._undone.feed(data):
+                self._sink.data_received(piece)
+        except Broken as error:
+            self._broken = True
+            self._sink.eof_received(_transport_error(error))
+            return
+        if self._undone.plain:
+            self._hand_to(self._sink)
+
+    def eof_received(self, error: httpx.TransportError | None) -> None:
+        if self._broken:
+            return
+        if rest := self._undone.rest():
+            self._sink.data_received(rest)
+        self._sink.eof_received(error)
+
+
 def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
@@ -158,9 +251,26 @@ def body_of(response: httpx.Response) -> Body:
 
 
 def is_event_stream(response: httpx.Response) -> bool:
+    """One that the relay can read: its codings are taken off, but for those that it does not know."""
     kind: str = response.headers.get("content-type", "text/event-stream")
-    coding: str = response.headers.get("content-encoding", "identity")
-    return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
+    return kind.split(";")[0].strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
+
+
+def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[str] | None]:
+    """The head of an answer as it is once its body's codings are taken off, and these (see `Body`). Only those of event
+    streams are: all else goes to its client as it is."""
+    head = list(response.raw_headers)
+    kind = response.headers.get("content-type", "text/event-stream").split(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        return head, []
+    listed = of_header(response.headers.get("content-encoding"))
+    try:
+        for coding in listed:
+            Decoder(coding)
+    except Unknown:
+        return head, []
+    gone = (b"content-encoding", b"content-length") if listed else (b"content-encoding",)
+    return [item for item in head if item[0].lower() not in gone], listed or None
 
 
 async def refusal_text(response: httpx.Response) -> str:
@@ -223,7 +333,8 @@ class UpstreamClient:
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
-        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
+        head, codings = _undone(response)
+        return httpx.Response(response.status, headers=head, stream=Body(response, codings))
 
     async def close(self) -> None:
         await self._connections.close()
