@@ -81,6 +81,7 @@ class Delivery:
         gone = asyncio.create_task(self._watch())
         try:
             await self._exchange.start(200, headers)
+            self._exchange.when_half_closed(self._send_heartbeat)
             self._timer = self._loop.call_later(min(self._every, self._write_timeout / _LOOKS), self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
@@ -94,6 +95,7 @@ class Delivery:
             if self._timer is not None:
                 self._timer.cancel()
             gone.cancel()
+            self._exchange.when_half_closed(None)
             self._reader.close()
         await self._exchange.end()
 
@@ -141,6 +143,10 @@ class Delivery:
         await self._exchange.until_gone()
         self._reader.hang_up()
 
+    def _send_heartbeat(self) -> None:
+        self._beat = True
+        self._reader.nudge()
+
     def _tick(self) -> None:
         now = self._loop.time()
         if self._writing_since is not None:
@@ -157,7 +163,6 @@ class Delivery:
         else:
             due = self._last_write + self._every
             if now >= due:
-                self._beat = True
-                self._reader.nudge()
+                self._send_heartbeat()
                 due = now + self._every
         self._timer = self._loop.call_at(max(min(due, now + self._write_timeout / _LOOKS), now + 0.01), self._tick)

@@ -20,7 +20,7 @@ import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
-from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
+from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
 from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
@@ -260,6 +260,12 @@ class Exchange:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
         return self.scope.get("state", {}).get(DIRECT) if chunked else None
+
+    def when_half_closed(self, probe: Callable[[], None] | None) -> None:
+        """What sends something harmless into this answer: it tells a client that waits from one that has gone."""
+        half_close = self.scope.get("state", {}).get(HALF_CLOSE)
+        if half_close is not None and self.scope["http_version"] < "2":
+            half_close.probe = probe
 
     def untaken(self) -> Callable[[], int]:
         """Tells how many bytes of this answer wait for the client; always 0 where the server does not say."""

@@ -94,6 +94,15 @@ class Protocol(ProtocolWrapper):
         """Return when this connection, which is idle, is to be closed for the server's end."""
         await self.protocol.until_to_be_closed()
 
+    @property
+    def owes_an_answer(self) -> bool:
+        """Has a client of HTTP/1.1 sent a whole request whose answer is not at its end?"""
+        return isinstance(self.protocol, Http1) and self.protocol.owes_an_answer
+
+    async def probe(self) -> bool:
+        """See `Http1.probe`."""
+        return isinstance(self.protocol, Http1) and await self.protocol.probe()
+
     async def go_away(self, crossing: float) -> None:
         """Tell a client of HTTP/2 that its connection takes no request that is not here after `crossing` seconds."""
         if isinstance(self.protocol, _Http2):
