@@ -152,7 +152,7 @@ async def _stream(
         producer.stream, services.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
-    await Delivery(exchange, reader, producer.dialect, services.settings).run(headers)
+    await Delivery(exchange, reader, services.settings).run(headers)
 
 
 def _call(

@@ -114,7 +114,7 @@ async def proceed(
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
-    await Delivery(exchange, attached.reader, attached.dialect, services.settings).run(headers)
+    await Delivery(exchange, attached.reader, services.settings).run(headers)
 
 
 def _rate_subject(principal: Principal, stream: str) -> bytes:

@@ -260,7 +260,7 @@ def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]]
     """The head of an answer as it is once its body's codings are taken off, and these (see `Body`). Only those of event
     streams are: all else goes to its client as it is."""
     head = list(response.raw_headers)
-    kind = response.headers.get("content-type", "text/event-stream").split(";")[0].strip().lower()
+    kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "text/event-stream":
         return head, []
     listed = of_header(response.headers.get("content-encoding"))
