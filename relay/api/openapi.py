@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import orjson
 
+from relay.api import event_ids
 from relay.api.delivery import stream_headers
 from relay.api.joining import LONGEST_KEY
 from relay.api.pages import File
@@ -144,6 +145,7 @@ def _paths() -> Json:
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
             "parameters": [
                 {"$ref": "#/components/parameters/Last-Event-ID"},
+                {"$ref": "#/components/parameters/Relay-Event-Ids"},
                 _query("last_event_id", {"$ref": "#/components/schemas/EventId"}, "For clients that set no header."),
             ],
             "responses": {
@@ -197,7 +199,7 @@ def _generate(api: str) -> Json:
         "`stream: true` it is passed through, and the answer is the upstream's.",
         "parameters": [
             {"$ref": f"#/components/parameters/{name}"}
-            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", "Relay-Ticket")
+            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", "Relay-Event-Ids", "Relay-Ticket")
         ],
         "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/Request"})},
         "responses": {
@@ -356,6 +358,7 @@ def _parameters() -> Json:
             "The same credential, key and body join the generation instead of making another.",
         ),
         "Prefer": ({"type": "string"}, "`respond-async`: run without a reader."),
+        "Relay-Event-Ids": ({"enum": list(event_ids.WORDS)}, "Whether the frames have their ids."),
         "Relay-Ticket": ({"enum": scopes}, "What the ticket in `Relay-Stream-Url` lets its holder do."),
     }
     found: Json = {

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import tickets
+from relay.api import event_ids, tickets
 from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -96,6 +96,7 @@ async def proceed(
 ) -> None:
     """Answer with the stream after a position; `joins` where the client has seen nothing of it yet."""
     with counted(services, api):
+        with_ids = event_ids.wanted(services, exchange)
         asking = await services.registry.owners.of_principal(principal)
         attached = await services.registry.lookup.attach(after, asking, api, joins=joins)
         try:
@@ -114,7 +115,8 @@ async def proceed(
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
-    await Delivery(exchange, attached.reader, services.settings).run(headers)
+    source = attached.reader if with_ids else event_ids.WithoutIds(attached.reader)
+    await Delivery(exchange, source, services.settings).run(headers)
 
 
 def _rate_subject(principal: Principal, stream: str) -> bytes:

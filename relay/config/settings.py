@@ -159,6 +159,11 @@ class StreamSettings(Section):
     retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
     tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
     lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
+    event_ids: Literal["always", "ask"] = Field(
+        "always",
+        description="Which frames have their ids. `ask`: those of requests with `Relay-Event-Ids: include`, and of "
+        "resumes. With either, `Relay-Event-Ids: omit` leaves them out.",
+    )
     max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
     max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
     attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")

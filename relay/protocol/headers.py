@@ -36,7 +36,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket"}
+_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 _OF_PROXIES = re.compile(
