@@ -93,10 +93,10 @@ class UpstreamSettings(Section):
         None,
         description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",
     )
-    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^`|~-]+$")]] = Field(
+    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]] = Field(
         [],
-        description="Patterns of further headers that cross to it and back (`helicone-*`), beside those of HTTP and of "
-        "the APIs and every `x-…`.",
+        description="Patterns of further headers that cross to it and back (`helicone-*`, `session_id`), beside those "
+        "of HTTP and of the APIs and every `x-…`; what they name comes with streams and resumes, too.",
     )
     proxy: Annotated[
         str, BeforeValidator(off_to_word), Field(pattern=r"^(env|off|https?://([^/?#@\s]+@)?[^/?#@\s]+/?)$")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import socket
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from backports import zstd
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RemoteSettingsChanged
+from h2.settings import SettingCodes
 
 from tests.support.asking import ask
+from tests.support.processes import RelayProcess
 from tests.support.samples import SAMPLES
-from tests.support.scripted import Head, Send, json_response, stream
+from tests.support.scripted import Head, ScriptedUpstream, Send, json_response, stream
 from tests.support.site import Site, one_relay
 from tests.support.streams import APIS, Api
 
@@ -111,3 +118,42 @@ def test_a_websocket_is_told_at_once_that_there_is_none(site: Site, path: str, m
     assert (answer.status, answer.headers["upgrade"]) == (426, "websocket")
     assert "upgrade_required" in answer.read().decode()
     assert len(site.upstream.calls) == before
+
+
+def test_extended_connect_is_not_offered(site: Site) -> None:
+    """Over HTTP/2 that is how a WebSocket begins (RFC 8441)."""
+    host, _, port = site.relay.url.removeprefix("http://").partition(":")
+    client = H2Connection(H2Configuration(client_side=True))
+    client.initiate_connection()
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(client.data_to_send())
+        offered: dict[int, int] = {}
+        while not offered:
+            for event in client.receive_data(connection.recv(65536)):
+                if isinstance(event, RemoteSettingsChanged):
+                    offered = {code: changed.new_value for code, changed in event.changed_settings.items()}
+    assert not offered.get(SettingCodes.ENABLE_CONNECT_PROTOCOL)
+    assert offered[SettingCodes.MAX_CONCURRENT_STREAMS] == 1000
+
+
+@each_api
+def test_headers_that_a_pattern_names_come_with_every_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another replica, too, once the stream has ended; there they come out of a log that is encrypted."""
+    monkeypatch.setenv("ENTRY_KEYS", base64.b64encode(bytes(range(32))).decode())
+    sample = SAMPLES[api]
+    with ScriptedUpstream() as upstream:
+        named = {"upstreams": [{"name": "u", "base_url": upstream.url, "headers": ["x-turn-*", "gate_run"]}]}
+        sealed = {"encryption_env": "ENTRY_KEYS"}
+        with RelayProcess({**named, "store": sealed}) as owner:
+            url = f"unix://{owner.config['store']['data_dir']}/valkey.sock"
+            upstream.on("m", *stream(*sample.frames, headers={"x-turn-state": "a=b:c", "gate_run": "7", "x-no": "1"}))
+            first = ask(owner.url + sample.path, headers=sample.headers(), body=sample.body("m"))
+            first.read()
+            back = {**sample.headers(), "last-event-id": f"{first.headers['relay-stream-id']}.0"}
+            with RelayProcess({**named, "store": {**sealed, "url": url}}) as other:
+                for relay in (owner, other):
+                    answer = ask(relay.url + sample.path, headers=back, body=b"{}")
+                    answer.read()
+                    for got in (first, answer):
+                        assert (got.headers["x-turn-state"], got.headers["gate_run"]) == ("a=b:c", "7")
+                        assert "x-no" not in got.headers
