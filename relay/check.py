@@ -50,10 +50,11 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
         for upstream in settings.upstreams:
             try:
                 print(f"upstream {upstream.name}: {await _models_at(client, upstream)}")
-            except ApiError as error:
-                why = type(error.__cause__ or error).__name__
-                yield f"upstream {upstream.name}: cannot be reached ({why}: {error.__cause__ or error.message}); " + (
-                    "check its base_url, and proxy, ca_file and client_cert where it needs them"
+            except (ApiError, TimeoutError) as error:
+                why = error.__cause__ or error
+                yield (
+                    f"upstream {upstream.name}: cannot be reached ({type(why).__name__}: {why}); check its base_url, "
+                    "and proxy, ca_file and client_cert where it needs them"
                 )
     finally:
         await client.close()
