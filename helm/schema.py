@@ -55,7 +55,7 @@ class _AsWritten(GenerateJsonSchema):
         if function is units.off_to_none:
             return {"anyOf": [*inner["anyOf"], {"enum": _OFF}]}
         if function is units.off_to_word:
-            return {"enum": [*inner["enum"], False]}
+            return {"enum": [*inner["enum"], False]} if "enum" in inner else {"anyOf": [inner, {"enum": [False]}]}
         return inner
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
+import httpx
+import orjson
 
-from relay.config import Settings
+from relay.config import Settings, UpstreamSettings
+from relay.protocol.errors import ApiError
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
 from relay.store.health import node_faults
 from relay.store.link import StoreDown
 from relay.store.topology import connect
+from relay.upstream.client import UpstreamClient, body_of
+from relay.upstream.routing import Route
 
 _TIMEOUT = 10.0
+_LONGEST_LIST = 16 << 20
 
 
 async def check(settings: Settings) -> int:
@@ -40,12 +45,19 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
             yield fault
         if not faults:
             print("store: ok")
-    for upstream in settings.upstreams:
-        fault_or_none = await _upstream_fault(upstream.base_url)
-        if fault_or_none:
-            yield f"upstream {upstream.name}: {fault_or_none}"
-        else:
-            print(f"upstream {upstream.name}: ok")
+    client = UpstreamClient(_TIMEOUT)
+    try:
+        for upstream in settings.upstreams:
+            try:
+                print(f"upstream {upstream.name}: {await _models_at(client, upstream)}")
+            except (ApiError, TimeoutError) as error:
+                why = error.__cause__ or error
+                yield (
+                    f"upstream {upstream.name}: cannot be reached ({type(why).__name__}: {why}); check its base_url, "
+                    "and proxy, ca_file and client_cert where it needs them"
+                )
+    finally:
+        await client.close()
 
 
 async def _store_faults(url: str) -> list[str]:
@@ -65,13 +77,40 @@ async def _store_faults(url: str) -> list[str]:
         await topology.close()
 
 
-async def _upstream_fault(base_url: str) -> str | None:
-    """Any HTTP answer will do: whether it likes the request is the client's credential's business."""
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as session,
-            session.get(base_url.rstrip("/") + "/v1/models", allow_redirects=False),
-        ):
-            return None
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return f"cannot be reached ({type(error).__name__}: {error}); check its base_url"
+async def _models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
+    """What the upstream has to say of its models. Any answer will do: whether it likes the request is the client's
+    credential's business. Raises UpstreamUnreachable, UpstreamTimeout."""
+    anthropic = upstream.apis == ["messages"]
+    key = upstream.api_key()
+    headers = [(b"anthropic-version", b"2023-06-01")] if anthropic else []
+    if key is not None:
+        headers.append((b"x-api-key", key.encode()) if anthropic else (b"authorization", b"Bearer " + key.encode()))
+    url = Route(upstream, "", "other").url("/v1/models")
+    body = b""
+    async with asyncio.timeout(_TIMEOUT):
+        response = await client.send(upstream, "GET", url, headers, b"")
+        try:
+            async for chunk in body_of(response):
+                body += chunk
+                if len(body) > _LONGEST_LIST:
+                    break
+        except httpx.HTTPError:
+            pass  # its head has said what there is to know
+        finally:
+            await body_of(response).aclose()
+    return found_at(url, response.status_code, body, has_key=key is not None)
+
+
+def found_at(url: str, status: int, body: bytes, *, has_key: bool) -> str:
+    """What an answer to `GET …/models` tells of an upstream's settings."""
+    said = f"GET {url} answers {status}"
+    if status in (401, 403):
+        advice = "check the key in api_key_env" if has_key else "it wants a credential, which clients send"
+        return f"ok, {said}: {advice}"
+    if status == 200:
+        try:
+            count = len(orjson.loads(body)["data"])
+        except (ValueError, TypeError, LookupError):
+            return f"{said} with no list of models: check that base_url is what the API's SDK is given"
+        return f"ok, {said}, {count} model{'' if count == 1 else 's'}"
+    return f"{said}: if it has no list of models all is well, else check that base_url is what the API's SDK is given"

@@ -48,6 +48,10 @@ class Encryptor:
         self._salt = os.urandom(8)
         self._head = ENCRYPTED + name + self._salt
 
+    def head(self, content: bytes) -> bytes:
+        """What stands before the first event: the stream's headers."""
+        return self._head + self._aead.encrypt(self._salt + (0).to_bytes(4), content, b"headers")
+
     def end(self, n: int, content: bytes) -> bytes:
         """The end mark after event n."""
         return self._head + self._aead.encrypt(self._salt + (2 * n + 1).to_bytes(4), content, b"end")

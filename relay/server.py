@@ -185,7 +185,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
-        services = Services(settings, registry, upstreams, counted, Gate(settings.limits, keyring), setup.store_lost)
+        gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
+        services = Services(settings, registry, upstreams, counted, gate, setup.store_lost)
         await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:

@@ -6,19 +6,49 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from relay.api import openapi, pages, responses, resume
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.services import Services
-from relay.protocol.apis import DIALECTS, api_label
+from relay.protocol.apis import BY_PATH, DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, NotFound, StoreUnavailable, Unavailable
 
 logger = logging.getLogger(__name__)
+
+
+class _ResponseId(Convertor[str]):
+    """A response's id by its form: a path of words under `/v1/responses/` (`compact`, `input_tokens`) is none."""
+
+    regex = r"(?:resp[_-][^/]+|[^/]*[0-9A-Z][^/]*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("response", _ResponseId())
+
+
+class _App(Router):
+    """A path with a slash at its end is the path without it; upstream it is so where the relay itself knows it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path.endswith("/") and path != "/":
+            plain = path[:-1]
+            scope["path"] = plain
+            if plain in BY_PATH or plain.startswith("/v1/responses/"):
+                scope["raw_path"] = scope["raw_path"].removesuffix(b"/")
+        await super().__call__(scope, receive, send)
 
 
 def create_app(services: Services) -> Router:
@@ -45,11 +75,11 @@ def create_app(services: Services) -> Router:
         logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "refused", extra={"fields": fields})
 
     apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in DIALECTS.values()]
-    return Router(
+    return _App(
         [
             *apis,
-            Route("/v1/responses/{id}", authenticated(responses.retrieve)),
-            Route("/v1/responses/{id}/cancel", authenticated(responses.cancel)),
+            Route("/v1/responses/{id:response}", authenticated(responses.retrieve)),
+            Route("/v1/responses/{id:response}/cancel", authenticated(responses.cancel)),
             Route("/streams/{id}", endpoint(resume.streams)),  # a ticket will do, too
             Route("/livez", endpoint(_livez)),
             Route("/readyz", endpoint(_readyz)),

@@ -12,25 +12,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from relay.api.exchange import Exchange
 from relay.config import Settings
 from relay.http.contract import ConnectionCut
-from relay.protocol.dialect import Dialect
+from relay.metrics import Meter
 from relay.protocol.errors import StoreUnavailable
-from relay.protocol.headers import Headers
-from relay.streams.reader import Lost, Reader
+from relay.protocol.headers import INCREMENTAL, Headers
+from relay.streams.reader import Lost
 
 # The most that one write hands to a connection.
 _SLICE = 64 * 1024
 # How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
 _LOOKS = 4
 
-_STREAM_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
+EVENT_STREAM: Headers = [
+    (b"cache-control", b"no-cache, no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
+    INCREMENTAL,
 ]
+"""Of every event stream: what makes proxies hand it on as it comes, and keep none of it."""
+NO_STORE = (b"cache-control", b"no-store")
+"""Of answers that hold a ticket, or tell of a stream: a proxy must not give them to somebody else."""
+
+_STREAM_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *EVENT_STREAM]
 
 
 def stream_headers(
@@ -50,13 +56,30 @@ def stream_headers(
     ]
 
 
+class Source(Protocol):
+    """What is delivered: `Reader` says what each means."""
+
+    meter: Meter
+    write_through: Callable[[bytes], bool] | None
+
+    @property
+    def heartbeat(self) -> bytes: ...
+
+    async def read(self) -> bytes | None: ...
+
+    def nudge(self) -> None: ...
+
+    def hang_up(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Delivery:
     """One client reading one stream."""
 
-    def __init__(self, exchange: Exchange, reader: Reader, dialect: Dialect, settings: Settings) -> None:
+    def __init__(self, exchange: Exchange, reader: Source, settings: Settings) -> None:
         self._exchange = exchange
         self._reader = reader
-        self._heartbeat = dialect.heartbeat
         self._every = settings.streams.heartbeat
         self._write_timeout = settings.limits.write_timeout
         self._loop = asyncio.get_running_loop()
@@ -76,6 +99,7 @@ class Delivery:
         gone = asyncio.create_task(self._watch())
         try:
             await self._exchange.start(200, headers)
+            self._exchange.when_half_closed(self._send_heartbeat)
             self._timer = self._loop.call_later(min(self._every, self._write_timeout / _LOOKS), self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
@@ -89,6 +113,7 @@ class Delivery:
             if self._timer is not None:
                 self._timer.cancel()
             gone.cancel()
+            self._exchange.when_half_closed(None)
             self._reader.close()
         await self._exchange.end()
 
@@ -114,7 +139,7 @@ class Delivery:
             if not data and self._held_back is not None:
                 data, self._held_back = self._held_back, None
             elif not data and self._beat:
-                data = self._heartbeat
+                data = reader.heartbeat
                 self._beat = False
                 reader.meter.heartbeats.inc()
             self._writing_since = now()
@@ -136,6 +161,10 @@ class Delivery:
         await self._exchange.until_gone()
         self._reader.hang_up()
 
+    def _send_heartbeat(self) -> None:
+        self._beat = True
+        self._reader.nudge()
+
     def _tick(self) -> None:
         now = self._loop.time()
         if self._writing_since is not None:
@@ -152,7 +181,6 @@ class Delivery:
         else:
             due = self._last_write + self._every
             if now >= due:
-                self._beat = True
-                self._reader.nudge()
+                self._send_heartbeat()
                 due = now + self._every
         self._timer = self._loop.call_at(max(min(due, now + self._write_timeout / _LOOKS), now + 0.01), self._tick)

@@ -20,7 +20,8 @@ import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
-from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
+from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
+from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
 from relay.protocol.cors import Cors
@@ -33,6 +34,7 @@ from relay.protocol.errors import (
     MethodNotAllowed,
     RequestTimeout,
     UnsupportedContentEncoding,
+    UpgradeRequired,
 )
 from relay.protocol.headers import Headers
 
@@ -42,6 +44,7 @@ _T = TypeVar("_T")
 
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
+_DECODED_HERE = 16 * 1024
 
 
 # Under a server that is not the relay's own.
@@ -102,7 +105,7 @@ class Exchange:
         return self.scope["http_version"] >= "2" and self.method in ("POST", "PUT", "PATCH")
 
     def check_head(self) -> None:
-        """Raises HeadersTooLarge, BadRequest, MethodNotAllowed."""
+        """Raises HeadersTooLarge, BadRequest, MethodNotAllowed, UpgradeRequired."""
         if sum(len(k) + len(v) for k, v in self.headers) > rules.MAX_HEADER_BYTES:
             raise HeadersTooLarge(
                 f"The request's headers are larger than {rules.MAX_HEADER_BYTES} bytes. Send smaller ones."
@@ -112,6 +115,8 @@ class Exchange:
         # TRACE would send the relay's own key back to whoever asks.
         if self.method not in _METHODS:
             raise MethodNotAllowed(f"Use {', '.join(_METHODS)}.", headers={"allow": ", ".join(_METHODS)})
+        if self.scope["http_version"] < "2" and "websocket" in (self.header(b"upgrade") or "").lower():
+            raise UpgradeRequired
         # Some upstreams' servers take a parameter off (`..;x`) before they resolve a segment.
         plain = self.target.lower().replace("%2e", ".").replace("%3b", ";")
         segments = [segment.partition(";")[0] for segment in re.split(r"[/\\]|%2f|%5c", plain)]
@@ -164,10 +169,7 @@ class Exchange:
     async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
         """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
         ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
-        coding = self.header(b"content-encoding")
-        if coding is not None and coding.lower() != "identity":
-            raise UnsupportedContentEncoding("The request body is compressed. Send it without Content-Encoding.")
-        body = b"".join([chunk async for chunk in self.chunks(limit)])
+        body = await self._decoded(b"".join([chunk async for chunk in self.chunks(limit)]), limit)
         try:
             parsed: Any = orjson.loads(body) if body or not empty else {}
         except orjson.JSONDecodeError as error:
@@ -177,6 +179,32 @@ class Exchange:
         if not isinstance(parsed, dict):
             raise BadRequest("The request body is not a JSON object. Send one.", code="invalid_json")
         return body, parsed
+
+    async def _decoded(self, body: bytes, limit: int) -> bytes:
+        """The body as it is without its codings: so it is hashed, routed and sent on."""
+        listed = codings.of_header(self.header(b"content-encoding"))
+        self.headers = [item for item in self.headers if item[0] != b"content-encoding"]
+        if not listed:
+            return body
+        try:
+            # Elsewhere where it takes long: streams go on meanwhile.
+            if len(body) > _DECODED_HERE:
+                decoded = await asyncio.to_thread(codings.decode, body, listed, limit)
+            else:
+                decoded = codings.decode(body, listed, limit)
+        except codings.Unknown as coding:
+            raise UnsupportedContentEncoding(
+                f"The relay does not know the body's Content-Encoding {str(coding)[:100]!r}. Send it in one of those "
+                "that Accept-Encoding lists, or without one.",
+                headers={"accept-encoding": codings.ACCEPTED},
+            ) from None
+        except codings.Broken as why:
+            raise BadRequest(
+                f"The request body is not what its Content-Encoding says ({why}). Send all of it, or without one."
+            ) from None
+        if decoded is None:
+            raise self._too_large(limit)
+        return decoded
 
     async def discard_body(self) -> None:
         """Read what is left of the body and forget it, within bounds. Raises ClientGone."""
@@ -232,6 +260,12 @@ class Exchange:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
         return self.scope.get("state", {}).get(DIRECT) if chunked else None
+
+    def when_half_closed(self, probe: Callable[[], None] | None) -> None:
+        """What sends something harmless into this answer: it tells a client that waits from one that has gone."""
+        half_close = self.scope.get("state", {}).get(HALF_CLOSE)
+        if half_close is not None and self.scope["http_version"] < "2":
+            half_close.probe = probe
 
     def untaken(self) -> Callable[[], int]:
         """Tells how many bytes of this answer wait for the client; always 0 where the server does not say."""

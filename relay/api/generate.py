@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
-from relay.api import resume, tickets
-from relay.api.delivery import Delivery, stream_headers
+from relay.api import event_ids, resume, tickets
+from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import RequestBody, upstream_request
@@ -98,6 +98,7 @@ async def _stream(
     route = request.route
     detached = is_logged(request.stream) and "respond-async" in _preferences(exchange)
     scope = tickets.scope_of(services, exchange)
+    with_ids = event_ids.wanted(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
             services.gate.charge_resume(exchange.caller.identity)
@@ -152,7 +153,8 @@ async def _stream(
         producer.stream, services.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
-    await Delivery(exchange, reader, producer.dialect, services.settings).run(headers)
+    source = reader if with_ids else event_ids.WithoutIds(reader)
+    await Delivery(exchange, source, services.settings).run(headers)
 
 
 def _call(
@@ -165,6 +167,7 @@ def _call(
         route,
         dialect.name,
         identity=True,
+        incremental=True,
         length=body.size,
         headers=[item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
     )
@@ -189,6 +192,7 @@ async def _accept(services: Services, exchange: Exchange, stream: str, scope: st
         (b"relay-stream-id", stream.encode()),
         (b"relay-resumable", b"true"),
         *tickets.url_header(services, stream, scope),
+        NO_STORE,
     ]
     await exchange.answer(202, orjson.dumps({"id": stream, "object": "relay.stream", "location": location}), headers)
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import orjson
 
+from relay.api import event_ids
 from relay.api.delivery import stream_headers
 from relay.api.joining import LONGEST_KEY
 from relay.api.pages import File
@@ -28,12 +29,13 @@ STREAM_ID = "st_[A-Za-z0-9_-]{22}(?:_u)?"
 EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
 # What every path may answer, and what those do that read a stream from the log.
-_ALWAYS = (400, 405, 408, 431, 500)
+_ALWAYS = (400, 405, 408, 426, 431, 500)
 _OF_STREAMS = (401, 404, 410, 429, 503)
 _OF_UPSTREAM = (401, 403, 404, 413, 429, 502, 503, 504)
 
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
+    "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
     "content-type": "",  # said by `content`
     "relay-heartbeat": "The longest silence of a connection that lives, in seconds (`streams.heartbeat`).",
     "relay-resumable": "`false`: this stream has no log and no event ids, and cannot be resumed.",
@@ -143,6 +145,7 @@ def _paths() -> Json:
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
             "parameters": [
                 {"$ref": "#/components/parameters/Last-Event-ID"},
+                {"$ref": "#/components/parameters/Relay-Event-Ids"},
                 _query("last_event_id", {"$ref": "#/components/schemas/EventId"}, "For clients that set no header."),
             ],
             "responses": {
@@ -196,7 +199,7 @@ def _generate(api: str) -> Json:
         "`stream: true` it is passed through, and the answer is the upstream's.",
         "parameters": [
             {"$ref": f"#/components/parameters/{name}"}
-            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", "Relay-Ticket")
+            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", "Relay-Event-Ids", "Relay-Ticket")
         ],
         "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/Request"})},
         "responses": {
@@ -355,6 +358,7 @@ def _parameters() -> Json:
             "The same credential, key and body join the generation instead of making another.",
         ),
         "Prefer": ({"type": "string"}, "`respond-async`: run without a reader."),
+        "Relay-Event-Ids": ({"enum": list(event_ids.WORDS)}, "Whether the frames have their ids."),
         "Relay-Ticket": ({"enum": scopes}, "What the ticket in `Relay-Stream-Url` lets its holder do."),
     }
     found: Json = {

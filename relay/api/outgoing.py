@@ -9,6 +9,7 @@ import httpx
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
+from relay.config import UpstreamSettings
 from relay.metrics import Meter
 from relay.protocol import headers as rules
 from relay.protocol.errors import ApiError
@@ -39,6 +40,7 @@ class UpstreamRequest:
     """All of a request but its body."""
 
     client: UpstreamClient
+    upstream: UpstreamSettings
     meter: Meter
     method: str
     url: str
@@ -47,7 +49,7 @@ class UpstreamRequest:
     async def send(self, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         try:
-            response = await self.client.send(self.method, self.url, self.headers, body)
+            response = await self.client.send(self.upstream, self.method, self.url, self.headers, body)
         except ApiError as error:
             self.meter.upstream_answered("timeout" if error.status == 504 else "unreachable")
             raise
@@ -63,12 +65,14 @@ def upstream_request(
     *,
     identity: bool,
     length: int | None,
+    incremental: bool = False,
     headers: Headers | None = None,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
-    `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `length` is the body's in
-    bytes where it is known, and `headers` stand for the client's own where some of these are not to cross.
+    `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
+    stream, `length` is the body's in bytes where it is known, and `headers` stand for the client's own where some of
+    these are not to cross.
     """
     upstream = route.upstream
     crossing = rules.to_upstream(
@@ -78,10 +82,12 @@ def upstream_request(
         length=length,
         request_id=exchange.request_id,
         more=upstream.headers,
+        incremental=incremental,
     )
     url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
     return UpstreamRequest(
         services.upstreams,
+        upstream,
         services.metrics.meter(api, upstream.name, route.pattern),
         exchange.method,
         url,

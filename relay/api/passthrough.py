@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Sequence
 import httpx
 import orjson
 
+from relay.api import passed_events
 from relay.api.exchange import Exchange
 from relay.api.models import list_models
 from relay.api.outgoing import upstream_request
@@ -14,8 +15,9 @@ from relay.api.services import Services
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
+from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import UpstreamUnreachable
-from relay.upstream.client import body_of
+from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.routing import Route, route_path
 
 # A body has no meaning with these (RFC 9110, section 9.3): an upstream that does not read it takes it for the next
@@ -44,10 +46,10 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
             route = caller.route(services.settings.upstreams, None, model, body)
             if route.model != model or caller.restricted:
                 raw = orjson.dumps({**body, "model": route.model})
-            await forward(services, exchange, route, raw)
-            return
-        caller.check_unnamed(path)
-        await forward(services, exchange, route_path(services.settings.upstreams, path, anthropic=anthropic), raw)
+        else:
+            caller.check_unnamed(path)
+            route = route_path(services.settings.upstreams, path, anthropic=anthropic)
+        await forward(services, exchange, route, raw, incremental=_asks_for_events(body))
         return
     if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
         caller.check_unnamed(path)
@@ -55,28 +57,64 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     await forward(services, exchange, route, exchange.chunks())
 
 
-async def forward(services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
+def _asks_for_events(body: JsonObject) -> bool:
+    """In one of the ways that OpenAI's API knows."""
+    return body.get("stream") is True or body.get("stream_format") == "sse"
+
+
+async def forward(
+    services: Services,
+    exchange: Exchange,
+    route: Route,
+    body: bytes | AsyncIterable[bytes],
+    *,
+    incremental: bool = False,
+) -> None:
+    """`incremental`: the request asks for events."""
     slot = services.gate.acquire(exchange.caller)
     try:
-        await _forward(services, exchange, route, body)
+        await _forward(services, exchange, route, body, incremental)
     finally:
         slot.release()
 
 
-async def _forward(services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]) -> None:
+async def _forward(
+    services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes], incremental: bool
+) -> None:
     if not isinstance(body, bytes) and (exchange.method in _BODILESS or not exchange.has_body()):
         await exchange.discard_body()
         exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
         body = b""
     length = len(body) if body and isinstance(body, bytes) else None
     request = upstream_request(
-        services, exchange, route, api_label(exchange.scope["path"]), identity=False, length=length
+        services,
+        exchange,
+        route,
+        api_label(exchange.scope["path"]),
+        identity=False,
+        length=length,
+        incremental=incremental or "text/event-stream" in (exchange.header(b"accept") or ""),
     )
     try:
         response = await exchange.unless_gone(request.send(body))
     except UpstreamUnreachable as error:
         raise exchange.too_slow or error from None
-    await relay_response(exchange, response, route.upstream.headers)
+    more = route.upstream.headers
+    kind = response.headers.get("content-type")
+    # While its body is still on its way up, nobody else may read the client's connection.
+    if (
+        response.status_code == 200
+        and exchange.method != "HEAD"
+        and exchange.body_read
+        and kind
+        and is_event_stream(response)
+    ):
+        try:
+            await passed_events.deliver(exchange, response, more, request.meter, services.settings)
+        finally:
+            await body_of(response).aclose()
+    else:
+        await relay_response(exchange, response, more)
 
 
 async def relay_response(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import tickets
-from relay.api.delivery import Delivery, stream_headers
+from relay.api import event_ids, tickets
+from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
@@ -96,6 +96,7 @@ async def proceed(
 ) -> None:
     """Answer with the stream after a position; `joins` where the client has seen nothing of it yet."""
     with counted(services, api):
+        with_ids = event_ids.wanted(services, exchange)
         asking = await services.registry.owners.of_principal(principal)
         attached = await services.registry.lookup.attach(after, asking, api, joins=joins)
         try:
@@ -108,11 +109,14 @@ async def proceed(
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
     logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
-    headers = stream_headers(after.stream, services.settings.streams.heartbeat, resumable=True)
+    headers = stream_headers(
+        after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
+    )
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
-    await Delivery(exchange, attached.reader, attached.dialect, services.settings).run(headers)
+    source = attached.reader if with_ids else event_ids.WithoutIds(attached.reader)
+    await Delivery(exchange, source, services.settings).run(headers)
 
 
 def _rate_subject(principal: Principal, stream: str) -> bytes:
@@ -134,7 +138,7 @@ async def _status(services: Services, exchange: Exchange, stream: str, principal
         "ended_at": status.ended or None,
         "usage": _usage(status.usage),
     }
-    await exchange.answer(200, orjson.dumps(body))
+    await exchange.answer(200, orjson.dumps(body), [NO_STORE])
 
 
 def _usage(note: str) -> dict[str, int] | None:

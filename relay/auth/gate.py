@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.auth.keyring import Key, Keyring
@@ -35,6 +36,7 @@ _STATELESS = frozenset(
         ("POST", "/v1/moderations"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/responses"),
+        ("POST", "/v1/responses/compact"),
         ("POST", "/v1/responses/input_tokens"),
         ("POST", "/v1/audio/speech"),
         ("POST", "/v1/images/generations"),
@@ -108,10 +110,17 @@ def _models_named(body: JsonObject) -> list[str]:
 
 
 class Gate:
-    """One per replica. `keyring` is None in `passthrough` mode."""
+    """One per replica. `keyring` is None in `passthrough` mode; there `credential_headers` tell callers apart, too."""
 
-    def __init__(self, limits: LimitSettings, keyring: Keyring | None, buckets: Buckets | None = None) -> None:
+    def __init__(
+        self,
+        limits: LimitSettings,
+        keyring: Keyring | None,
+        buckets: Buckets | None = None,
+        credential_headers: Sequence[str] = (),
+    ) -> None:
         self._keyring = keyring
+        self._further = frozenset(name.lower().encode() for name in credential_headers)
         self._buckets = Buckets() if buckets is None else buckets
         self._busy: Counter[bytes] = Counter()
         self._open = parse_rate(limits.open_rate) if limits.open_rate else None
@@ -120,9 +129,10 @@ class Gate:
 
     def caller(self, headers: Headers) -> Caller:
         """Raises InvalidApiKey."""
-        shown = credential(headers)
         if self._keyring is None:
+            shown = credential(headers, self._further)
             return Caller(shown, shown)
+        shown = credential(headers)
         key = self._keyring.find(shown)
         if key is None:
             raise InvalidApiKey

@@ -102,6 +102,20 @@ class AuthSettings(_Section):
         description="A YAML or JSON file with a list of further keys. It and the settings' own `auth.keys` are read "
         "again when they change, without a restart.",
     )
+    credential_headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]] = Field(
+        [
+            "cf-aig-authorization",
+            "helicone-auth",
+            "ocp-apim-subscription-key",
+            "x-bf-vk",
+            "x-goog-api-key",
+            "x-litellm-api-key",
+            "x-portkey-api-key",
+            "x-portkey-virtual-key",
+        ],
+        description="With `passthrough`: names of further headers that tell clients apart, beside `Authorization`, "
+        "`x-api-key` and `api-key`. Who sends another value in one of them is another owner.",
+    )
     secret_env: Annotated[str, AfterValidator(variable)] | None = Field(
         None,
         description="The environment variable that holds the secret from which owners and tickets are derived: at "

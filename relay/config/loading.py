@@ -106,6 +106,6 @@ def _explain(error: Any) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    if where in ("store", "store.url"):  # a password may stand in it
+    if where in ("store", "store.url") or error["loc"][-1] == "proxy":  # a password may stand in it
         return f"{where}: {message} (its value is not shown)"
     return f"{where}: {message} (it is {error['input']!r})"

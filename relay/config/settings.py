@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from relay.config import tls
 from relay.config.auth import AuthSettings
 from relay.config.units import (
     Address,
@@ -78,7 +79,8 @@ class UpstreamSettings(Section):
         description="The upstream's name in metrics and logs."
     )
     base_url: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")] = Field(
-        description="Where it is; the request's path (`/v1/…`) is appended."
+        description="Where it is, with or without the version's path, as the API's SDK is given it "
+        "(`https://api.openai.com/v1`, `https://api.anthropic.com`)."
     )
     apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
     models: list[str] = Field(
@@ -91,10 +93,30 @@ class UpstreamSettings(Section):
         None,
         description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",
     )
-    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^`|~-]+$")]] = Field(
+    headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]] = Field(
         [],
-        description="Patterns of further headers that cross to it and back (`helicone-*`), beside those of HTTP and of "
-        "the APIs and every `x-…`.",
+        description="Patterns of further headers that cross to it and back (`helicone-*`, `session_id`), beside those "
+        "of HTTP and of the APIs and every `x-…`; what they name comes with streams and resumes, too.",
+    )
+    proxy: Annotated[
+        str, BeforeValidator(off_to_word), Field(pattern=r"^(env|off|https?://([^/?#@\s]+@)?[^/?#@\s]+/?)$")
+    ] = Field(
+        "env",
+        description="The proxy on the way to it (`http://proxy:3128`). `env`: as `HTTPS_PROXY`, `HTTP_PROXY`, "
+        "`ALL_PROXY` and `NO_PROXY` say. `off`: none.",
+    )
+    ca_file: OrOff[Path] = Field(
+        None,
+        description="A PEM file with the authorities that may vouch for it, in place of the public ones. `off`: the "
+        "public ones and the system's own.",
+    )
+    client_cert: OrOff[Path] = Field(
+        None,
+        description="A PEM file with the certificate, its chain and its key, with which the relay proves itself to it.",
+    )
+    keepalive: Duration = Field(
+        4.0,
+        description="How long an idle connection to it is kept: less than it keeps one itself, or requests are lost.",
     )
     buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
     usage: Literal["passthrough", "observe", "always"] = Field(
@@ -102,6 +124,12 @@ class UpstreamSettings(Section):
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> UpstreamSettings:
+        if self.ca_file is not None or self.client_cert is not None:
+            tls.context(self.ca_file, self.client_cert)
+        return self
 
     def matches(self, api: str | None, model: str) -> str | None:
         """The pattern that takes this model over this API (None: any), None where there is none."""
@@ -131,6 +159,11 @@ class StreamSettings(Section):
     retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
     tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
     lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
+    event_ids: Literal["always", "ask"] = Field(
+        "always",
+        description="Which frames have their ids. `ask`: those of requests with `Relay-Event-Ids: include`, and of "
+        "resumes. With either, `Relay-Event-Ids: omit` leaves them out.",
+    )
     max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
     max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
     attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+# In the scope's state: a `HalfClose`.
+HALF_CLOSE = "relay.half_close"
 # In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
 ABORT = "relay.abort"
 # In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `DirectWriter`.
@@ -23,6 +26,14 @@ class DirectWriter(Protocol):
     async def send(self, data: bytes | memoryview) -> None:
         """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
         copied."""
+
+
+class HalfClose:
+    """A client has closed its sending side: it waits for its answer, or has gone. Only what is sent to it tells, and is
+    answered by a reset where it has gone. `probe` sends something that its client does not mind, where the answer has
+    begun and the application knows of such a thing."""
+
+    probe: Callable[[], None] | None = None
 
 
 class ConnectionCut(Exception):

@@ -105,6 +105,20 @@ class Http1(H11Protocol):
     def is_amid_a_head(self) -> bool:
         return bool(self.connection.trailing_data[0])
 
+    @property
+    def owes_an_answer(self) -> bool:
+        """Has the client sent a whole request whose answer is not at its end?"""
+        return self.stream is not None and self.connection.their_state in (h11.DONE, h11.MUST_CLOSE)
+
+    async def probe(self) -> bool:
+        """Send what every client reads over, where that is possible: before the head of an answer (RFC 9110, section
+        15.2.1)."""
+        connection = self.connection
+        if connection.our_state is not h11.SEND_RESPONSE or connection.their_http_version == b"1.0":
+            return False
+        await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+        return True
+
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, EndBody) and self.context.draining.is_set():
             self.connection_state[CORK]()

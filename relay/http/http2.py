@@ -10,7 +10,8 @@ Hypercorn departs from that in these ways, each worked around here:
   whose window is given back as the body is read;
 - data for a stream whose answer is complete ends the connection: here it is let go;
 - looking for a stream that has something to send asks them all, hundreds for each event: here they take turns;
-- CONNECT opens a WebSocket, which nothing here speaks: here it is a request like any other;
+- CONNECT is offered for WebSockets (RFC 8441), which nothing here speaks: here it is not, and is a request like any
+  other;
 - a connection that has begun no request, or whose last one its client has cancelled, stays open for ever: here it is
   idle, and ends as an idle one does;
 - requests may be sent and cancelled without end (CVE-2023-44487): here only so often;
@@ -34,6 +35,7 @@ from typing import Any, TypeVar
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as IOEvent
@@ -91,6 +93,15 @@ class Protocol(ProtocolWrapper):
     async def until_to_be_closed(self) -> None:
         """Return when this connection, which is idle, is to be closed for the server's end."""
         await self.protocol.until_to_be_closed()
+
+    @property
+    def owes_an_answer(self) -> bool:
+        """Has a client of HTTP/1.1 sent a whole request whose answer is not at its end?"""
+        return isinstance(self.protocol, Http1) and self.protocol.owes_an_answer
+
+    async def probe(self) -> bool:
+        """See `Http1.probe`."""
+        return isinstance(self.protocol, Http1) and await self.protocol.probe()
 
     async def go_away(self, crossing: float) -> None:
         """Tell a client of HTTP/2 that its connection takes no request that is not here after `crossing` seconds."""
@@ -203,6 +214,13 @@ class _Http2(H2Protocol):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._told_to_go = self.context.event_class()
+        self.connection.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: self.config.h2_max_concurrent_streams,
+                SettingCodes.MAX_HEADER_LIST_SIZE: self.config.h2_max_header_list_size,
+            },
+        )
         self.priority = _Turns()  # type: ignore[assignment]
         # The stream's window bounds what waits to be read; a full queue would hold up the connection.
         self._stream_config = copy.copy(self.config)

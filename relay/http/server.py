@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import functools
 import logging
+import select
 import socket
 import sys
 import termios
@@ -22,12 +23,13 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
-from relay.http.contract import ABORT, DIRECT, READ_TIMEOUT, UNTAKEN, ConnectionCut
+from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, HalfClose
 from relay.http.http1 import CORK, Context
 from relay.http.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -36,6 +38,7 @@ from relay.protocol.headers import MAX_HEADER_BYTES
 _BACKLOG = 4096
 _HTTP2_STREAMS = 1000
 _WRITE_AHEAD = 64 * 1024
+_MAX_READ = 64 * 1024
 _GRACE = 3.0
 _SETTLE = 0.25
 # For what a client had sent, or was about to, when the drain began: more than any network takes, on a busy machine.
@@ -94,6 +97,8 @@ class _Connection(TCPServer):
     def __init__(self, limits: LimitSettings, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._limits = limits
+        self._half_close: HalfClose = self.state[HALF_CLOSE]
+        self._over: asyncio.Event | None = None
         connection = self.writer.get_extra_info("socket")
         self._ends = [
             parse_socket_addr(connection.family, end()) for end in (connection.getpeername, connection.getsockname)
@@ -117,8 +122,38 @@ class _Connection(TCPServer):
             await self._close()
 
     async def _read_data(self) -> None:
-        await super()._read_data()
+        with contextlib.suppress(OSError):
+            while data := await self.reader.read(_MAX_READ):
+                await self.protocol.handle(RawData(data))
+            if self.protocol.owes_an_answer:
+                await self._answered_or_gone()
+            else:
+                await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
         await self.idle_task.stop()
+
+    async def _answered_or_gone(self) -> None:
+        """The client has closed its side: return when its answer is at its end, or it is seen to have gone."""
+        if self.writer.transport.is_closing() or not hasattr(select, "epoll"):
+            return
+        over = self._over = asyncio.Event()
+        descriptor = self.writer.get_extra_info("socket").fileno()
+        with select.epoll() as resets:
+            # Asked for nothing, it tells of a reset all the same.
+            resets.register(descriptor, 0)
+            self.loop.add_reader(resets.fileno(), over.set)
+            try:
+                if not await self.protocol.probe() and (probe := self._half_close.probe) is not None:
+                    probe()
+                await self.protocol.handle(RawData(b""))  # with the answer's end the connection is over
+                await over.wait()
+            finally:
+                self.loop.remove_reader(resets.fileno())
+
+    async def protocol_send(self, event: Event) -> None:
+        await super().protocol_send(event)
+        if self._over is not None and isinstance(event, Closed | Updated):
+            self._over.set()
 
     async def _idle_timeout(self) -> None:
         try:
@@ -257,6 +292,7 @@ class Server:
             ABORT: writer.transport.abort,
             CORK: functools.partial(_cork, writer),
             DIRECT: _Chunks(writer),
+            HALF_CLOSE: HalfClose(),
             READ_TIMEOUT: self._limits.read_timeout,
             UNTAKEN: _untaken(writer),
         }

@@ -17,8 +17,9 @@
     ├── PositionUnknown                410  position_unknown
     ├── ResponseIdAmbiguous            410  response_id_ambiguous
     ├── ContentTooLarge                413  request_too_large
-    ├── UnsupportedContentEncoding     415  unsupported_content_encoding
+    ├── UnsupportedContentEncoding     415  unsupported_encoding
     ├── IdempotencyKeyReused           422  idempotency_key_reused
+    ├── UpgradeRequired                426  upgrade_required
     ├── HeadersTooLarge                431  headers_too_large
     ├── TooManyRequests                429  too_many_streams, too_many_readers, rate_limit_exceeded
     ├── UpstreamUnreachable            502  upstream_unreachable
@@ -226,10 +227,10 @@ class ContentTooLarge(ApiError):
 
 
 class UnsupportedContentEncoding(ApiError):
-    """The request's body is compressed, so the relay cannot read its model (RFC 9110, section 15.5.16)."""
+    """The request's body is compressed in a way that the relay cannot read (RFC 9110, section 15.5.16)."""
 
     status = 415
-    code = "unsupported_content_encoding"
+    code = "unsupported_encoding"
 
 
 class IdempotencyKeyReused(ApiError):
@@ -241,6 +242,21 @@ class IdempotencyKeyReused(ApiError):
     def __init__(self) -> None:
         """The message is the same for every key."""
         super().__init__("This Idempotency-Key was used with another request body. Use a new key for a new request.")
+
+
+class UpgradeRequired(ApiError):
+    """A WebSocket is asked for, and there is none (RFC 9110, section 15.5.22): clients that know the answer take to
+    HTTP at once."""
+
+    status = 426
+    code = "upgrade_required"
+
+    def __init__(self) -> None:
+        """The message names the way that there is."""
+        super().__init__(
+            'This relay speaks no WebSocket. Send the request as a POST over HTTP, with "stream": true for events.',
+            headers={"upgrade": "websocket", "connection": "upgrade"},
+        )
 
 
 class HeadersTooLarge(ApiError):

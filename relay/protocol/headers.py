@@ -3,18 +3,19 @@
 Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
 credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Hop-by-hop headers
 and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
-side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate limits
-and what names the processing organisation and model.
+side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate
+limits, what names the processing organisation and model, and what `headers` names, on a resume as well.
 
 The relay believes no header about who its client is or what it asked for (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
 `X-Original-URL`, `X-HTTP-Method-Override` …), and passes none on: an upstream that trusts the relay would believe them.
-Names with `_` end here too, for some servers read them as `-`.
+Some servers read a `_` in a name as `-`: names with it cross only where the upstream's `headers` names them, and never
+those that would be read as a credential, as framing or as one of these.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,7 +36,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket"}
+_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 _OF_PROXIES = re.compile(
@@ -43,18 +44,34 @@ _OF_PROXIES = re.compile(
     rb"x-client-ip|x-cluster-client-ip|x-remote-.*|x-proxy.*|x-accel-(?!buffering).*|x-sendfile)"
 )
 _UPSTREAM_LIST = re.compile(
-    rb"(accept|accept-encoding|accept-language|authorization|api-key|baggage|cache-control|content-.*|http-referer|"
+    rb"(incremental|accept|accept-encoding|accept-language|authorization|api-key|baggage|cache-control|content-.*|http-referer|"
     rb"idempotency-key|if-.*|last-modified|origin|prefer|priority|range|referer|traceparent|tracestate|user-agent|"
     rb"x-.*|openai-.*|anthropic-.*)"
 )
 _CLIENT_LIST = re.compile(
-    rb"(accept-ranges|age|allow|cache-control|cf-ray|content-.*|date|deprecation|etag|expires|last-modified|link|location|"
+    rb"(incremental|accept-ranges|age|allow|cache-control|cf-ray|content-.*|date|deprecation|etag|expires|last-modified|link|location|"
     rb"preference-applied|ratelimit.*|request-id|retry-after.*|sunset|server-timing|traceresponse|vary|via|warning|"
     rb"www-authenticate|x-.*|openai-.*|anthropic-.*)"
 )
+_NONE = re.compile(rb"(?!)")
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+
+# What a name with `_` must not be read as.
+_NO_TWIN = re.compile(
+    b"|".join(map(re.escape, sorted(_NOT_UPSTREAM | _NOT_TO_CLIENT | _CREDENTIALS)))
+    + rb"|content-.*|"
+    + _OF_PROXIES.pattern
+)
+# What a relayed stream says of itself, whatever a pattern takes.
+_OF_THE_STREAM = re.compile(
+    rb"content-.*|cache-control|pragma|expires|age|etag|last-modified|accept-ranges|date|vary|incremental|relay-.*|"
+    rb"x-accel-.*|access-control-.*"
+)
+
+INCREMENTAL = (b"incremental", b"?1")
+"""Hand on what comes as it comes (RFC 10036): of every event stream, and of a request for one."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -104,10 +121,12 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool:
     if b"_" in name:
-        return False
-    if listed.fullmatch(name) and not _OF_PROXIES.fullmatch(name):
-        return True
-    return any(fnmatchcase(name.decode("latin-1"), pattern.lower()) for pattern in more)
+        return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
+    return bool(listed.fullmatch(name) and not _OF_PROXIES.fullmatch(name)) or _named(name, more)
+
+
+def _named(name: bytes, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.decode("latin-1"), pattern.lower()) for pattern in patterns)
 
 
 def to_upstream(
@@ -118,6 +137,7 @@ def to_upstream(
     length: int | None,
     request_id: str,
     more: Sequence[str] = (),
+    incremental: bool = False,
 ) -> Headers:
     """The request's headers as they go upstream, `traceparent` and `tracestate` among them.
 
@@ -129,10 +149,13 @@ def to_upstream(
         length: of the body in bytes where it was read whole, None where it is streamed.
         request_id: goes along where the client sent none of its own.
         more: patterns of further headers that go along (`upstreams[].headers`).
+        incremental: it asks for an event stream.
     """
     dropped = _NOT_UPSTREAM | _named_by_connection(headers)
     if identity:
         dropped |= {b"accept-encoding"}
+    if incremental:
+        dropped |= {INCREMENTAL[0]}
     if length is not None:
         dropped |= {b"content-length"}
     lower = [(name.lower(), v) for name, v in headers]
@@ -146,6 +169,8 @@ def to_upstream(
         kept.append((b"x-request-id", request_id.encode()))
     if identity:
         kept.append((b"accept-encoding", b"identity"))
+    if incremental:
+        kept.append(INCREMENTAL)
     if length is not None:
         kept.append((b"content-length", b"%d" % length))
     return kept
@@ -168,30 +193,46 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
     ]
 
 
-def of_stream(headers: Headers) -> Headers:
-    """What a relayed stream keeps of the upstream's headers."""
+def of_stream(headers: Headers, more: Sequence[str] = ()) -> Headers:
+    """What a relayed stream keeps of the upstream's headers; `more` as of `to_client`."""
     dropped = _named_by_connection(headers)
-    lower = [(name.lower(), v) for name, v in headers]
+    kept = [
+        item
+        for item in ((name.lower(), v) for name, v in headers)
+        if (item[0] in _STREAM_KEPT or item[0].startswith(_STREAM_KEPT_PREFIXES))
+        and b"_" not in item[0]
+        and item[0] not in dropped
+        and not _UNPRINTABLE.search(item[1])
+    ]
+    return kept + [item for item in of_resume(headers, more) if item not in kept]
+
+
+def of_resume(headers: Headers, more: Sequence[str]) -> Headers:
+    """What every answer with a stream has of the upstream's headers, a resume too: those that patterns name."""
+    if not more:
+        return []
+    dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
     return [
-        (name, v)
-        for name, v in lower
-        if (name in _STREAM_KEPT or name.startswith(_STREAM_KEPT_PREFIXES))
-        and b"_" not in name
-        and name not in dropped
-        and not _UNPRINTABLE.search(v)
+        item
+        for item in ((name.lower(), v) for name, v in headers)
+        if item[0] not in dropped
+        and _listed(item[0], _NONE, more)
+        and not _OF_THE_STREAM.fullmatch(item[0].replace(b"_", b"-"))
+        and not _UNPRINTABLE.search(item[1])
     ]
 
 
-def credential(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def credential(headers: Iterable[tuple[bytes, bytes]], further: Collection[bytes] = ()) -> bytes:
     """The credential that a request carries, whichever header it came in; empty where there is none.
 
-    Several different ones count together: sharing one of them does not make two clients one owner.
+    Several different ones count together: sharing one of them does not make two clients one owner. `further` are names
+    of headers that hold one, too, such as those of gateways behind the relay.
     """
     found: set[bytes] = set()
     for name, v in headers:
         lower = name.lower()
-        if lower in _CREDENTIALS:
+        if lower in _CREDENTIALS or lower in further:
             scheme, _, token = v.strip().partition(b" ")
-            bearer = lower == b"authorization" and scheme.lower() == b"bearer"
+            bearer = lower not in (b"x-api-key", b"api-key") and scheme.lower() == b"bearer"
             found.add(token.strip() if bearer else v.strip())
     return b"\0".join(sorted(found - {b""}))

@@ -22,6 +22,12 @@ from relay.protocol.outcomes import Cause, StreamFailure
 
 _BOM = b"\xef\xbb\xbf"
 
+COMMENT_LINE = b": hb\n"
+"""Keeps a stream alive that has ids. No blank line: openai-python takes one for an event once it has seen an id."""
+COMMENT_BLOCK = b": hb\n\n"
+"""Keeps one alive that has none. Parsers written by hand skip a block that does not begin with `data: `, and with it an
+event that shares the block."""
+
 
 class Event(NamedTuple):
     """One event (WHATWG HTML, section 9.2.6): `type` is the `event:` field, empty where there is none, `data` the lines

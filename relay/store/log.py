@@ -6,9 +6,9 @@ Layout, one hash tag per stream:
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
   goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
   With `store.encryption_env` each content is encrypted (see `relay.encryption`).
-* `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, fence, top, lease, born, seen, visits, ttl,
-  `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log by
-  `streams.tombstone`.
+* `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
+  visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log
+  by `streams.tombstone`.
 * the shard channel of the log's name says that something was appended.
 
 `store.prefix` stands for `relay:`. All times are the store's own clock: no replica's clock matters.
@@ -29,6 +29,7 @@ from relay.config import StoreSettings, StreamSettings
 from relay.encryption import ENCRYPTED, Tampered
 from relay.protocol.end_mark import End, decode_end
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
+from relay.protocol.headers import Headers
 from relay.store import scripts
 from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
@@ -43,12 +44,14 @@ _PAGE_EVENTS = 256
 _PAGE_BYTES = 256 << 10
 _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
 _RENEWED_AT_ONCE = 500
+_HEADER_BYTES = 16 << 10  # of those that resumes have of an upstream's answer; with more there are none
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """What a stream is: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds (below 0:
-    its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds."""
+    its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds, `headers` what
+    every answer with it has of its upstream's."""
 
     stream: str
     top: int
@@ -64,6 +67,7 @@ class Status:
     model: str
     replica: str
     usage: str
+    headers: Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +123,14 @@ class Log:
         self._recent_bytes = 0
         self._pages: dict[tuple[str, int], asyncio.Future[Any]] = {}
 
-    async def create(self, stream: str, fields: dict[str, str], fence: str) -> None:
+    async def create(self, stream: str, fields: dict[str, str], fence: str, headers: Headers = ()) -> None:  # type: ignore[assignment]
         """Make a stream; no effect where it is there."""
         settings = self.settings
         longest = settings.max_duration + settings.retention + settings.tombstone
         flat = [part for item in fields.items() for part in item]
-        args = [millis(settings.lease), millis(longest), "fence", fence, *flat]
+        args: list[Any] = [millis(settings.lease), millis(longest), "fence", fence, *flat]
+        if headers:
+            args += ["headers", self._headers_at_rest(stream, headers)]
         await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
 
     async def get_status(
@@ -141,6 +147,7 @@ class Log:
             await self.commands.confirm(key)
             return None
         top, outcome, lease, kept, born, ended, *texts = reply
+        headers = texts.pop()
         fence, api, owner, upstream, model, replica, usage = (t.decode() for t in texts)
         return Status(
             stream=stream,
@@ -157,7 +164,25 @@ class Log:
             model=model,
             replica=replica,
             usage=usage,
+            headers=self._headers_of(stream, headers),
         )
+
+    def _headers_at_rest(self, stream: str, headers: Headers) -> bytes:
+        lines = b"\r\n".join(b"%b:%b" % item for item in headers)
+        if len(lines) > _HEADER_BYTES:
+            return b""
+        encryptor = self.cipher.encryptor(stream)
+        return lines if encryptor is None else encryptor.head(lines)
+
+    def _headers_of(self, stream: str, content: bytes) -> Headers:
+        """Those that cannot be had are missing: what the stream is and says does not depend on them."""
+        if not content:
+            return []
+        try:
+            lines = self.cipher.decrypt(stream, 0, b"headers", content)
+        except (EncryptionKeyMissing, Tampered):
+            return []
+        return [(name, value) for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))]
 
     def _check_settled(self, key: bytes, asked_at: float) -> None:
         """Had the store been back for long enough when it was asked? The answer may have waited for this process."""

@@ -27,6 +27,7 @@ from relay.protocol.errors import (
     TooManyRequests,
     Unavailable,
 )
+from relay.protocol.headers import Headers
 from relay.protocol.ids import EventId, is_logged
 from relay.protocol.outcomes import Ending
 from relay.store.log import Log, Status
@@ -44,12 +45,14 @@ _STOP_TIMEOUT = 2.0
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A reader's place in a stream: `reader` is None at the end of a finished one, `live` is False where it has
-    ended, `backlog` is how many events stand in the log after the position."""
+    ended, `backlog` is how many events stand in the log after the position, `headers` those of the upstream's that
+    every answer with the stream has."""
 
     dialect: Dialect
     reader: Reader | None
     live: bool
     backlog: int
+    headers: Headers
 
 
 class Lookup:
@@ -114,16 +117,16 @@ class Lookup:
             if not status.outcome:
                 if told:
                     # The end that it was told the store has lost since: there is none that it has not been told.
-                    return self._attached(dialect, None, False, 0)
+                    return self._attached(dialect, None, False, 0, status.headers)
                 return await self._attach_elsewhere(status, n)
         if told or (n == status.top and not sent_by_relay(status.outcome)):
-            return self._attached(dialect, None, False, 0)
+            return self._attached(dialect, None, False, 0, status.headers)
         if n > status.top:
             raise PositionUnknown
         meter = self._metrics.meter(status.api, status.upstream, status.model)
         reader = self._reader(stream, n, dialect, meter, None)
         await self._check_readable(reader)
-        return self._attached(dialect, reader, False, status.top - n)
+        return self._attached(dialect, reader, False, status.top - n, status.headers)
 
     def _attach_here(self, producer: Producer, position: EventId, api: str | None, joins: bool) -> Attached:
         """Nothing is awaited: what is read here is true until the reader has its place."""
@@ -134,10 +137,10 @@ class Lookup:
             raise PositionUnknown
         backlog = max(feed.top - n, 0)
         if told or (feed.end is not None and not backlog and not feed.end.sent_by_relay):
-            return Attached(producer.dialect, None, False, 0)
+            return Attached(producer.dialect, None, False, 0, producer.kept_headers)
         reader = self._local(producer, n)
         producer.account.resumes += not joins
-        return self._attached(producer.dialect, reader, feed.end is None, backlog)
+        return self._attached(producer.dialect, reader, feed.end is None, backlog, producer.kept_headers)
 
     async def _attach_elsewhere(self, status: Status, n: int) -> Attached:
         if self.draining:
@@ -160,7 +163,7 @@ class Lookup:
             reader.close()
             raise PositionUnknown if feed.closed or feed.end is not None else StoreBehind
         self._of_tails.add(reader)
-        return self._attached(dialect, reader, True, max(feed.top, status.top) - n)
+        return self._attached(dialect, reader, True, max(feed.top, status.top) - n, status.headers)
 
     @staticmethod
     async def _check_readable(reader: Reader) -> None:
@@ -176,10 +179,10 @@ class Lookup:
             raise
 
     @staticmethod
-    def _attached(dialect: Dialect, reader: Reader | None, live: bool, backlog: int) -> Attached:
+    def _attached(dialect: Dialect, reader: Reader | None, live: bool, backlog: int, headers: Headers) -> Attached:
         if reader is not None:
             reader.meter.replayed_events.inc(backlog)
-        return Attached(dialect, reader, live, backlog)
+        return Attached(dialect, reader, live, backlog, headers)
 
     def _local(self, producer: Producer, n: int) -> Reader:
         feed = producer.feed

@@ -16,7 +16,7 @@ from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable
-from relay.protocol.headers import of_stream
+from relay.protocol.headers import Headers, of_resume, of_stream
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
@@ -79,6 +79,8 @@ class Producer:
         self.created: asyncio.Future[bool] = loop.create_future()
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
+        self.kept_headers: Headers = []
+        """Those of the upstream's that every answer with this stream has."""
         self._ended_at = 0.0
         self._settings = context.settings
         self._context = context
@@ -242,12 +244,14 @@ class Producer:
             del call  # it holds the request, which the upstream has now
         if response.status_code == 200 and is_event_stream(response):
             self._response = response
+            raw, more = response.headers.raw, self.route.upstream.headers
+            self.kept_headers = of_resume(raw, more)
             try:
                 await self.ensure_created()
             except ApiError as error:
                 self.answer.set_result(error)
                 return None
-            self.answer.set_result(Opened(of_stream(response.headers.raw)))
+            self.answer.set_result(Opened(of_stream(raw, more)))
             return response
         if self._creating is None:
             self.answer.set_result(Refused(response))
@@ -283,7 +287,8 @@ class Producer:
             "replica": replica,
         }
         await asyncio.gather(
-            log.directory.add_stream(replica, self.stream), log.create(self.stream, fields, self.writer.fence)
+            log.directory.add_stream(replica, self.stream),
+            log.create(self.stream, fields, self.writer.fence, self.kept_headers),
         )
 
     # -- events -------------------------------------------------------------------------------------------

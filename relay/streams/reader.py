@@ -18,6 +18,8 @@ from relay.metrics import Meter
 from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect
 from relay.protocol.end_mark import End
+from relay.protocol.ids import is_logged
+from relay.protocol.sse import COMMENT_BLOCK, COMMENT_LINE
 from relay.store.log import Log, Page
 from relay.streams.feed import Feed
 
@@ -64,6 +66,12 @@ class Reader:
         """Writes frames while `read` waits; answers False where the client lags, and then `read` answers b""."""
         if feed is not None:
             feed.watch(self._wake)
+
+    @property
+    def heartbeat(self) -> bytes:
+        """A sign of life, in the form that goes with the stream's frames."""
+        beat = self.dialect.heartbeat
+        return COMMENT_BLOCK if beat == COMMENT_LINE and not is_logged(self.stream) else beat
 
     async def begin(self) -> Page | None:
         """Read the first page, where that comes from the log. Raises StoreUnavailable."""

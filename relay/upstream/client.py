@@ -9,19 +9,20 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import aiohttp
-import certifi
 import httpx
 import orjson
 from yarl import URL
 
+from relay.config import UpstreamSettings
+from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
 from relay.protocol.dialect import error_text
 from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 _REFUSAL_BYTES = 64 * 1024
@@ -85,13 +86,17 @@ class Body(httpx.AsyncByteStream):
     that a direct client would see is lost whenever this process was busy as the connection died.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, codings: list[str] | None = None) -> None:
+        """`codings` are taken off; None where the first bytes of an event stream tell which those are."""
         self._response = response
+        self._codings = codings
 
     def push_to(self, sink: Sink) -> None:
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
+        if self._codings != []:
+            sink = _Decoding(sink, self._codings, self._hand_to)
         early = b""
         error = None
         while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
@@ -115,6 +120,11 @@ class Body(httpx.AsyncByteStream):
         elif over:
             sink.eof_received(None)
 
+    def _hand_to(self, sink: Sink) -> None:
+        protocol = self._response.content._protocol
+        if getattr(protocol, "relay_sink", None) is not None:
+            protocol.relay_sink = sink  # type: ignore[attr-defined]
+
     def pause(self) -> None:
         """Let the upstream wait. What is on its way may still arrive."""
         if (transport := self._transport()) is not None:
@@ -131,6 +141,21 @@ class Body(httpx.AsyncByteStream):
         return None if connection is None or connection.protocol is None else connection.protocol.transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._codings == []:
+            async for chunk in self._raw():
+                yield chunk
+            return
+        decoding = _Undone(self._codings)
+        async for chunk in self._raw():
+            try:
+                for piece in decoding.feed(chunk):
+                    yield piece
+            except Broken as error:
+                raise _transport_error(error) from error
+        if rest := decoding.rest():
+            yield rest
+
+    async def _raw(self) -> AsyncIterator[bytes]:
         content = self._response.content
         try:
             async for chunk in content.iter_any():
@@ -147,6 +172,74 @@ class Body(httpx.AsyncByteStream):
         self._response.close()
 
 
+class _Undone:
+    """Takes the codings of an event stream off; None for those that its first bytes tell."""
+
+    def __init__(self, codings: list[str] | None) -> None:
+        self._decoders = None if codings is None else [Decoder(coding) for coding in codings]
+        self._start = b""
+
+    @property
+    def plain(self) -> bool:
+        """Is there nothing to take off?"""
+        return self._decoders == []
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Raises Broken."""
+        if self._decoders is None:
+            data = self._start + data
+            coding = sniffed(data)
+            if coding is None:
+                self._start = data
+                return
+            self._start = b""
+            self._decoders = [Decoder(coding)] if coding else []
+        yield from _through(self._decoders, data)
+
+    def rest(self) -> bytes:
+        """What was held to be looked at, at the body's end."""
+        rest, self._start = self._start, b""
+        return rest
+
+
+def _through(decoders: Sequence[Decoder], data: bytes) -> Iterator[bytes]:
+    if not decoders:
+        yield data
+        return
+    for piece in decoders[0].feed(data):
+        yield from _through(decoders[1:], piece)
+
+
+class _Decoding:
+    """A sink before another, for as long as it has something to take off: an event costs no more than without it."""
+
+    def __init__(self, sink: Sink, codings: list[str] | None, hand_to: Callable[[Sink], None]) -> None:
+        self._sink = sink
+        self._undone = _Undone(codings)
+        self._hand_to = hand_to
+        self._broken = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        try:
+            for piece in self._undone.feed(data):
+                self._sink.data_received(piece)
+        except Broken as error:
+            self._broken = True
+            self._sink.eof_received(_transport_error(error))
+            return
+        if self._undone.plain:
+            self._hand_to(self._sink)
+
+    def eof_received(self, error: httpx.TransportError | None) -> None:
+        if self._broken:
+            return
+        if rest := self._undone.rest():
+            self._sink.data_received(rest)
+        self._sink.eof_received(error)
+
+
 def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
@@ -158,9 +251,26 @@ def body_of(response: httpx.Response) -> Body:
 
 
 def is_event_stream(response: httpx.Response) -> bool:
+    """One that the relay can read: its codings are taken off, but for those that it does not know."""
     kind: str = response.headers.get("content-type", "text/event-stream")
-    coding: str = response.headers.get("content-encoding", "identity")
-    return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
+    return kind.split(";")[0].strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
+
+
+def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[str] | None]:
+    """The head of an answer as it is once its body's codings are taken off, and these (see `Body`). Only those of event
+    streams are: all else goes to its client as it is."""
+    head = list(response.raw_headers)
+    kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        return head, []
+    listed = of_header(response.headers.get("content-encoding"))
+    try:
+        for coding in listed:
+            Decoder(coding)
+    except Unknown:
+        return head, []
+    gone = (b"content-encoding", b"content-length") if listed else (b"content-encoding",)
+    return [item for item in head if item[0].lower() not in gone], listed or None
 
 
 async def refusal_text(response: httpx.Response) -> str:
@@ -181,34 +291,35 @@ class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
     def __init__(self, idle_timeout: float) -> None:
-        self._context = ssl.create_default_context(cafile=certifi.where())
-        self._context.load_default_certs()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections()
 
-    def _open(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=64 * 1024,
-            max_field_size=64 * 1024,
-        )
-
-    async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
+    async def send(
+        self,
+        upstream: UpstreamSettings,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: bytes | AsyncIterable[bytes],
+    ) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
         where the answer does not come within the idle time-out.
         """
-        if self._session is None:
-            self._session = self._open()
+        address = URL(url, encoded=True)
+        proxy, authorization = proxy_for(upstream, address)
+        to_proxy = {} if authorization is None else {"proxy-authorization": authorization}
+        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+        if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy
+            lines += to_proxy.items()
         try:
-            response = await self._session.request(
+            response = await self._connections.to(upstream).request(
                 method,
-                URL(url, encoded=True),
-                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
+                address,
+                proxy=proxy,
+                proxy_headers=to_proxy,
+                headers=lines,
                 data=body,
                 allow_redirects=False,
                 timeout=self._timeout,
@@ -222,8 +333,8 @@ class UpstreamClient:
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
-        return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
+        head, codings = _undone(response)
+        return httpx.Response(response.status, headers=head, stream=Body(response, codings))
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._connections.close()

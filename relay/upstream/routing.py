@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from relay.config import UpstreamSettings
 from relay.protocol.errors import ModelNotFound, NotFound
+from relay.upstream.addresses import join
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class Route:
     pattern: str
 
     def url(self, path_and_query: str) -> str:
-        return self.upstream.base_url.rstrip("/") + path_and_query
+        anthropic = path_and_query.startswith("/v1/messages") or self.upstream.apis == ["messages"]
+        return join(self.upstream.base_url, path_and_query, anthropic=anthropic)
 
 
 def route_model(upstreams: list[UpstreamSettings], api: str | None, model: str) -> Route:

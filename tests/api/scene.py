@@ -22,7 +22,7 @@ each_api = pytest.mark.parametrize("api", APIS)
 logged_or_not = pytest.mark.parametrize("prefix", ["", "unlogged-"])
 
 SSE_HEAD = Head(200, {"content-type": "text/event-stream"})
-GZIPPED = Head(200, {"content-type": "text/event-stream", "content-encoding": "gzip"})
+UNREADABLE = Head(200, {"content-type": "text/event-stream", "content-encoding": "br"})
 KEY = "sk-of-the-relay"
 _numbers = itertools.count()
 

@@ -130,12 +130,26 @@ def test_body(scene: Scene, api: Api, kind: str) -> None:
 
 
 @each_api
-@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate", "gzip, identity"])
-def test_compressed_body(scene: Scene, api: Api, coding: str) -> None:
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, br", "gzip, gzip, gzip, gzip", "dcz"])
+def test_body_in_a_coding_that_nobody_knows(scene: Scene, api: Api, coding: str) -> None:
     sample = SAMPLES[api]
     body = gzip.compress(json.dumps(sample.body(MODEL)).encode())
-    told = refused(post(scene, sample, body, content_encoding=coding), api)
-    assert told == (415, "unsupported_content_encoding")
+    answer = post(scene, sample, body, content_encoding=coding)
+    assert answer.headers["accept-encoding"] == "zstd, gzip, identity"
+    assert refused(answer, api) == (415, "unsupported_encoding")
+
+
+@each_api
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate", "identity, GZIP", "x-gzip"])
+@pytest.mark.parametrize("body", [b"", b'{"model":"known-model","stream":true}', gzip.compress(b"{}")[:-5]])
+def test_body_that_is_not_of_its_coding(scene: Scene, api: Api, coding: str, body: bytes) -> None:
+    assert refused(post(scene, SAMPLES[api], body, content_encoding=coding), api) == (400, "invalid_request")
+
+
+@each_api
+def test_body_that_is_too_large_only_without_its_coding(scene: Scene, api: Api) -> None:
+    bomb = gzip.compress(bytes(200 * MEBIBYTE))
+    assert refused(post(scene, SAMPLES[api], bomb, content_encoding="gzip"), api) == (413, "request_too_large")
 
 
 @each_api

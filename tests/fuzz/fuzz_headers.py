@@ -49,6 +49,11 @@ def one(data: bytes) -> None:
     shown = [(name, value) for name, value in keyed if name in (b"authorization", b"x-api-key", b"api-key")]
     assert shown in ([(b"authorization", b"Bearer " + KEY.encode())], [(b"x-api-key", KEY.encode())])
 
+    for name, value in rules.of_stream(given, ("*",)):
+        assert (name, value) in lower
+        assert not _LINE_ENDS.search(value)
+        assert name not in hop
+        assert not name.startswith((b"content", b"cache-", b"transfer", b"relay-"))
     for name, value in rules.of_stream(given):
         assert (name, value) in lower
         assert not _LINE_ENDS.search(value)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from relay.protocol.headers import Headers, credential, of_stream, request_id, to_client, to_upstream, trace_id, value
+from relay.protocol.headers import (
+    Headers,
+    credential,
+    of_resume,
+    of_stream,
+    request_id,
+    to_client,
+    to_upstream,
+    trace_id,
+    value,
+)
 
 HOP_BY_HOP = [
     b"Connection",
@@ -213,3 +223,92 @@ def test_value() -> None:
     assert value(headers, b"x-b") == b"2"
     assert value(headers, b"x-c") is None
     assert value([(b"x-a", b"")], b"x-a") == b""
+
+
+class TestPatterns:
+    """What `upstreams[].headers` names, both ways and on every kind of answer."""
+
+    ALL = ("*",)
+
+    @pytest.mark.parametrize("name", [b"session_id", b"conversation_id", b"x_turn", b"Thread_ID"])
+    def test_names_with_an_underscore_cross_where_they_are_named(self, name: bytes) -> None:
+        sent = to_upstream([(name, b"1")], api_key=None, identity=False, length=None, request_id="r", more=self.ALL)
+        assert (name.lower(), b"1") in sent
+        assert to_client([(name, b"1")], self.ALL) == of_stream([(name, b"1")], self.ALL) == [(name.lower(), b"1")]
+        assert upstream([(name, b"1")]) == to_client([(name, b"1")]) == of_stream([(name, b"1")]) == []
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"x_api_key",
+            b"api_key",
+            b"content_length",
+            b"transfer_encoding",
+            b"x_forwarded_for",
+            b"x_real_ip",
+            b"x_http_method_override",
+            b"last_event_id",
+            b"proxy_authorization",
+            b"set_cookie",
+        ],
+    )
+    def test_but_none_that_would_be_read_as_a_credential_as_framing_or_as_a_proxy_s(self, name: bytes) -> None:
+        sent = to_upstream([(name, b"1")], api_key=None, identity=False, length=None, request_id="r", more=self.ALL)
+        assert sent == [(b"x-request-id", b"r")]
+        assert to_client([(name, b"1")], self.ALL) == of_stream([(name, b"1")], self.ALL) == []
+
+    def test_they_hold_for_streams_and_resumes(self) -> None:
+        answer = [(b"X-Turn-State", b"a"), (b"gate-run-id", b"b"), (b"x-other", b"c"), (b"x-request-id", b"d")]
+        named = [(b"x-turn-state", b"a"), (b"gate-run-id", b"b")]
+        assert of_resume(answer, ["x-turn-*", "gate-*"]) == named
+        assert of_stream(answer, ["x-turn-*", "gate-*"]) == [(b"x-request-id", b"d"), *named]
+        assert of_stream(answer, ["x-request-id"]) == [(b"x-request-id", b"d")]
+        assert of_resume(answer, []) == []
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"content-type",
+            b"Content-Length",
+            b"content-encoding",
+            b"transfer-encoding",
+            b"cache-control",
+            b"x-accel-buffering",
+            b"x-accel-redirect",
+            b"relay-stream-id",
+            b"access-control-allow-origin",
+            b"set-cookie",
+            b"incremental",
+            b"date",
+        ],
+    )
+    def test_what_a_stream_says_of_itself_no_pattern_changes(self, name: bytes) -> None:
+        assert of_stream([(name, b"v")], self.ALL) == []
+
+    def test_a_value_that_ends_its_line_goes_no_further(self) -> None:
+        assert of_resume([(b"x-a", b"1\r\nrelay-stream-id: st"), (b"x-b", b"2")], self.ALL) == [(b"x-b", b"2")]
+
+    def test_a_request_for_a_stream_says_so_once(self) -> None:
+        given = [(b"incremental", b"?0")]
+        sent = to_upstream(given, api_key=None, identity=False, length=None, request_id="r", incremental=True)
+        assert [v for name, v in sent if name == b"incremental"] == [b"?1"]
+        assert upstream(given) == given
+
+
+class TestCredentialsOfGateways:
+    FURTHER = frozenset((b"x-gate-key", b"gate-auth"))
+
+    @pytest.mark.parametrize("name", [b"X-Gate-Key", b"gate-auth"])
+    def test_they_tell_tenants_apart_who_share_another_one(self, name: bytes) -> None:
+        shared = (b"authorization", b"Bearer dummy")
+        owners = [credential([shared, (name, tenant)], self.FURTHER) for tenant in (b"A", b"B", b"")]
+        assert len(set(owners)) == 3
+        assert owners[2] == b"dummy"
+
+    def test_a_scheme_is_none_of_it(self) -> None:
+        assert credential([(b"gate-auth", b"Bearer k")], self.FURTHER) == credential(
+            [(b"x-gate-key", b"k")], self.FURTHER
+        )
+
+    def test_others_count_only_where_they_are_listed(self) -> None:
+        assert credential([(b"authorization", b"Bearer k"), (b"x-gate-key", b"A")]) == b"k"

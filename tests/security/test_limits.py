@@ -329,14 +329,12 @@ def test_a_head_without_end_is_refused(site: Site) -> None:
 # -- codings ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x-gzip"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings"])
-def test_a_coded_request_is_refused(site: Site, path: str, coding: str) -> None:
-    """The relay reads the model out of it, and unpacks nothing that may be a bomb."""
+def test_a_bomb_is_refused(site: Site, path: str) -> None:
     before = len(site.upstream.calls)
-    body = gzip.compress(json.dumps({"model": "m", "stream": True, "messages": []}).encode())
-    with open_stream(site.relay.url + path, headers={**AUTH, "content-encoding": coding}, body=body) as answer:
-        assert (answer.status, "unsupported_content_encoding" in answer.read().decode()) == (415, True)
+    bomb = gzip.compress(gzip.compress(bytes(256 << 20)))
+    with open_stream(site.relay.url + path, headers={**AUTH, "content-encoding": "gzip, gzip"}, body=bomb) as answer:
+        assert (answer.status, "request_too_large" in answer.read().decode()) == (413, True)
     assert len(site.upstream.calls) == before
 
 

@@ -202,17 +202,6 @@ HARMLESS: dict[str, tuple[bytes, bytes]] = {
         post(b"connection: close, upgrade", b"upgrade: h2c", b"http2-settings: AAMAAABk", body=b"", method=b"GET"),
         b"",
     ),
-    "websocket": (
-        post(
-            b"connection: close, upgrade",
-            b"upgrade: websocket",
-            b"sec-websocket-version: 13",
-            b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
-            body=b"",
-            method=b"GET",
-        ),
-        b"",
-    ),
 }
 
 FRAMING = {"transfer-encoding", "te", "trailer", "upgrade", "http2-settings", "expect", "content-length", "connection"}

@@ -75,7 +75,7 @@ def test_no_proxy_may_buffer_the_stream(gateway: Gateway, path: str, body: dict[
     gateway.plays(body["model"], *events)
     with gateway.post(path, body) as read:
         assert read.headers["x-accel-buffering"] == "no"
-        assert read.headers["cache-control"] == "no-cache, no-transform"
+        assert read.headers["cache-control"] == "no-cache, no-store, no-transform"
         assert read.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert "content-encoding" not in read.headers
         assert "content-length" not in read.headers

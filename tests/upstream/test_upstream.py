@@ -14,6 +14,8 @@ from relay.upstream.routing import route_model
 from tests.support.processes import free_port
 from tests.support.scripted import Cut, End, Gate, Head, ScriptedUpstream, Send
 
+ANY = UpstreamSettings(name="any", base_url="http://any")
+
 
 def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: ScriptedUpstream) -> None:
     """Read only after the connection is known to be dead, as a busy process does."""
@@ -21,7 +23,7 @@ def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: Scri
 
     async def read() -> tuple[bytes, bool]:
         client = UpstreamClient(idle_timeout=10)
-        response = await client.send("POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
+        response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
         content = response.stream._response.content  # type: ignore[union-attr]
         while content.exception() is None:  # noqa: ASYNC110 - aiohttp offers nothing to wait for
             await asyncio.sleep(0)
@@ -62,7 +64,7 @@ def test_a_pushed_body_is_all_there_and_ends_once(
 
     async def push() -> tuple[bytes, httpx.TransportError | None]:
         client = UpstreamClient(idle_timeout=10)
-        response = await client.send("POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
+        response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
         content = response.stream._response.content  # type: ignore[union-attr]
 
         def has_read_all_it_will() -> bool:
@@ -99,7 +101,7 @@ def test_an_upstream_that_was_made_to_wait_is_heard_to_its_end() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         client = UpstreamClient(idle_timeout=10)
-        response = await client.send("POST", f"http://127.0.0.1:{port}/v1/chat/completions", [], b'{"model":"m"}')
+        response = await client.send(ANY, "POST", f"http://127.0.0.1:{port}/v1/chat/completions", [], b'{"model":"m"}')
         body = body_of(response)
         heard = Heard()
         body.push_to(heard)
@@ -125,7 +127,7 @@ def test_a_connection_whose_body_was_pushed_serves_the_next_call(upstream: Scrip
         client = UpstreamClient(idle_timeout=10)
         found = []
         for name in ("m1", "m2", "m3"):
-            response = await client.send("POST", upstream.url + "/v1/x", [], b'{"model":"%b"}' % name.encode())
+            response = await client.send(ANY, "POST", upstream.url + "/v1/x", [], b'{"model":"%b"}' % name.encode())
             heard = Heard()
             body_of(response).push_to(heard)
             upstream.open(name)
@@ -145,7 +147,7 @@ def test_cookies_of_one_answer_never_go_out_with_the_next_request(upstream: Scri
     async def twice() -> None:
         client = UpstreamClient(idle_timeout=10)
         for _ in range(2):
-            response = await client.send("POST", upstream.url + "/v1/x", [], b'{"model":"m"}')
+            response = await client.send(ANY, "POST", upstream.url + "/v1/x", [], b'{"model":"m"}')
             async for _ in body_of(response):
                 pass
         await client.close()
@@ -158,7 +160,7 @@ def test_an_upstream_that_is_not_there_is_named_as_such() -> None:
     async def call() -> None:
         client = UpstreamClient(idle_timeout=10)
         try:
-            await client.send("POST", f"http://127.0.0.1:{free_port()}/v1/x", [], b"{}")
+            await client.send(ANY, "POST", f"http://127.0.0.1:{free_port()}/v1/x", [], b"{}")
         finally:
             await client.close()
 

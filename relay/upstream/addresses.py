@@ -1,0 +1,27 @@
+"""Where a request goes at an upstream: its `base_url` and the request's path, joined as the users of SDKs mean it.
+
+The OpenAI SDKs take a base with the version in it (`https://host/v1`, `…/api/paas/v4`, `…/v1beta/openai`) and append
+`/chat/completions`; the Anthropic SDKs take one without and append `/v1/messages`. Clients of the relay send `/v1/…` in
+both cases. So the `/v1` of the request stands for the version in the base, where that has one: at its end, or for
+OpenAI's paths anywhere in it.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_VERSION = re.compile(r"v[0-9]{1,3}((alpha|beta|preview)[0-9]*)?")
+_OWN = "/v1"
+
+
+def join(base_url: str, target: str, *, anthropic: bool) -> str:
+    """The address of a target (a path that begins with `/v1`, and perhaps a query) under a base. `anthropic`: as the
+    Anthropic SDKs join the two."""
+    base = base_url.rstrip("/")
+    segments = urlsplit(base).path.split("/")
+    looked_at = segments[-1:] if anthropic else segments
+    versioned = any(_VERSION.fullmatch(segment) for segment in looked_at)
+    if versioned and re.match(r"/v1(?=[/?]|$)", target):
+        target = target.removeprefix(_OWN)
+    return base + target

@@ -1,0 +1,261 @@
+"""Connections to upstreams: proxies, certificates, and idle connections that their upstream closes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+import trustme
+from yarl import URL
+
+from relay.check import found_at
+from relay.config import SettingsError, UpstreamSettings, load
+from relay.protocol.errors import UpstreamUnreachable
+from relay.upstream.client import UpstreamClient, body_of
+from relay.upstream.connections import proxy_for
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+def settings(**more: object) -> UpstreamSettings:
+    return UpstreamSettings(name="u", base_url="http://u", **more)
+
+
+async def fetched(client: UpstreamClient, upstream: UpstreamSettings, url: str) -> bytes:
+    response = await client.send(upstream, "POST", url, [], b"{}")
+    try:
+        return b"".join([chunk async for chunk in body_of(response)])
+    finally:
+        await body_of(response).aclose()
+
+
+class TestProxy:
+    ENVIRONMENT = (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+    )
+
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in self.ENVIRONMENT:
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize(
+        ("given", "url", "proxy"),
+        [
+            ({}, "https://llm.example/v1/x", None),
+            ({"HTTPS_PROXY": "http://p:3128"}, "https://llm.example/v1/x", "http://p:3128"),
+            ({"HTTPS_PROXY": "http://p:3128"}, "http://llm.example/v1/x", None),
+            ({"http_proxy": "p:3128"}, "http://llm.example/v1/x", "http://p:3128"),
+            ({"ALL_PROXY": "http://p:1"}, "https://llm.example/v1/x", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example"}, "https://llm.example/v1/x", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "llm.example:8443"}, "https://llm.example:8443/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "llm.example:8443"}, "https://llm.example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "no_proxy": "*"}, "https://llm.example/v1/x", None),
+        ],
+    )
+    def test_the_environment_says_which(
+        self, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], url: str, proxy: str | None
+    ) -> None:
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        found, auth = proxy_for(settings(), URL(url))
+        assert (found, auth) == (None if proxy is None else URL(proxy), None)
+
+    def test_an_upstream_s_own_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://p:1")
+        monkeypatch.setenv("NO_PROXY", "*")
+        found, auth = proxy_for(settings(proxy="http://me:pass%40word@q:2"), URL("https://llm.example/"))
+        assert found == URL("http://q:2")
+        assert auth == "Basic " + base64.b64encode(b"me:pass@word").decode()
+
+    @pytest.mark.parametrize("off", ["off", False])
+    def test_it_can_be_none(self, monkeypatch: pytest.MonkeyPatch, off: object) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://p:1")
+        assert proxy_for(settings(proxy=off), URL("https://llm.example/")) == (None, None)
+
+    def test_a_bad_one_is_refused_and_its_password_not_shown(self) -> None:
+        with pytest.raises(SettingsError, match=r"upstreams\.0\.proxy") as told:
+            load(flags={"upstreams": [{"name": "u", "base_url": "http://u", "proxy": "socks5://me:secret@p"}]})
+        assert "secret" not in str(told.value)
+
+    def test_the_request_goes_there_with_its_whole_address(self) -> None:
+        asked: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(ANSWER)
+            writer.close()
+
+        async def call() -> bytes:
+            async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                client = UpstreamClient(idle_timeout=10)
+                try:
+                    proxied = settings(proxy=f"http://me:word@127.0.0.1:{port}")
+                    return await fetched(client, proxied, "http://llm.invalid/v1/x?y=%2F")
+                finally:
+                    await client.close()
+
+        assert asyncio.run(asyncio.wait_for(call(), 10)) == b"ok"
+        assert asked[0].startswith(b"POST http://llm.invalid/v1/x?y=%2F HTTP/1.1\r\n")
+        assert asked[0].count(b"Basic bWU6d29yZA==") == 1
+
+
+class TestIdleConnections:
+    """What an upstream has closed, or may be about to close, carries no request: nothing is sent twice."""
+
+    @staticmethod
+    def ports(pause: float, *, keepalive: float, kept_upstream: float) -> list[int]:
+        """The peer's port of each of two calls."""
+        seen: list[int] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                try:
+                    async with asyncio.timeout(kept_upstream):
+                        await reader.readuntil(b"\r\n\r\n{}")
+                except (TimeoutError, asyncio.IncompleteReadError):
+                    writer.close()
+                    return
+                seen.append(writer.get_extra_info("peername")[1])
+                writer.write(ANSWER)
+
+        async def calls() -> None:
+            async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+                url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
+                client = UpstreamClient(idle_timeout=10)
+                for _ in range(2):
+                    assert await fetched(client, settings(keepalive=keepalive), url) == b"ok"
+                    await asyncio.sleep(pause)
+                await client.close()
+
+        asyncio.run(asyncio.wait_for(calls(), 10))
+        return seen
+
+    def test_one_is_used_again(self) -> None:
+        first, second = self.ports(0.05, keepalive=5, kept_upstream=5)
+        assert first == second
+
+    def test_it_is_given_up_after_keepalive(self) -> None:
+        first, second = self.ports(0.2, keepalive=0.1, kept_upstream=5)
+        assert first != second
+
+    def test_one_whose_end_has_come_but_was_not_read_is_not_used(self) -> None:
+        """The process was busy as it came: nothing has been read since."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        close, closed = threading.Event(), threading.Event()
+        ports: list[int] = []
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, peer = listener.accept()
+                with connection:
+                    ports.append(peer[1])
+                    while not connection.recv(4096).endswith(b"{}"):
+                        pass
+                    connection.sendall(ANSWER)
+                    close.wait()
+                closed.set()
+
+        async def calls() -> None:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/x"
+            client = UpstreamClient(idle_timeout=10)
+            assert await fetched(client, settings(), url) == b"ok"
+            close.set()
+            closed.wait()  # and the loop with it
+            assert await fetched(client, settings(), url) == b"ok"
+            await client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            asyncio.run(asyncio.wait_for(calls(), 10))
+        finally:
+            thread.join()
+            listener.close()
+        assert len(set(ports)) == 2
+
+
+class TestCertificates:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> dict[str, Path]:
+        authority, other = trustme.CA(), trustme.CA()
+        paths = {name: tmp_path / f"{name}.pem" for name in ("ca", "other", "server", "client", "broken")}
+        authority.cert_pem.write_to_path(paths["ca"])
+        other.cert_pem.write_to_path(paths["other"])
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(paths["server"])
+        authority.issue_cert("relay").private_key_and_cert_chain_pem.write_to_path(paths["client"])
+        paths["broken"].write_text("nothing of the kind")
+        return paths
+
+    @staticmethod
+    def call(files: dict[str, Path], upstream: UpstreamSettings) -> bytes:
+        """At a server that wants a certificate of its own authority."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(files["ca"]))
+        context.load_cert_chain(files["server"])
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(ANSWER)
+                await writer.drain()
+            except (OSError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                writer.close()
+
+        async def fetch() -> bytes:
+            async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+                client = UpstreamClient(idle_timeout=10)
+                try:
+                    return await fetched(
+                        client, upstream, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
+                    )
+                finally:
+                    await client.close()
+
+        return asyncio.run(asyncio.wait_for(fetch(), 10))
+
+    def test_both_sides_prove_themselves(self, files: dict[str, Path]) -> None:
+        assert self.call(files, settings(ca_file=files["ca"], client_cert=files["client"])) == b"ok"
+
+    def test_another_authority_s_upstream_is_not_believed(self, files: dict[str, Path]) -> None:
+        with pytest.raises(UpstreamUnreachable):
+            self.call(files, settings(ca_file=files["other"], client_cert=files["client"]))
+
+    @pytest.mark.parametrize("name", ["ca_file", "client_cert"])
+    @pytest.mark.parametrize("file", ["broken", "missing"])
+    def test_a_file_that_cannot_be_used_stops_the_start(self, files: dict[str, Path], name: str, file: str) -> None:
+        path = files.get(file, Path("missing.pem"))
+        with pytest.raises(SettingsError, match=rf"{name} .*{path.name}: cannot be used .*; give a PEM file"):
+            load(flags={"upstreams": [{"name": "u", "base_url": "https://u", name: str(path)}]})
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("status", "body", "words"),
+        [
+            (200, b'{"data":[{"id":"a"},{"id":"b"}]}', "ok, GET http://u/v1/models answers 200, 2 models"),
+            (200, b"<html>", "no list of models: check that base_url"),
+            (401, b"", "check the key in api_key_env"),
+            (404, b"", "else check that base_url"),
+        ],
+    )
+    def test_what_the_list_of_models_tells(self, status: int, body: bytes, words: str) -> None:
+        assert words in found_at("http://u/v1/models", status, body, has_key=True)
+
+    def test_without_a_key_a_refusal_is_none_of_the_relay_s_business(self) -> None:
+        assert "which clients send" in found_at("http://u/v1/models", 403, b"", has_key=False)
