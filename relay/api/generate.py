@@ -166,6 +166,7 @@ def _call(
         dialect.name,
         identity=True,
         length=body.size,
+        streamed=True,
         headers=[item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
     )
 

@@ -9,6 +9,7 @@ import httpx
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
+from relay.config import Timeouts
 from relay.metrics import Meter
 from relay.protocol import headers as rules
 from relay.protocol.errors import ApiError
@@ -43,11 +44,16 @@ class UpstreamRequest:
     method: str
     url: str
     headers: Headers
+    answer: tuple[str, float]
+    """The setting that says how long the answer may take, and its seconds."""
+    idle: float
 
     async def send(self, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         try:
-            response = await self.client.send(self.method, self.url, self.headers, body)
+            response = await self.client.send(
+                self.method, self.url, self.headers, body, answer=self.answer, idle=self.idle
+            )
         except ApiError as error:
             self.meter.upstream_answered("timeout" if error.status == 504 else "unreachable")
             raise
@@ -64,13 +70,16 @@ def upstream_request(
     identity: bool,
     length: int | None,
     headers: Headers | None = None,
+    streamed: bool = False,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
     `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `length` is the body's in
-    bytes where it is known, and `headers` stand for the client's own where some of these are not to cross.
+    bytes where it is known, `headers` stand for the client's own where some of these are not to cross, and `streamed`
+    is True where a stream is asked for.
     """
     upstream = route.upstream
+    timeouts = upstream.timeouts(services.settings.streams)
     crossing = rules.to_upstream(
         exchange.headers if headers is None else headers,
         api_key=upstream.api_key(),
@@ -86,4 +95,11 @@ def upstream_request(
         exchange.method,
         url,
         crossing,
+        _answer_limit(timeouts, streamed=streamed),
+        timeouts.upstream_idle_timeout,
     )
+
+
+def _answer_limit(timeouts: Timeouts, *, streamed: bool) -> tuple[str, float]:
+    names = ("upstream_answer_timeout", "first_token_timeout") if streamed else ("unstreamed_answer_timeout",)
+    return min(((name, getattr(timeouts, name)) for name in names), key=lambda limit: limit[1])

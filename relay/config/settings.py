@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from relay.config.units import (
     Address,
     Duration,
     DurationOrNever,
+    DurationOrOff,
     DurationOrZero,
     OrOff,
     RateText,
@@ -73,6 +75,20 @@ class StoreSettings(Section):
         return Cipher(os.environ.get(self.encryption_env, "") if self.encryption_env else PLAIN)
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long one upstream may take, in seconds: its own setting, or the one of that name in `streams`."""
+
+    upstream_answer_timeout: float
+    unstreamed_answer_timeout: float
+    first_token_timeout: float
+    upstream_stall_timeout: float
+    upstream_idle_timeout: float
+
+
+_OWN = "This upstream's own, in place of the one in `streams`."
+
+
 class UpstreamSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
         description="The upstream's name in metrics and logs."
@@ -102,6 +118,15 @@ class UpstreamSettings(Section):
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+    upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    unstreamed_answer_timeout: Duration | None = Field(None, description=_OWN)
+    first_token_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    upstream_stall_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    upstream_idle_timeout: Duration | None = Field(None, description=_OWN)
+
+    def timeouts(self, streams: StreamSettings) -> Timeouts:
+        own = {each.name: getattr(self, each.name) for each in fields(Timeouts)}
+        return Timeouts(**{name: getattr(streams, name) if time is None else time for name, time in own.items()})
 
     def matches(self, api: str | None, model: str) -> str | None:
         """The pattern that takes this model over this API (None: any), None where there is none."""
@@ -118,7 +143,24 @@ class StreamSettings(Section):
     patience: Duration = Field(
         10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
     )
-    upstream_idle_timeout: Duration = Field(300.0, description="An upstream silent for so long has failed.")
+    upstream_answer_timeout: DurationOrOff = Field(
+        120.0,
+        description="How long an upstream that has a request for a stream may take to answer at all. `off`: for ever.",
+    )
+    unstreamed_answer_timeout: Duration = Field(
+        600.0, description="The same for every other request: the whole answer may be made before its first byte."
+    )
+    first_token_timeout: DurationOrOff = Field(
+        float("inf"), description="How long the first output may take, from the request on. `off`: no limit."
+    )
+    upstream_stall_timeout: DurationOrOff = Field(
+        120.0,
+        description="An upstream that has sent no event of its answer for so long has failed, whatever keeps its "
+        "connection alive. `off`: no limit.",
+    )
+    upstream_idle_timeout: Duration = Field(
+        300.0, description="An upstream that has sent nothing at all for so long, keep-alives included, has failed."
+    )
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(
         60.0, description="No reader for so long: the upstream call is cancelled. `0s`: at once. `off`: never."

@@ -80,6 +80,7 @@ class Producer:
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
         self._ended_at = 0.0
+        self._asked = 0.0
         self._settings = context.settings
         self._context = context
         self._call: Call | None = call
@@ -231,6 +232,7 @@ class Producer:
         """The upstream's stream, or None where it refused in time for the client to get the refusal itself."""
         call, self._call = self._call, None
         assert call is not None
+        self._asked = asyncio.get_running_loop().time()
         try:
             response = await call()
         except ApiError as error:
@@ -290,7 +292,10 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._ingest = UpstreamIngest(body_of(response), self.watch, self._settings, self.writer, self._name)
+        timeouts = self.route.upstream.timeouts(self._settings)
+        self._ingest = UpstreamIngest(
+            body_of(response), self.watch, self._settings, timeouts, self._asked, self.writer, self._name
+        )
         self._ingest.start()
         return await self._ingest.finished
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
 import certifi
 import httpx
 import orjson
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from relay.protocol.dialect import error_text
@@ -24,7 +26,10 @@ from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
+# How long a time-out that is due waits for what has arrived in time and was not read yet.
+READ_FIRST = 0.1
 _REFUSAL_BYTES = 64 * 1024
+_PIECE = 64 * 1024
 
 NO_EVENT_STREAM = (
     "The upstream answered a streaming request with something that is no event stream. "
@@ -69,6 +74,47 @@ class _Pushing(aiohttp.StreamReader):
         super().set_exception(exc, *cause)
         if not over:
             self._protocol.relay_sink.eof_received(_transport_error(exc))  # type: ignore[attr-defined]
+
+
+class _Handler(ResponseHandler):
+    """aiohttp's connection, whose time-out begins when the request is sent, with two differences. An upstream that
+    takes none of a request is as silent as one that does not answer. And a process that was stopped does not take its
+    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first."""
+
+    _sent = False
+
+    def set_response_params(self, **params: Any) -> None:
+        self._sent = False
+        super().set_response_params(**params)
+
+    def start_timeout(self) -> None:
+        self._sent = True
+        super().start_timeout()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        super().start_timeout()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._sent:
+            super().start_timeout()
+        else:
+            self._drop_timeout()
+
+    def _on_read_timeout(self) -> None:
+        self._read_timeout_handle = self._loop.call_later(READ_FIRST, super()._on_read_timeout)
+
+
+async def _in_pieces(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[memoryview]:
+    """So that each of them shows that the upstream takes it."""
+    if isinstance(body, bytes):
+        for at in range(0, len(body), _PIECE):
+            yield memoryview(body)[at : at + _PIECE]
+    else:
+        async for part in body:
+            for at in range(0, len(part), _PIECE):
+                yield memoryview(part)[at : at + _PIECE]
 
 
 def _transport_error(error: BaseException) -> httpx.TransportError:
@@ -180,15 +226,16 @@ async def refusal_text(response: httpx.Response) -> str:
 class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
-    def __init__(self, idle_timeout: float) -> None:
+    def __init__(self) -> None:
         self._context = ssl.create_default_context(cafile=certifi.where())
         self._context.load_default_certs()
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30)
+        connector._factory = partial(_Handler, asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._context, keepalive_timeout=30),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -196,32 +243,52 @@ class UpstreamClient:
             max_field_size=64 * 1024,
         )
 
-    async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        answer: tuple[str, float] = ("upstream_answer_timeout", 120.0),
+        idle: float = 300.0,
+    ) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
+        `answer` is the setting that says how long the head may take once the request is sent, and its seconds; `idle`
+        is how long the body may be silent then.
+
         Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
-        where the answer does not come within the idle time-out.
+        where the answer does not come in time.
         """
         if self._session is None:
             self._session = self._open()
+        setting, seconds = answer
         try:
             response = await self._session.request(
                 method,
                 URL(url, encoded=True),
                 headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
-                data=body,
+                data=body if isinstance(body, bytes) and len(body) <= _PIECE else _in_pieces(body),
                 allow_redirects=False,
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=None if seconds == float("inf") else seconds
+                ),
             )
         except aiohttp.SocketTimeoutError:
             raise UpstreamTimeout(
-                "The upstream did not answer within streams.upstream_idle_timeout. Try again."
+                f"The upstream did not answer within {setting} ({seconds:g} s). It may have generated all the same, so "
+                "another try may be paid for twice; if answers take so long, raise the limit.",
+                headers={"x-should-retry": "false"},
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise UpstreamUnreachable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        if response.connection is not None and (protocol := response.connection.protocol) is not None:
+            protocol.read_timeout = idle
+            protocol.start_timeout()
         return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
 
     async def close(self) -> None:

@@ -29,6 +29,10 @@ CONTRACT = {
     "store.encryption_env": None,
     "streams.heartbeat": 15,
     "streams.patience": 10,
+    "streams.upstream_answer_timeout": 120,
+    "streams.unstreamed_answer_timeout": 600,
+    "streams.first_token_timeout": float("inf"),
+    "streams.upstream_stall_timeout": 120,
     "streams.upstream_idle_timeout": 300,
     "streams.max_duration": 3600,
     "streams.abandon_after": 60,
@@ -61,7 +65,11 @@ CONTRACT = {
     "log.level": "info",
     "log.format": "text",
 }
-OF_AN_UPSTREAM = ["name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"]
+OF_AN_UPSTREAM = [
+    *("name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"),
+    *("upstream_answer_timeout", "unstreamed_answer_timeout", "first_token_timeout"),
+    *("upstream_stall_timeout", "upstream_idle_timeout"),
+]
 OF_A_KEY = ["hash", "owner", "name", "models", "paths", "rate", "concurrency", "expires"]
 
 

@@ -41,7 +41,13 @@ LEASE = 1e6
 SETTINGS = Settings.model_validate(
     {
         "upstreams": [{"name": "u", "base_url": "http://127.0.0.1:9"}],
-        "streams": {"lease": LEASE, "abandon_after": "never", "max_duration": 1e6, "upstream_idle_timeout": 1e6},
+        "streams": {
+            "lease": LEASE,
+            "abandon_after": "never",
+            "max_duration": 1e6,
+            "upstream_idle_timeout": 1e6,
+            "upstream_stall_timeout": 1e6,
+        },
     }
 )
 ANSWERS: dict[type[Exception], str] = {
