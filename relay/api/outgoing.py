@@ -12,10 +12,12 @@ from relay.api.services import Services
 from relay.config import Timeouts
 from relay.metrics import Meter
 from relay.protocol import headers as rules
-from relay.protocol.errors import ApiError
+from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.client import UpstreamClient
 from relay.upstream.routing import Route
+
+_NO_ANSWER = {UpstreamUnreachable: "unreachable", UpstreamDisconnected: "disconnected", UpstreamTimeout: "timeout"}
 
 
 class RequestBody:
@@ -55,7 +57,7 @@ class UpstreamRequest:
                 self.method, self.url, self.headers, body, answer=self.answer, idle=self.idle
             )
         except ApiError as error:
-            self.meter.upstream_answered("timeout" if error.status == 504 else "unreachable")
+            self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
             raise
         self.meter.upstream_answered(response.status_code)
         return response

@@ -14,8 +14,9 @@ from relay.api.services import Services
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
-from relay.protocol.errors import UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
 from relay.upstream.client import body_of
+from relay.upstream.failover import ask
 from relay.upstream.routing import Route, route_path
 
 # A body has no meaning with these (RFC 9110, section 9.3): an upstream that does not read it takes it for the next
@@ -68,15 +69,27 @@ async def _forward(services: Services, exchange: Exchange, route: Route, body: b
         await exchange.discard_body()
         exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
         body = b""
-    length = len(body) if body and isinstance(body, bytes) else None
-    request = upstream_request(
-        services, exchange, route, api_label(exchange.scope["path"]), identity=False, length=length
-    )
     try:
-        response = await exchange.unless_gone(request.send(body))
-    except UpstreamUnreachable as error:
+        route, response = await exchange.unless_gone(_answer(services, exchange, route, body))
+    except (UpstreamDisconnected, UpstreamUnreachable) as error:
         raise exchange.too_slow or error from None
     await relay_response(exchange, response, route.upstream.headers)
+
+
+async def _answer(
+    services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes]
+) -> tuple[Route, httpx.Response]:
+    """A body that is passed on as it comes cannot be sent again."""
+
+    async def send(at: Route) -> httpx.Response:
+        data = body
+        if at is not route and isinstance(body, bytes):
+            data = orjson.dumps({**orjson.loads(body), "model": at.model})
+        length = len(data) if data and isinstance(data, bytes) else None
+        label = api_label(exchange.scope["path"])
+        return await upstream_request(services, exchange, at, label, identity=False, length=length).send(data)
+
+    return await ask(route, send) if isinstance(body, bytes) else (route, await send(route))
 
 
 async def relay_response(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:

@@ -86,6 +86,8 @@ class Timeouts:
     upstream_idle_timeout: float
 
 
+# With these an upstream says that it has not begun. Others (500, 502, 504, a time-out) leave that open.
+Refusal = Literal[400, 401, 402, 403, 404, 413, 422, 429, 503, 529, "unreachable"]
 _OWN = "This upstream's own, in place of the one in `streams`."
 
 
@@ -103,6 +105,18 @@ class UpstreamSettings(Section):
         description="Patterns of the models it serves; the first upstream that matches wins.",
     )
     strip_prefix: str = Field("", description="Taken off the model's name before it goes upstream.")
+    model: str = Field("", description="The model's name there, in place of the one that was asked for.")
+    next_on: list[Refusal] = Field(
+        [],
+        description="After these refusals (statuses, and `unreachable`: no connection) a request that names a model "
+        "goes on to the next upstream whose `apis` and `models` match. Never after a connection that broke, a silence "
+        "or a first byte, so nothing is generated twice.",
+    )
+    wait: DurationOrZero = Field(
+        0.0,
+        description="A refusal of `next_on` whose `Retry-After` is within this time is waited out, and this upstream "
+        "asked again, before the next one is.",
+    )
     api_key_env: str | None = Field(
         None,
         description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from relay.protocol.errors import ApiError, Unavailable, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import ApiError, Unavailable, UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout
 
 
 class Cause(StrEnum):
@@ -75,7 +75,7 @@ _LIMIT = "a limit of `streams`"
 OUTCOMES: dict[Outcome, Row] = {
     Cause.UPSTREAM_DISCONNECTED: Row(
         f"The upstream closed the connection before the end of its answer. {NEW_ANSWER}",
-        refusal=UpstreamUnreachable,
+        refusal=UpstreamDisconnected,
         meaning="the upstream's connection ended before its terminal event",
         runbook=_UPSTREAM,
     ),

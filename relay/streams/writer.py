@@ -134,7 +134,6 @@ class LogWriter:
         "_id",
         "_last_token",
         "_max_bytes",
-        "_meter",
         "_size",
         "_submit",
         "_waits",
@@ -146,6 +145,7 @@ class LogWriter:
         "held",
         "keys",
         "listener",
+        "meter",
         "outcome",
         "queued",
         "state",
@@ -177,7 +177,7 @@ class LogWriter:
         self.held = False  # nothing is to be appended yet: the stream is being made again, or a name of its own
         self.state = WRITING if logged else UNLOGGED
         self._submit = submit
-        self._meter = meter
+        self.meter = meter
         self._waits = False  # has the upstream been told to wait?
         self._ahead = ahead
         self._max_bytes = max_bytes
@@ -229,7 +229,7 @@ class LogWriter:
         if self._last_token is None:
             self._first_token_n = self.last
         else:
-            self._meter.gap(now - self._last_token)
+            self.meter.gap(now - self._last_token)
         self._last_token = now
 
     def publish(self) -> None:
@@ -351,7 +351,7 @@ class LogWriter:
     def _show(self, upto: int) -> None:
         feed = self.feed
         if upto > feed.top:
-            self._meter.events += upto - feed.top
+            self.meter.events += upto - feed.top
             if self._first_token_n and upto >= self._first_token_n:
                 self._first_token_n = 0
                 self.listener.on_first_token()

@@ -22,7 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from relay.protocol.dialect import error_text
-from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
@@ -30,6 +30,13 @@ CONNECT_TIMEOUT = 10.0
 READ_FIRST = 0.1
 _REFUSAL_BYTES = 64 * 1024
 _PIECE = 64 * 1024
+# With these nothing of a request was sent.
+_NOT_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+    ValueError,
+)
 
 NO_EVENT_STREAM = (
     "The upstream answered a streaming request with something that is no event stream. "
@@ -258,8 +265,8 @@ class UpstreamClient:
         `answer` is the setting that says how long the head may take once the request is sent, and its seconds; `idle`
         is how long the body may be silent then.
 
-        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
-        where the answer does not come in time.
+        Raises UpstreamUnreachable where no connection was had, UpstreamDisconnected where it ended before an answer,
+        UpstreamTimeout where the answer does not come in time.
         """
         if self._session is None:
             self._session = self._open()
@@ -281,10 +288,15 @@ class UpstreamClient:
                 "another try may be paid for twice; if answers take so long, raise the limit.",
                 headers={"x-should-retry": "false"},
             ) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _NOT_CONNECTED as error:
             raise UpstreamUnreachable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamDisconnected(
+                f"The upstream's connection ended before its answer ({type(error).__name__}). It may have generated "
+                "all the same, so another try may be paid for twice."
             ) from error
         if response.connection is not None and (protocol := response.connection.protocol) is not None:
             protocol.read_timeout = idle

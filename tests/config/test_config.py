@@ -66,7 +66,20 @@ CONTRACT = {
     "log.format": "text",
 }
 OF_AN_UPSTREAM = [
-    *("name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"),
+    *(
+        "name",
+        "base_url",
+        "apis",
+        "models",
+        "strip_prefix",
+        "model",
+        "next_on",
+        "wait",
+        "api_key_env",
+        "headers",
+        "buffer",
+        "usage",
+    ),
     *("upstream_answer_timeout", "unstreamed_answer_timeout", "first_token_timeout"),
     *("upstream_stall_timeout", "upstream_idle_timeout"),
 ]

@@ -163,7 +163,7 @@ class Harness:
     async def begin(self, with_client: bool, with_other: bool) -> None:
         """The stream is made on A."""
 
-        async def call() -> httpx.Response:
+        async def call(_: object) -> httpx.Response:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=self._body)
 
         route = route_model(SETTINGS.upstreams, "chat", "m")
