@@ -140,11 +140,12 @@ async def _stream(
             await _accept(services, exchange, producer.stream, scope)
             return
     reader = registry.lookup.first_reader(producer)
+    goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
-        upstream_headers = await _opened(services, exchange, producer, expected=joining.expected)
+        upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
     except ConnectionCut:
         reader.close()
-        if joining.expected:
+        if goes_on:
             registry.later(_see_through(services, producer))
         raise
     except BaseException:
@@ -228,8 +229,8 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
 
 
 async def _see_through(services: Services, producer: Producer) -> None:
-    """The client has gone before its answer, but its next attempt finds this generation by its key: it goes on,
-    and its abandon clock runs."""
+    """The client has gone before its answer, but its next attempt finds this generation by its key, or the upstream
+    is read to its end all the same: it goes on, and its abandon clock runs."""
     await asyncio.wait((producer.answer,), timeout=services.settings.streams.patience)
     if not producer.answer.done():
         try:
@@ -240,9 +241,7 @@ async def _see_through(services: Services, producer: Producer) -> None:
         await body_of(refused.response).aclose()
 
 
-async def _opened(
-    services: Services, exchange: Exchange, producer: Producer, *, expected: bool
-) -> rules.Headers | None:
+async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
     patience = services.settings.streams.patience
     try:
@@ -250,7 +249,7 @@ async def _opened(
         if exchange.gone:
             raise ConnectionCut
     except ConnectionCut:
-        if not expected:
+        if not goes_on:
             # Nobody holds this stream's id yet, so nobody can come back for it.
             producer.stop(Ending.ABANDONED)
         raise

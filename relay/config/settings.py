@@ -127,6 +127,12 @@ class UpstreamSettings(Section):
         "the APIs and every `x-…`.",
     )
     buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
+    after_abandon: Literal["cancel", "drain"] = Field(
+        "cancel",
+        description="What becomes of a stream that nobody reads any more (`streams.abandon_after`, or its client left "
+        "before the answer). `cancel`: the call ends. `drain`: it is read to its end, for upstreams that bill it all "
+        "the same, so that its usage is counted and whoever comes back has the whole answer.",
+    )
     usage: Literal["passthrough", "observe", "always"] = Field(
         "passthrough",
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
@@ -177,7 +183,9 @@ class StreamSettings(Section):
     )
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(
-        60.0, description="No reader for so long: the upstream call is cancelled. `0s`: at once. `off`: never."
+        60.0,
+        description="No reader for so long: the upstream call is cancelled, or drained where its `after_abandon` says "
+        "so. `0s`: at once. `off`: never.",
     )
     detached: DurationOrNever = Field(
         600.0,

@@ -130,6 +130,7 @@ class LogWriter:
 
     __slots__ = (
         "_ahead",
+        "_dropped",
         "_first_token_n",
         "_id",
         "_last_token",
@@ -180,6 +181,7 @@ class LogWriter:
         self.meter = meter
         self._waits = False  # has the upstream been told to wait?
         self._ahead = ahead
+        self._dropped = False  # the one reader of a stream without a log has gone
         self._max_bytes = max_bytes
         self._size = 0
         self._last_token: float | None = None
@@ -246,6 +248,8 @@ class LogWriter:
                 self._submit(self)
         elif state == UNLOGGED:
             self._show_all()
+            if self._dropped:
+                self.consumed(self.last)
 
     def finish(self, end: End) -> None:
         """There are no more events."""
@@ -368,6 +372,11 @@ class LogWriter:
             self.feed.forget(upto)
             if self._waits:
                 self.balance()
+
+    def drop(self) -> None:
+        """Nobody will take the events of a stream without a log any more."""
+        self._dropped = True
+        self.consumed(self.last)
 
     def balance(self) -> None:
         """What is held back for a store is bounded, and so is what is shown ahead of it; without a log nobody but the

@@ -75,6 +75,7 @@ OF_AN_UPSTREAM = [
         "model",
         "next_on",
         "wait",
+        "after_abandon",
         "api_key_env",
         "headers",
         "buffer",
