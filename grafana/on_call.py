@@ -36,7 +36,7 @@ from grafana.panels import (
 )
 
 UID, TITLE = "relay-on-call", "Relay / on call"
-REFUSED = "5..|429|unreachable|timeout"
+REFUSED = "5..|429|unreachable|disconnected|timeout"
 OF_RELAYS = f"and on (job, instance) relay_build_info{{{REPLICA}}}"
 EACH = "{{pod}} {{instance}}"
 
@@ -198,8 +198,8 @@ def _upstreams() -> list[Panel]:
     return [
         graph(
             "Answers of upstreams",
-            "By HTTP status, or unreachable or timeout. 401: a key. 429: a quota; ask for more or route elsewhere. "
-            "5xx: the provider's status page.",
+            "By HTTP status, or unreachable, disconnected or timeout. 401: a key. 429: a quota; ask for more or route "
+            "elsewhere. 5xx: the provider's status page.",
             [Ask(rate("relay_upstream_responses_total", GENERATION, "status"), "{{status}}")],
             unit=PER_SECOND,
             stacked=True,

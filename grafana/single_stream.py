@@ -159,7 +159,7 @@ def _failures() -> list[Panel]:
                 Ask(
                     rate(
                         "relay_upstream_responses_total",
-                        f'{GENERATION}, status=~"[45]..|unreachable|timeout|other"',
+                        f'{GENERATION}, status=~"[45]..|unreachable|disconnected|timeout|other"',
                         "upstream, status",
                     ),
                     "{{upstream}} {{status}}",

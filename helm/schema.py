@@ -120,7 +120,8 @@ def _duration(part: Schema) -> Schema:
     words: list[Any] = ([] if above_zero else ["0"]) + (["never", *_OFF] if "x-never" in part else [])
     if words:
         forms.append({"enum": words})
-    return {"description": part.get("description", ""), "anyOf": forms}
+    told = {"description": part["description"]} if "description" in part else {}
+    return {**told, "anyOf": forms}
 
 
 def main() -> int:

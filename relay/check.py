@@ -45,7 +45,7 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
             yield fault
         if not faults:
             print("store: ok")
-    client = UpstreamClient(_TIMEOUT)
+    client = UpstreamClient()
     try:
         for upstream in settings.upstreams:
             try:

@@ -112,7 +112,7 @@ class Meter:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)
 
     def upstream_answered(self, status: int | str) -> None:
-        """`status` is the HTTP status, or `unreachable` or `timeout` where there was none."""
+        """`status` is the HTTP status, or a word where there was none."""
         known = isinstance(status, str) or 100 <= status < 600
         self._metrics.upstream_responses.labels(*self._labels, status if known else "other").inc()
 
@@ -203,7 +203,7 @@ class Metrics:
         )
         self.upstream_responses = Counter(
             "relay_upstream_responses_total",
-            "Answers of upstreams, by HTTP status, or unreachable or timeout.",
+            "Answers of upstreams, by HTTP status, or unreachable (no connection was had), disconnected or timeout.",
             (*_GENERATION, "status"),
             registry=registry,
         )

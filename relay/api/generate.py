@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import orjson
@@ -17,7 +17,7 @@ from relay.api import event_ids, resume, tickets
 from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
-from relay.api.outgoing import RequestBody, upstream_request
+from relay.api.outgoing import RequestBody, UpstreamRequest, upstream_request
 from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
@@ -28,9 +28,10 @@ from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
-from relay.streams.answer import Call, Opened, Refused
+from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.producer import Producer
 from relay.upstream.client import NO_EVENT_STREAM, body_of
+from relay.upstream.failover import ask
 from relay.upstream.routing import Route
 
 # A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
@@ -43,6 +44,8 @@ class _Request:
 
     route: Route
     body: RequestBody
+    original: RequestBody = field(default_factory=lambda: RequestBody(b""))
+    """The client's own bytes, where the request may go on to a further upstream."""
     owner: str = ""
     stream: str = ""
     joining: Joining | None = None
@@ -62,6 +65,7 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
 
 async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Request:
     raw, body = await exchange.json(services.settings.limits.body)
+    original = raw
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
@@ -87,7 +91,8 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
-    return _Request(route, RequestBody(raw), owner, stream, joining, asking is not None)
+    spare = RequestBody(b"" if route.settled else original)
+    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None)
 
 
 async def _stream(
@@ -119,7 +124,7 @@ async def _stream(
         owner=request.owner,
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
         hide_usage=request.asks_for_usage and route.upstream.usage == "observe",
-        call=_call(services, exchange, dialect, route, request.body, preference_met=detached),
+        call=_call(services, exchange, dialect, request, preference_met=detached),
     )
     if slot.counted:
         registry.later(_release_at_end(producer, slot))
@@ -136,11 +141,12 @@ async def _stream(
             await _accept(services, exchange, producer.stream, scope)
             return
     reader = registry.lookup.first_reader(producer)
+    goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
-        upstream_headers = await _opened(services, exchange, producer, expected=joining.expected)
+        upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
     except ConnectionCut:
         reader.close()
-        if joining.expected:
+        if goes_on:
             registry.later(_see_through(services, producer))
         raise
     except BaseException:
@@ -157,25 +163,53 @@ async def _stream(
     await Delivery(exchange, source, services.settings).run(headers)
 
 
-def _call(
-    services: Services, exchange: Exchange, dialect: Dialect, route: Route, body: RequestBody, *, preference_met: bool
-) -> Call:
+def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:
     """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it."""
-    upstream = upstream_request(
-        services,
-        exchange,
-        route,
-        dialect.name,
-        identity=True,
-        incremental=True,
-        length=body.size,
-        headers=[item for item in exchange.headers if not (preference_met and item[0] == b"prefer")],
-    )
+    route, body, original = request.route, request.body, request.original
+    hidden = request.asks_for_usage and route.upstream.usage == "observe"
+    headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
 
-    async def call() -> httpx.Response:
-        return await upstream.send(body.take() if body.size <= _SMALL_BODY else body)
+    def to(at: Route, length: int) -> UpstreamRequest:
+        return upstream_request(
+            services,
+            exchange,
+            at,
+            dialect.name,
+            identity=True,
+            incremental=True,
+            length=length,
+            headers=headers,
+            streamed=True,
+        )
 
-    return call
+    async def once(asking: Asking) -> httpx.Response:
+        asking(route, hidden)
+        return await to(route, body.size).send(body.take() if body.size <= _SMALL_BODY else body)
+
+    async def in_turn(asking: Asking) -> httpx.Response:
+        own, client_s = body.take(), original.take()
+        last = route
+
+        async def send(at: Route) -> httpx.Response:
+            nonlocal last
+            last = at
+            data, hide = (own, hidden) if at is route else _written_for(at, dialect, client_s)
+            asking(at, hide)
+            return await to(at, len(data)).send(data)
+
+        answered, response = await ask(route, send)
+        if answered is not last:
+            asking(answered, False)
+        return response
+
+    return once if route.settled else in_turn
+
+
+def _written_for(route: Route, dialect: Dialect, original: bytes) -> tuple[bytes, bool]:
+    """A client's request as it goes to this upstream, and whether the usage that it asks for is hidden."""
+    body = {**orjson.loads(original), "model": route.model}
+    asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
+    return orjson.dumps(body if asking is None else asking), asking is not None and route.upstream.usage == "observe"
 
 
 def _preferences(exchange: Exchange) -> set[str]:
@@ -206,8 +240,8 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
 
 
 async def _see_through(services: Services, producer: Producer) -> None:
-    """The client has gone before its answer, but its next attempt finds this generation by its key: it goes on,
-    and its abandon clock runs."""
+    """The client has gone before its answer, but its next attempt finds this generation by its key, or the upstream
+    is read to its end all the same: it goes on, and its abandon clock runs."""
     await asyncio.wait((producer.answer,), timeout=services.settings.streams.patience)
     if not producer.answer.done():
         try:
@@ -218,9 +252,7 @@ async def _see_through(services: Services, producer: Producer) -> None:
         await body_of(refused.response).aclose()
 
 
-async def _opened(
-    services: Services, exchange: Exchange, producer: Producer, *, expected: bool
-) -> rules.Headers | None:
+async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
     patience = services.settings.streams.patience
     try:
@@ -228,7 +260,7 @@ async def _opened(
         if exchange.gone:
             raise ConnectionCut
     except ConnectionCut:
-        if not expected:
+        if not goes_on:
             # Nobody holds this stream's id yet, so nobody can come back for it.
             producer.stop(Ending.ABANDONED)
         raise

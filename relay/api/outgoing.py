@@ -9,13 +9,15 @@ import httpx
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
-from relay.config import UpstreamSettings
+from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
 from relay.protocol import headers as rules
-from relay.protocol.errors import ApiError
+from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.client import UpstreamClient
 from relay.upstream.routing import Route
+
+_NO_ANSWER = {UpstreamUnreachable: "unreachable", UpstreamDisconnected: "disconnected", UpstreamTimeout: "timeout"}
 
 
 class RequestBody:
@@ -45,13 +47,18 @@ class UpstreamRequest:
     method: str
     url: str
     headers: Headers
+    answer: tuple[str, float]
+    """The setting that says how long the answer may take, and its seconds."""
+    idle: float
 
     async def send(self, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         try:
-            response = await self.client.send(self.upstream, self.method, self.url, self.headers, body)
+            response = await self.client.send(
+                self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=self.idle
+            )
         except ApiError as error:
-            self.meter.upstream_answered("timeout" if error.status == 504 else "unreachable")
+            self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
             raise
         self.meter.upstream_answered(response.status_code)
         return response
@@ -67,14 +74,16 @@ def upstream_request(
     length: int | None,
     incremental: bool = False,
     headers: Headers | None = None,
+    streamed: bool = False,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
     `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
-    stream, `length` is the body's in bytes where it is known, and `headers` stand for the client's own where some of
-    these are not to cross.
+    stream, `length` is the body's in bytes where it is known, `headers` stand for the client's own where some of these
+    are not to cross, and `streamed` is True where a stream is asked for.
     """
     upstream = route.upstream
+    timeouts = upstream.timeouts(services.settings.streams)
     crossing = rules.to_upstream(
         exchange.headers if headers is None else headers,
         api_key=upstream.api_key(),
@@ -92,4 +101,11 @@ def upstream_request(
         exchange.method,
         url,
         crossing,
+        _answer_limit(timeouts, streamed=streamed),
+        timeouts.upstream_idle_timeout,
     )
+
+
+def _answer_limit(timeouts: Timeouts, *, streamed: bool) -> tuple[str, float]:
+    names = ("upstream_answer_timeout", "first_token_timeout") if streamed else ("unstreamed_answer_timeout",)
+    return min(((name, getattr(timeouts, name)) for name in names), key=lambda limit: limit[1])

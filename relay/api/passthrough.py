@@ -16,8 +16,9 @@ from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
 from relay.protocol.dialect import JsonObject
-from relay.protocol.errors import UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
 from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.failover import ask
 from relay.upstream.routing import Route, route_path
 
 # A body has no meaning with these (RFC 9110, section 9.3): an upstream that does not read it takes it for the next
@@ -85,19 +86,9 @@ async def _forward(
         await exchange.discard_body()
         exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
         body = b""
-    length = len(body) if body and isinstance(body, bytes) else None
-    request = upstream_request(
-        services,
-        exchange,
-        route,
-        api_label(exchange.scope["path"]),
-        identity=False,
-        length=length,
-        incremental=incremental or "text/event-stream" in (exchange.header(b"accept") or ""),
-    )
     try:
-        response = await exchange.unless_gone(request.send(body))
-    except UpstreamUnreachable as error:
+        route, response = await exchange.unless_gone(_answer(services, exchange, route, body, incremental))
+    except (UpstreamDisconnected, UpstreamUnreachable) as error:
         raise exchange.too_slow or error from None
     more = route.upstream.headers
     kind = response.headers.get("content-type")
@@ -109,12 +100,36 @@ async def _forward(
         and kind
         and is_event_stream(response)
     ):
+        meter = services.metrics.meter(_label(exchange), route.upstream.name, route.pattern)
         try:
-            await passed_events.deliver(exchange, response, more, request.meter, services.settings)
+            await passed_events.deliver(exchange, response, more, meter, services.settings)
         finally:
             await body_of(response).aclose()
     else:
         await relay_response(exchange, response, more)
+
+
+async def _answer(
+    services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes], incremental: bool
+) -> tuple[Route, httpx.Response]:
+    """A body that is passed on as it comes cannot be sent again."""
+    incremental = incremental or "text/event-stream" in (exchange.header(b"accept") or "")
+
+    async def send(at: Route) -> httpx.Response:
+        data = body
+        if at is not route and isinstance(body, bytes):
+            data = orjson.dumps({**orjson.loads(body), "model": at.model})
+        length = len(data) if data and isinstance(data, bytes) else None
+        request = upstream_request(
+            services, exchange, at, _label(exchange), identity=False, incremental=incremental, length=length
+        )
+        return await request.send(data)
+
+    return await ask(route, send) if isinstance(body, bytes) else (route, await send(route))
+
+
+def _label(exchange: Exchange) -> str:
+    return api_label(exchange.scope["path"])
 
 
 async def relay_response(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:

@@ -44,6 +44,8 @@ _STATELESS = frozenset(
     )
 )
 _MODELS = "/v1/models/"
+# What a body of the responses API can name that only the upstream which made it has.
+_KEPT_UPSTREAM = ("previous_response_id", "conversation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Caller:
         key = self.key
         if key is not None and self.restricted and not all(map(key.may_ask_for, [*_models_named(body), model])):
             upstreams = []
-        return route_model(upstreams, api, model)
+        return route_model(upstreams, api, model, bound=any(map(body.get, _KEPT_UPSTREAM)))
 
     def check_unnamed(self, path: str) -> None:
         """A request in which no model was found to check. Raises BadRequest where only some may be asked for: upstream

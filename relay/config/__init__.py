@@ -11,6 +11,7 @@ from relay.config.settings import (
     StoreSettings,
     StreamSettings,
     TicketSettings,
+    Timeouts,
     UpstreamSettings,
 )
 from relay.config.units import parse_duration
@@ -27,6 +28,7 @@ __all__ = [
     "StoreSettings",
     "StreamSettings",
     "TicketSettings",
+    "Timeouts",
     "UpstreamSettings",
     "load",
     "parse_duration",

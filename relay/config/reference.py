@@ -43,6 +43,8 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
+    if default == float("inf"):
+        return "`off`"
     if isinstance(default, float):
         return f"`{default:g}s`"
     if isinstance(default, int) and default >= 1024**2 and default % 1024**2 == 0:

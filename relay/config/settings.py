@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from relay.config.units import (
     Address,
     Duration,
     DurationOrNever,
+    DurationOrOff,
     DurationOrZero,
     OrOff,
     RateText,
@@ -74,6 +76,22 @@ class StoreSettings(Section):
         return Cipher(os.environ.get(self.encryption_env, "") if self.encryption_env else PLAIN)
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long one upstream may take, in seconds: its own setting, or the one of that name in `streams`."""
+
+    upstream_answer_timeout: float
+    unstreamed_answer_timeout: float
+    first_token_timeout: float
+    upstream_stall_timeout: float
+    upstream_idle_timeout: float
+
+
+# With these an upstream says that it has not begun. Others (500, 502, 504, a time-out) leave that open.
+Refusal = Literal[400, 401, 402, 403, 404, 413, 422, 429, 503, 529, "unreachable"]
+_OWN = "This upstream's own, in place of the one in `streams`."
+
+
 class UpstreamSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
         description="The upstream's name in metrics and logs."
@@ -89,6 +107,18 @@ class UpstreamSettings(Section):
         description="Patterns of the models it serves; the first upstream that matches wins.",
     )
     strip_prefix: str = Field("", description="Taken off the model's name before it goes upstream.")
+    model: str = Field("", description="The model's name there, in place of the one that was asked for.")
+    next_on: list[Refusal] = Field(
+        [],
+        description="After these refusals (statuses, and `unreachable`: no connection) a request that names a model "
+        "goes on to the next upstream whose `apis` and `models` match. Never after a connection that broke, a silence "
+        "or a first byte, so nothing is generated twice.",
+    )
+    wait: DurationOrZero = Field(
+        0.0,
+        description="A refusal of `next_on` whose `Retry-After` is within this time is waited out, and this upstream "
+        "asked again, before the next one is.",
+    )
     api_key_env: str | None = Field(
         None,
         description="The environment variable that holds its key. Absent: the client's own credentials go upstream.",
@@ -119,11 +149,26 @@ class UpstreamSettings(Section):
         description="How long an idle connection to it is kept: less than it keeps one itself, or requests are lost.",
     )
     buffer: bool = Field(True, description="`false`: relayed without a log; a resume answers `resume_not_supported`.")
+    after_abandon: Literal["cancel", "drain"] = Field(
+        "cancel",
+        description="What becomes of a stream that nobody reads any more (`streams.abandon_after`, or its client left "
+        "before the answer). `cancel`: the call ends. `drain`: it is read to its end, for upstreams that bill it all "
+        "the same, so that its usage is counted and whoever comes back has the whole answer.",
+    )
     usage: Literal["passthrough", "observe", "always"] = Field(
         "passthrough",
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+    upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    unstreamed_answer_timeout: Duration | None = Field(None, description=_OWN)
+    first_token_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    upstream_stall_timeout: DurationOrOff | None = Field(None, description=_OWN)
+    upstream_idle_timeout: Duration | None = Field(None, description=_OWN)
+
+    def timeouts(self, streams: StreamSettings) -> Timeouts:
+        own = {each.name: getattr(self, each.name) for each in fields(Timeouts)}
+        return Timeouts(**{name: getattr(streams, name) if time is None else time for name, time in own.items()})
 
     @model_validator(mode="after")
     def _check_tls(self) -> UpstreamSettings:
@@ -146,10 +191,29 @@ class StreamSettings(Section):
     patience: Duration = Field(
         10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
     )
-    upstream_idle_timeout: Duration = Field(300.0, description="An upstream silent for so long has failed.")
+    upstream_answer_timeout: DurationOrOff = Field(
+        120.0,
+        description="How long an upstream that has a request for a stream may take to answer at all. `off`: for ever.",
+    )
+    unstreamed_answer_timeout: Duration = Field(
+        600.0, description="The same for every other request: the whole answer may be made before its first byte."
+    )
+    first_token_timeout: DurationOrOff = Field(
+        float("inf"), description="How long the first output may take, from the request on. `off`: no limit."
+    )
+    upstream_stall_timeout: DurationOrOff = Field(
+        120.0,
+        description="An upstream that has sent no event of its answer for so long has failed, whatever keeps its "
+        "connection alive. `off`: no limit.",
+    )
+    upstream_idle_timeout: Duration = Field(
+        300.0, description="An upstream that has sent nothing at all for so long, keep-alives included, has failed."
+    )
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(
-        60.0, description="No reader for so long: the upstream call is cancelled. `0s`: at once. `off`: never."
+        60.0,
+        description="No reader for so long: the upstream call is cancelled, or drained where its `after_abandon` says "
+        "so. `0s`: at once. `off`: never.",
     )
     detached: DurationOrNever = Field(
         600.0,

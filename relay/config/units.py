@@ -81,6 +81,7 @@ DurationOrZero = Annotated[float, BeforeValidator(to_seconds), Field(ge=0, allow
 _T = TypeVar("_T")
 OrOff = Annotated[_T | None, BeforeValidator(off_to_none)]
 DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
+DurationOrOff = Annotated[float, BeforeValidator(to_seconds_or_never), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
 
 

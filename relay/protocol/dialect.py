@@ -23,6 +23,7 @@ TERMINAL = 2  # the stream is over with this event
 DONE_MAY_FOLLOW = 4  # with TERMINAL: one more event ([DONE]) may follow before the body ends
 FAILED = 8  # the upstream's own error
 HIDDEN = 16  # asked for by the relay, not by the client: not forwarded
+KEEP_ALIVE = 32  # says that the upstream lives, and nothing of the answer
 
 DONE = b"[DONE]"
 # In the last object of a stopped stream, at its top, under `relay`: its other readers can tell it from a natural end.

@@ -23,6 +23,7 @@
     ├── HeadersTooLarge                431  headers_too_large
     ├── TooManyRequests                429  too_many_streams, too_many_readers, rate_limit_exceeded
     ├── UpstreamUnreachable            502  upstream_unreachable
+    ├── UpstreamDisconnected           502  upstream_disconnected
     ├── UpstreamMalformed              502  upstream_malformed
     ├── UpstreamTimeout                504  upstream_timeout
     └── Unavailable                    503  too_busy, draining
@@ -275,10 +276,21 @@ class TooManyRequests(ApiError):
 
 
 class UpstreamUnreachable(ApiError):
-    """No connection to the upstream, or none that lasted until its answer (RFC 9110, section 15.6.3)."""
+    """No connection to the upstream was had, so it knows nothing of the request (RFC 9110, section 15.6.3)."""
 
     status = 502
     code = "upstream_unreachable"
+
+
+class UpstreamDisconnected(ApiError):
+    """The upstream's connection ended before its answer, which it may have begun (RFC 9110, section 15.6.3)."""
+
+    status = 502
+    code = "upstream_disconnected"
+
+    def __init__(self, message: str) -> None:
+        """SDKs are told not to try again by themselves: what was generated is paid for."""
+        super().__init__(message, headers={"x-should-retry": "false"})
 
 
 class UpstreamMalformed(ApiError):

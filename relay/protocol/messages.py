@@ -7,6 +7,7 @@ import orjson
 from relay.protocol.dialect import (
     DONE,
     FAILED,
+    KEEP_ALIVE,
     STOPPED,
     TERMINAL,
     TOKEN,
@@ -66,6 +67,8 @@ class MessagesWatch:
             return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
         if kind == "message_stop":
             return TERMINAL
+        if kind == "ping":
+            return KEEP_ALIVE
         if kind == "error" or event.type == b"error" or (not kind and "error" in message):
             self.error = error_text(message.get("error") or message)
             return TERMINAL | FAILED

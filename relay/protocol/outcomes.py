@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from relay.protocol.errors import ApiError, Unavailable, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import ApiError, Unavailable, UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout
 
 
 class Cause(StrEnum):
@@ -68,14 +68,14 @@ def _draining(message: str) -> ApiError:
     return Unavailable(message, code="draining", headers={"retry-after": "1"})
 
 
-_NEW_ANSWER = "The text so far is incomplete; send the request again for a new answer."
+NEW_ANSWER = "The text so far is incomplete; send the request again for a new answer."
 _UPSTREAM = "the upstream, or a proxy on the way to it"
 _LIMIT = "a limit of `streams`"
 
 OUTCOMES: dict[Outcome, Row] = {
     Cause.UPSTREAM_DISCONNECTED: Row(
-        f"The upstream closed the connection before the end of its answer. {_NEW_ANSWER}",
-        refusal=UpstreamUnreachable,
+        f"The upstream closed the connection before the end of its answer. {NEW_ANSWER}",
+        refusal=UpstreamDisconnected,
         meaning="the upstream's connection ended before its terminal event",
         runbook=_UPSTREAM,
     ),
@@ -91,10 +91,12 @@ OUTCOMES: dict[Outcome, Row] = {
         runbook=_UPSTREAM,
     ),
     Cause.UPSTREAM_TIMEOUT: Row(
-        f"The upstream sent nothing for streams.upstream_idle_timeout. {_NEW_ANSWER}",
+        f"The upstream took too long. {NEW_ANSWER}",
         refusal=UpstreamTimeout,
-        meaning="the upstream was silent for `streams.upstream_idle_timeout`",
-        runbook="an upstream that is silent for `streams.upstream_idle_timeout`",
+        meaning="the upstream exceeded one of its time-outs (`upstream_idle_timeout`, `upstream_stall_timeout`, "
+        "`first_token_timeout`, `upstream_answer_timeout`); the message says which",
+        runbook="an upstream that has stalled; the client's message names the time-out, set in `streams` or for the "
+        "upstream",
     ),
     Cause.UPSTREAM_MALFORMED: Row(
         "The upstream sent an event that is not of its API's format. "
@@ -120,7 +122,7 @@ OUTCOMES: dict[Outcome, Row] = {
         runbook=_LIMIT,
     ),
     Cause.PRODUCER_LOST: Row(
-        f"The relay process that read the upstream is gone. {_NEW_ANSWER}",
+        f"The relay process that read the upstream is gone. {NEW_ANSWER}",
         meaning="the relay process that read the upstream is gone",
         runbook="a replica that died, or hung for longer than `streams.lease`",
     ),
@@ -132,7 +134,7 @@ OUTCOMES: dict[Outcome, Row] = {
         "had all of it: [RelayStoreDown](#relaystoredown)",
     ),
     Cause.SHUTDOWN: Row(
-        f"The relay is shutting down. {_NEW_ANSWER}",
+        f"The relay is shutting down. {NEW_ANSWER}",
         refusal=_draining,
         meaning="the relay shut down before the stream ended",
         runbook="a `drain.timeout`, or a grace period around the relay, that is shorter than answers take",

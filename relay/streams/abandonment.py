@@ -1,4 +1,5 @@
-"""When a generation that nobody reads is cancelled: one clock for each, wherever its readers are.
+"""When a generation that nobody reads is cancelled, or only read to its end (`after_abandon`): one clock for each,
+wherever its readers are.
 
 The replica that produces a stream counts its own readers. Of readers elsewhere it hears when the last one of a replica
 leaves (a message), and with each renewal of its lease (the log knows which replicas have readers); before anything is
@@ -116,7 +117,14 @@ class Abandonment:
         if producer.logged:
             self._background(self._abandon_unless_read(producer, clock))
         else:
+            self._abandon(producer)
+
+    @staticmethod
+    def _abandon(producer: Producer) -> None:
+        if producer.route.upstream.after_abandon == "cancel":
             producer.stop(Ending.ABANDONED)
+        elif not producer.logged:
+            producer.writer.drop()
 
     async def _abandon_unless_read(self, producer: Producer, clock: _Clock) -> None:
         """Where the store cannot be asked, what was heard last must do."""
@@ -127,6 +135,6 @@ class Abandonment:
         if producer not in self._clocks or producer.feed.readers or clock.elsewhere:
             return
         if time.monotonic() - clock.unread_since + _TOLERANCE >= clock.limit:
-            producer.stop(Ending.ABANDONED)
+            self._abandon(producer)
         else:
             self._arm(producer, clock)

@@ -9,8 +9,11 @@ import httpx
 
 from relay.protocol.errors import ApiError
 from relay.protocol.headers import Headers
+from relay.upstream.routing import Route
 
-Call = Callable[[], Awaitable[httpx.Response]]
+Asking = Callable[[Route, bool], None]
+"""Hears where a request goes, before it does, and whether the usage that it asks for there is hidden."""
+Call = Callable[[Asking], Awaitable[httpx.Response]]
 
 
 @dataclass(frozen=True, slots=True)

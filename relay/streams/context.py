@@ -24,6 +24,9 @@ class Host(Protocol):
     def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
         """The upstream has named its answer. Where that makes a name of the stream's: done when the store has it."""
 
+    def on_moved(self, producer: Producer) -> None:
+        """Its request goes to another upstream than before."""
+
     def on_ended(self, producer: Producer) -> None:
         """The producer is done, and there will be nothing more of it."""
 

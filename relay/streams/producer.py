@@ -82,6 +82,7 @@ class Producer:
         self.kept_headers: Headers = []
         """Those of the upstream's that every answer with this stream has."""
         self._ended_at = 0.0
+        self._asked = 0.0
         self._settings = context.settings
         self._context = context
         self._call: Call | None = call
@@ -163,10 +164,9 @@ class Producer:
         self._persisted.set()
         if self.feed.live:
             self.feed.close()
-        if self._hold is not None:
-            self._hold.cancel()
-        if self._remaking is not None:
-            self._remaking.cancel()
+        for pending in (self._hold, self._remaking):
+            if pending is not None:
+                pending.cancel()
         if self._ingest is not None:
             self._ingest.close()
             self._ingest = None
@@ -234,7 +234,7 @@ class Producer:
         call, self._call = self._call, None
         assert call is not None
         try:
-            response = await call()
+            response = await call(self._asking)
         except ApiError as error:
             if self._creating is None:
                 self.answer.set_result(error)
@@ -261,6 +261,13 @@ class Producer:
         if response.status_code == 200:
             raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
         raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
+
+    def _asking(self, route: Route, hide_usage: bool) -> None:
+        self._asked = asyncio.get_running_loop().time()
+        if route is not self.route:
+            self.route = route
+            self.watch = self.dialect.watch(hide_usage=hide_usage)
+            self._context.host.on_moved(self)
 
     async def _create(self) -> None:
         if self.logged:
@@ -295,7 +302,9 @@ class Producer:
 
     async def _relay(self, response: httpx.Response) -> Outcome:
         """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._ingest = UpstreamIngest(body_of(response), self.watch, self._settings, self.writer, self._name)
+        settings, timeouts = self._settings, self.route.upstream.timeouts(self._settings)
+        body, sink = body_of(response), self.writer
+        self._ingest = UpstreamIngest(body, self.watch, settings, timeouts, self._asked, sink, self._name)
         self._ingest.start()
         return await self._ingest.finished
 
@@ -313,8 +322,8 @@ class Producer:
         """While nothing is appended, no reply can be late: this clock says when readers have waited for long enough."""
         if self._hold is not None:
             self._hold.cancel()
-        loop = asyncio.get_running_loop()
-        self._hold = loop.call_later(self._context.log.store.hold, self._waited_for_store, self.writer.acked)
+        hold, acked = self._context.log.store.hold, self.writer.acked
+        self._hold = asyncio.get_running_loop().call_later(hold, self._waited_for_store, acked)
 
     def _waited_for_store(self, acked: int) -> None:
         self._hold = None

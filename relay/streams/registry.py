@@ -11,6 +11,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
 
 from relay.auth.owners import Owners
@@ -176,6 +177,15 @@ class Registry:
     def on_created(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
         producer.account.meter.streams_active.inc()
+
+    def on_moved(self, producer: Producer) -> None:
+        account, route = producer.account, producer.route
+        meter = self.metrics.meter(producer.dialect.name, route.upstream.name, route.pattern)
+        if producer.stream in self.producers:
+            account.meter.streams_active.dec()
+            meter.streams_active.inc()
+        producer.writer.meter = account.meter = meter
+        account.request = replace(account.request, model=route.model)
 
     def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
         if producer.logged and producer.dialect.name == "responses":

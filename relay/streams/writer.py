@@ -130,11 +130,11 @@ class LogWriter:
 
     __slots__ = (
         "_ahead",
+        "_dropped",
         "_first_token_n",
         "_id",
         "_last_token",
         "_max_bytes",
-        "_meter",
         "_size",
         "_submit",
         "_waits",
@@ -146,6 +146,7 @@ class LogWriter:
         "held",
         "keys",
         "listener",
+        "meter",
         "outcome",
         "queued",
         "state",
@@ -177,9 +178,10 @@ class LogWriter:
         self.held = False  # nothing is to be appended yet: the stream is being made again, or a name of its own
         self.state = WRITING if logged else UNLOGGED
         self._submit = submit
-        self._meter = meter
+        self.meter = meter
         self._waits = False  # has the upstream been told to wait?
         self._ahead = ahead
+        self._dropped = False  # the one reader of a stream without a log has gone
         self._max_bytes = max_bytes
         self._size = 0
         self._last_token: float | None = None
@@ -229,7 +231,7 @@ class LogWriter:
         if self._last_token is None:
             self._first_token_n = self.last
         else:
-            self._meter.gap(now - self._last_token)
+            self.meter.gap(now - self._last_token)
         self._last_token = now
 
     def publish(self) -> None:
@@ -246,6 +248,8 @@ class LogWriter:
                 self._submit(self)
         elif state == UNLOGGED:
             self._show_all()
+            if self._dropped:
+                self.consumed(self.last)
 
     def finish(self, end: End) -> None:
         """There are no more events."""
@@ -351,7 +355,7 @@ class LogWriter:
     def _show(self, upto: int) -> None:
         feed = self.feed
         if upto > feed.top:
-            self._meter.events += upto - feed.top
+            self.meter.events += upto - feed.top
             if self._first_token_n and upto >= self._first_token_n:
                 self._first_token_n = 0
                 self.listener.on_first_token()
@@ -368,6 +372,11 @@ class LogWriter:
             self.feed.forget(upto)
             if self._waits:
                 self.balance()
+
+    def drop(self) -> None:
+        """Nobody will take the events of a stream without a log any more."""
+        self._dropped = True
+        self.consumed(self.last)
 
     def balance(self) -> None:
         """What is held back for a store is bounded, and so is what is shown ahead of it; without a log nobody but the

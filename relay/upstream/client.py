@@ -20,12 +20,20 @@ from yarl import URL
 from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
 from relay.protocol.dialect import error_text
-from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 _REFUSAL_BYTES = 64 * 1024
+_PIECE = 64 * 1024
+# With these nothing of a request was sent.
+_NOT_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+    ValueError,
+)
 
 NO_EVENT_STREAM = (
     "The upstream answered a streaming request with something that is no event stream. "
@@ -70,6 +78,17 @@ class _Pushing(aiohttp.StreamReader):
         super().set_exception(exc, *cause)
         if not over:
             self._protocol.relay_sink.eof_received(_transport_error(exc))  # type: ignore[attr-defined]
+
+
+async def _in_pieces(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[memoryview]:
+    """So that each of them shows that the upstream takes it."""
+    if isinstance(body, bytes):
+        for at in range(0, len(body), _PIECE):
+            yield memoryview(body)[at : at + _PIECE]
+    else:
+        async for part in body:
+            for at in range(0, len(part), _PIECE):
+                yield memoryview(part)[at : at + _PIECE]
 
 
 def _transport_error(error: BaseException) -> httpx.TransportError:
@@ -290,8 +309,7 @@ async def refusal_text(response: httpx.Response) -> str:
 class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
-    def __init__(self, idle_timeout: float) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=idle_timeout)
+    def __init__(self) -> None:
         self._connections = Connections()
 
     async def send(
@@ -301,11 +319,17 @@ class UpstreamClient:
         url: str,
         headers: Headers,
         body: bytes | AsyncIterable[bytes],
+        *,
+        answer: tuple[str, float] = ("upstream_answer_timeout", 120.0),
+        idle: float = 300.0,
     ) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
-        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
-        where the answer does not come within the idle time-out.
+        `answer` is the setting that says how long the head may take once the request is sent, and its seconds; `idle`
+        is how long the body may be silent then.
+
+        Raises UpstreamUnreachable where no connection was had, UpstreamDisconnected where it ended before an answer,
+        UpstreamTimeout where the answer does not come in time.
         """
         address = URL(url, encoded=True)
         proxy, authorization = proxy_for(upstream, address)
@@ -313,6 +337,7 @@ class UpstreamClient:
         lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy
             lines += to_proxy.items()
+        setting, seconds = answer
         try:
             response = await self._connections.to(upstream).request(
                 method,
@@ -320,19 +345,31 @@ class UpstreamClient:
                 proxy=proxy,
                 proxy_headers=to_proxy,
                 headers=lines,
-                data=body,
+                data=body if isinstance(body, bytes) and len(body) <= _PIECE else _in_pieces(body),
                 allow_redirects=False,
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=None if seconds == float("inf") else seconds
+                ),
             )
         except aiohttp.SocketTimeoutError:
             raise UpstreamTimeout(
-                "The upstream did not answer within streams.upstream_idle_timeout. Try again."
+                f"The upstream did not answer within {setting} ({seconds:g} s). It may have generated all the same, so "
+                "another try may be paid for twice; if answers take so long, raise the limit.",
+                headers={"x-should-retry": "false"},
             ) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _NOT_CONNECTED as error:
             raise UpstreamUnreachable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamDisconnected(
+                f"The upstream's connection ended before its answer ({type(error).__name__}). It may have generated "
+                "all the same, so another try may be paid for twice."
+            ) from error
+        if response.connection is not None and (protocol := response.connection.protocol) is not None:
+            protocol.read_timeout = idle
+            protocol.start_timeout()
         head, codings = _undone(response)
         return httpx.Response(response.status, headers=head, stream=Body(response, codings))
 

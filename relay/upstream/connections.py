@@ -7,22 +7,57 @@ finds there upstream).
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import select
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection, TCPConnector
 from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.config.tls import context
 
+# How long a time-out that is due waits for what has arrived in time and was not read yet.
+READ_FIRST = 0.1
 _GONE = select.POLLIN | getattr(select, "POLLRDHUP", 0)
 
 _Kind = tuple[Path | None, Path | None, float]
+
+
+class _Handler(ResponseHandler):
+    """aiohttp's connection, whose time-out begins when the request is sent, with two differences. An upstream that
+    takes none of a request is as silent as one that does not answer. And a process that was stopped does not take its
+    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first."""
+
+    _sent = False
+
+    def set_response_params(self, **params: Any) -> None:
+        self._sent = False
+        super().set_response_params(**params)
+
+    def start_timeout(self) -> None:
+        self._sent = True
+        super().start_timeout()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        super().start_timeout()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._sent:
+            super().start_timeout()
+        else:
+            self._drop_timeout()
+
+    def _on_read_timeout(self) -> None:
+        self._read_timeout_handle = self._loop.call_later(READ_FIRST, super()._on_read_timeout)
 
 
 class _Connector(TCPConnector):
@@ -60,8 +95,10 @@ class Connections:
 
     @staticmethod
     def _open(ca_file: Path | None, client_cert: Path | None, keepalive: float) -> aiohttp.ClientSession:
+        connector = _Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive)
+        connector._factory = partial(_Handler, asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
-            connector=_Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),

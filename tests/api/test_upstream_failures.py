@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.scene import UNREADABLE, SSE_HEAD, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
+from tests.api.scene import SSE_HEAD, UNREADABLE, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
 from tests.support.ids import end_ids, event_ids
 from tests.support.replicas import stream_id
 from tests.support.samples import SAMPLES, Event, Sample, error_of, masked, refusal_of, rest, resume, start

@@ -42,7 +42,7 @@ def test_heartbeats_carry_a_silent_stream_over_the_idle_timeout(site: BeatingSit
     model = f"idle-{often}"
     site.upstream.on(model, *stream(frame(1), Gate(model), frame(2), DONE))
     relay = site.often if often else site.seldom
-    shorter = [("stream_idle_timeout: 310s", "stream_idle_timeout: 2s")]
+    shorter = [("stream_idle_timeout: 610s", "stream_idle_timeout: 2s")]
     with Envoy([relay.url], more=shorter) as front, post(front, model) as answer:
         events = answer.events(1)
         if often:

@@ -44,7 +44,8 @@ def test_the_body_limits_agree_with_the_relays_default() -> None:
 
 def test_time_outs_agree_with_the_relays_defaults() -> None:
     defaults = Settings.model_fields
-    silent, drain = defaults["streams"].default.upstream_idle_timeout, defaults["drain"].default.timeout
+    streams, drain = defaults["streams"].default, defaults["drain"].default.timeout
+    silent = max(streams.upstream_idle_timeout, streams.unstreamed_answer_timeout)
     nginx, envoy = (DEPLOY / "nginx" / "relay.conf").read_text(), (DEPLOY / "envoy" / "envoy.yaml").read_text()
     compose = (DEPLOY / "compose.yaml").read_text()
     for text, pattern, least in (

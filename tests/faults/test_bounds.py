@@ -33,6 +33,7 @@ STREAMS = {
     "lease": "2s",
     "patience": "5s",
     "upstream_idle_timeout": "1s",
+    "upstream_answer_timeout": "1s",
     "max_event_bytes": "64KiB",
     "max_stream_bytes": "8MiB",
     "max_duration": "60s",
@@ -174,7 +175,7 @@ def test_a_byte_now_and_then_for_ever_meets_max_duration(relays: Relays, upstrea
 
 def test_max_duration_before_the_upstream_has_answered(relays: Relays, upstream: ScriptedUpstream) -> None:
     """No stream was made, so the client gets an answer and not a dead connection."""
-    relay = relays.start(config(upstream, {**STREAMS, "max_duration": "1s", "upstream_idle_timeout": "30s"}))
+    relay = relays.start(config(upstream, {**STREAMS, "max_duration": "1s", "upstream_answer_timeout": "30s"}))
     upstream.on("mute", Gate("mute"))
     answer = post(relay, "mute")
     assert (answer.status, answer.json["error"]["code"]) == (504, "upstream_timeout")

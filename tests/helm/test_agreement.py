@@ -160,13 +160,20 @@ def test_the_defaults_that_the_chart_computes_with_are_the_relay_s() -> None:
     block = helper.partition('define "relay.setting"')[2].partition("{{- end -}}")[0]
     defaults = dict(re.findall(r'"([a-z_.]+)" "([^"]+)"', block))
     times = {key: value for key, value in defaults.items() if "bind" not in key}
-    assert times.keys() == {"drain.timeout", "streams.heartbeat", "streams.upstream_idle_timeout"}
+    assert times.keys() == {
+        "drain.timeout",
+        "streams.heartbeat",
+        "streams.upstream_idle_timeout",
+        "streams.unstreamed_answer_timeout",
+    }
     for key, value in times.items():
         assert _at(Settings(), key) == _at(load_values(key, value), key)
     found = chart.case("minimal", ingress={"enabled": True, "hosts": ["llm.example"]})
     assert chart.pod(found)["spec"]["terminationGracePeriodSeconds"] == 10 + Settings().drain.timeout + 30
     read = chart.of(found, "Ingress")["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-read-timeout"]
-    assert int(read) == Settings().streams.upstream_idle_timeout + 10 > 4 * Settings().streams.heartbeat
+    streams = Settings().streams
+    assert int(read) == 10 + streams.unstreamed_answer_timeout
+    assert int(read) > max(streams.upstream_idle_timeout, 4 * streams.heartbeat)
 
 
 @pytest.mark.parametrize(

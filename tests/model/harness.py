@@ -41,7 +41,13 @@ LEASE = 1e6
 SETTINGS = Settings.model_validate(
     {
         "upstreams": [{"name": "u", "base_url": "http://127.0.0.1:9"}],
-        "streams": {"lease": LEASE, "abandon_after": "never", "max_duration": 1e6, "upstream_idle_timeout": 1e6},
+        "streams": {
+            "lease": LEASE,
+            "abandon_after": "never",
+            "max_duration": 1e6,
+            "upstream_idle_timeout": 1e6,
+            "upstream_stall_timeout": 1e6,
+        },
     }
 )
 ANSWERS: dict[type[Exception], str] = {
@@ -157,7 +163,7 @@ class Harness:
     async def begin(self, with_client: bool, with_other: bool) -> None:
         """The stream is made on A."""
 
-        async def call() -> httpx.Response:
+        async def call(_: object) -> httpx.Response:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=self._body)
 
         route = route_model(SETTINGS.upstreams, "chat", "m")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.dialect import FAILED, TERMINAL, TOKEN, Usage
+from relay.protocol.dialect import FAILED, KEEP_ALIVE, TERMINAL, TOKEN, Usage
 from relay.protocol.messages import Messages, MessagesWatch
 from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.sse import Event
@@ -58,7 +58,6 @@ class TestFirstToken:
         "sent",
         [
             START,
-            named("ping"),
             named("content_block_start", index=0, content_block={"type": "text", "text": ""}),
             named("content_block_start", index=0, content_block={"type": "thinking", "thinking": ""}),
             named("content_block_stop", index=0),
@@ -69,6 +68,9 @@ class TestFirstToken:
     )
     def test_nothing_else(self, sent: Event) -> None:
         assert watch().see(sent) == 0
+
+    def test_a_ping_only_keeps_alive(self) -> None:
+        assert watch().see(named("ping")) == KEEP_ALIVE
 
     def test_the_type_may_stand_on_the_event_line_alone(self) -> None:
         delta = {"index": 0, "delta": {"type": "text_delta", "text": "x"}}

@@ -91,7 +91,7 @@ class Replica:
         """A generation that the upstream has answered, and its first reader; with `read` the upstream is being read.
         The call upstream holds the `request`."""
 
-        async def call(request: object = request) -> httpx.Response:
+        async def call(_: object, request: object = request) -> httpx.Response:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=upstream)
 
         del request  # the call has it

@@ -45,6 +45,7 @@ def settings(upstream_url: str, store_url: str, *, workers: int, outage: str, ah
             "heartbeat": f"{HEARTBEAT}s",
             "patience": f"{PATIENCE}s",
             "upstream_idle_timeout": f"{IDLE}s",
+            "upstream_answer_timeout": f"{IDLE}s",
             "abandon_after": f"{ABANDON}s",
             "detached": f"{2 * ABANDON}s",
             "max_duration": f"{MAX_DURATION}s",

@@ -101,7 +101,7 @@ class TestProxy:
         async def call() -> bytes:
             async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
                 port = server.sockets[0].getsockname()[1]
-                client = UpstreamClient(idle_timeout=10)
+                client = UpstreamClient()
                 try:
                     proxied = settings(proxy=f"http://me:word@127.0.0.1:{port}")
                     return await fetched(client, proxied, "http://llm.invalid/v1/x?y=%2F")
@@ -135,7 +135,7 @@ class TestIdleConnections:
         async def calls() -> None:
             async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
                 url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
-                client = UpstreamClient(idle_timeout=10)
+                client = UpstreamClient()
                 for _ in range(2):
                     assert await fetched(client, settings(keepalive=keepalive), url) == b"ok"
                     await asyncio.sleep(pause)
@@ -171,7 +171,7 @@ class TestIdleConnections:
 
         async def calls() -> None:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/x"
-            client = UpstreamClient(idle_timeout=10)
+            client = UpstreamClient()
             assert await fetched(client, settings(), url) == b"ok"
             close.set()
             closed.wait()  # and the loop with it
@@ -219,7 +219,7 @@ class TestCertificates:
 
         async def fetch() -> bytes:
             async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-                client = UpstreamClient(idle_timeout=10)
+                client = UpstreamClient()
                 try:
                     return await fetched(
                         client, upstream, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"

@@ -22,7 +22,7 @@ def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: Scri
     upstream.on("m", Head(), Send(b"one "), Send(b"two "), Send(b"three"), Cut())
 
     async def read() -> tuple[bytes, bool]:
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
         content = response.stream._response.content  # type: ignore[union-attr]
         while content.exception() is None:  # noqa: ASYNC110 - aiohttp offers nothing to wait for
@@ -63,7 +63,7 @@ def test_a_pushed_body_is_all_there_and_ends_once(
     upstream.on("m", Head(), Send(b"one "), *(() if late else (Gate("two"),)), Send(b"t" * size), Send(b"end"), last)
 
     async def push() -> tuple[bytes, httpx.TransportError | None]:
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
         content = response.stream._response.content  # type: ignore[union-attr]
 
@@ -100,7 +100,7 @@ def test_an_upstream_that_was_made_to_wait_is_heard_to_its_end() -> None:
     async def wait() -> bytes:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         response = await client.send(ANY, "POST", f"http://127.0.0.1:{port}/v1/chat/completions", [], b'{"model":"m"}')
         body = body_of(response)
         heard = Heard()
@@ -124,7 +124,7 @@ def test_a_connection_whose_body_was_pushed_serves_the_next_call(upstream: Scrip
         upstream.on(name, Head(), Send(b"all"), Gate(name), End())
 
     async def calls() -> list[bytes]:
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         found = []
         for name in ("m1", "m2", "m3"):
             response = await client.send(ANY, "POST", upstream.url + "/v1/x", [], b'{"model":"%b"}' % name.encode())
@@ -145,7 +145,7 @@ def test_cookies_of_one_answer_never_go_out_with_the_next_request(upstream: Scri
     upstream.on("m", Head(headers={"set-cookie": "session=1; Path=/"}), End())
 
     async def twice() -> None:
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         for _ in range(2):
             response = await client.send(ANY, "POST", upstream.url + "/v1/x", [], b'{"model":"m"}')
             async for _ in body_of(response):
@@ -158,7 +158,7 @@ def test_cookies_of_one_answer_never_go_out_with_the_next_request(upstream: Scri
 
 def test_an_upstream_that_is_not_there_is_named_as_such() -> None:
     async def call() -> None:
-        client = UpstreamClient(idle_timeout=10)
+        client = UpstreamClient()
         try:
             await client.send(ANY, "POST", f"http://127.0.0.1:{free_port()}/v1/x", [], b"{}")
         finally:

@@ -63,6 +63,7 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{/* The settings that shape other objects, the relay's own default where `config` has none. */}}
 {{- define "relay.setting" -}}
 {{- $defaults := dict "drain.timeout" "600s" "streams.heartbeat" "15s" "streams.upstream_idle_timeout" "300s"
+  "streams.unstreamed_answer_timeout" "600s"
   "bind" "0.0.0.0:8080" "metrics_bind" "0.0.0.0:9090" -}}
 {{- $value := index . 0 -}}
 {{- range splitList "." (index . 1) -}}
@@ -94,7 +95,8 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- define "relay.proxyIdleSeconds" -}}
 {{- $heartbeat := include "relay.settingSeconds" (list .Values.config "streams.heartbeat") | int -}}
 {{- $idle := include "relay.settingSeconds" (list .Values.config "streams.upstream_idle_timeout") | int -}}
-{{- add 10 (max $idle (mul 4 $heartbeat)) -}}
+{{- $answer := include "relay.settingSeconds" (list .Values.config "streams.unstreamed_answer_timeout") | int -}}
+{{- add 10 (max $answer $idle (mul 4 $heartbeat)) -}}
 {{- end -}}
 
 {{/* secret, valkey, url, embedded, or nothing. */}}
