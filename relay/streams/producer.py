@@ -24,6 +24,7 @@ from relay.streams.account import StreamAccount
 from relay.streams.answer import Answer, Call, Opened, Refused
 from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
+from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
 from relay.upstream.client import NO_EVENT_STREAM, body_of, is_event_stream, refusal_text
@@ -90,7 +91,7 @@ class Producer:
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._ingest: UpstreamIngest | None = None
-        self._hold: asyncio.TimerHandle | None = None
+        self._hold = HoldWhileSilent(self.writer, context.log.store.hold)
         self._persisted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._remaking: asyncio.Task[None] | None = None
@@ -164,9 +165,9 @@ class Producer:
         self._persisted.set()
         if self.feed.live:
             self.feed.close()
-        for pending in (self._hold, self._remaking):
-            if pending is not None:
-                pending.cancel()
+        self._hold.cancel()
+        if self._remaking is not None:
+            self._remaking.cancel()
         if self._ingest is not None:
             self._ingest.close()
             self._ingest = None
@@ -315,22 +316,8 @@ class Producer:
         naming = self._context.host.on_response_id(self)
         if naming is not None:
             self.writer.held = True
-            self._await_store()
+            self._hold.begin()
             naming.add_done_callback(lambda _: self.writer.release())
-
-    def _await_store(self) -> None:
-        """While nothing is appended, no reply can be late: this clock says when readers have waited for long enough."""
-        if self._hold is not None:
-            self._hold.cancel()
-        hold, acked = self._context.log.store.hold, self.writer.acked
-        self._hold = asyncio.get_running_loop().call_later(hold, self._waited_for_store, acked)
-
-    def _waited_for_store(self, acked: int) -> None:
-        self._hold = None
-        if self.writer.held or (self.writer.queued and self.writer.acked == acked):
-            self.writer.on_store_away()
-        if self.writer.held:
-            self._await_store()
 
     # -- what the writer says -----------------------------------------------------------------------------
 
@@ -360,7 +347,7 @@ class Producer:
 
     def on_log_gone(self) -> None:
         logger.warning("stream %s: the store has come back without it; making it again", self.stream)
-        self._await_store()
+        self._hold.begin()
         self._remaking = asyncio.create_task(self._remake())
 
     async def _remake(self) -> None:
@@ -370,8 +357,7 @@ class Producer:
             except StoreUnavailable:
                 await asyncio.sleep(_REMAKE_PAUSE)
                 continue
-            if self._hold is not None:
-                self._hold.cancel()  # it answers
+            self._hold.cancel()
             self.writer.made_again()
             return
 

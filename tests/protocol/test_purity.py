@@ -13,7 +13,7 @@ import relay.protocol
 
 FOLDER = Path(relay.protocol.__file__).parent
 MODULES = sorted(FOLDER.rglob("*.py"))
-ALLOWED_OUTSIDE = {"orjson"}
+ALLOWED_OUTSIDE = {"orjson", "backports", "compression"}  # the latter two: zstd, the standard library's from 3.14 on
 IO = {
     "aiohttp", "anyio", "asyncio", "concurrent", "fakeredis", "h11", "http", "httpx", "httpx_aiohttp", "hypercorn",
     "multiprocessing", "os", "pathlib", "pydantic", "redis", "requests", "select", "selectors", "signal", "socket",
