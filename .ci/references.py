@@ -1,4 +1,4 @@
-"""Writes the tables of settings and metrics into their documents, from the code's own descriptions.
+"""Writes the tables of settings, metrics and ends into their documents, from the code's own descriptions.
 
     python .ci/references.py [--check]
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from relay import metrics
 from relay.config.reference import reference
+from relay.protocol import ends
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +23,7 @@ def documents() -> dict[Path, str]:
     for name, mark, table in (
         ("deploy/SETTINGS.md", "settings", reference()),
         ("grafana/METRICS.md", "metrics", metrics.reference()),
+        ("relay/protocol/README.md", "ends", ends.reference()),
     ):
         begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
         before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(begin)

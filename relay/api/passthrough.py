@@ -14,7 +14,7 @@ from relay.api.services import Services
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
-from relay.protocol.errors import UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
 from relay.upstream.client import body_of
 from relay.upstream.routing import Route, route_path
 
@@ -74,7 +74,7 @@ async def _forward(services: Services, exchange: Exchange, route: Route, body: b
     )
     try:
         response = await exchange.unless_gone(request.send(body))
-    except UpstreamUnreachable as error:
+    except (UpstreamUnreachable, UpstreamDisconnected) as error:
         raise exchange.too_slow or error from None
     await relay_response(exchange, response, route.upstream.headers)
 

@@ -102,6 +102,11 @@ class UpstreamSettings(Section):
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+    malformed: Literal["forward", "end"] = Field(
+        "forward",
+        description="An event that is not of its API's format. `forward`: it goes on as it is, and is counted. "
+        "`end`: the stream ends as `upstream_malformed`.",
+    )
 
     def matches(self, api: str | None, model: str) -> str | None:
         """The pattern that takes this model over this API (None: any), None where there is none."""

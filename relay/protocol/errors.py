@@ -22,6 +22,7 @@
     ├── HeadersTooLarge                431  headers_too_large
     ├── TooManyRequests                429  too_many_streams, too_many_readers, rate_limit_exceeded
     ├── UpstreamUnreachable            502  upstream_unreachable
+    ├── UpstreamDisconnected           502  upstream_disconnected
     ├── UpstreamMalformed              502  upstream_malformed
     ├── UpstreamTimeout                504  upstream_timeout
     └── Unavailable                    503  too_busy, draining
@@ -259,10 +260,22 @@ class TooManyRequests(ApiError):
 
 
 class UpstreamUnreachable(ApiError):
-    """No connection to the upstream, or none that lasted until its answer (RFC 9110, section 15.6.3)."""
+    """No connection to the upstream could be had, so it has not got the request (RFC 9110, section 15.6.3)."""
 
     status = 502
     code = "upstream_unreachable"
+
+
+class UpstreamDisconnected(ApiError):
+    """The connection ended after the request had gone to the upstream, which may have begun to answer, and to charge
+    (RFC 9110, section 15.6.3)."""
+
+    status = 502
+    code = "upstream_disconnected"
+
+    def __init__(self, message: str) -> None:
+        """SDKs are told not to send the request again by themselves."""
+        super().__init__(message, headers={"x-should-retry": "false"})
 
 
 class UpstreamMalformed(ApiError):

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from relay.protocol.errors import ApiError, Unavailable, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import ApiError, Unavailable, UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout
+from relay.protocol.upstream_error import UpstreamError
 
 
 class Cause(StrEnum):
@@ -75,7 +76,7 @@ _LIMIT = "a limit of `streams`"
 OUTCOMES: dict[Outcome, Row] = {
     Cause.UPSTREAM_DISCONNECTED: Row(
         f"The upstream closed the connection before the end of its answer. {_NEW_ANSWER}",
-        refusal=UpstreamUnreachable,
+        refusal=UpstreamDisconnected,
         meaning="the upstream's connection ended before its terminal event",
         runbook=_UPSTREAM,
     ),
@@ -149,12 +150,14 @@ OUTCOMES: dict[Outcome, Row] = {
 class StreamFailure(Exception):
     """A stream ends abnormally: its cause, and a message that says what happened and what to do."""
 
-    def __init__(self, cause: Cause, message: str | None = None) -> None:
+    def __init__(self, cause: Cause, message: str | None = None, error: UpstreamError | None = None) -> None:
         """Args:
         cause: the outcome of the stream.
         message: for the client; by default that of the cause's row.
+        error: what the upstream said, where it did.
         """
         self.cause = cause
+        self.error = error
         self.message = message or OUTCOMES[cause].message
         super().__init__(f"{cause}: {self.message}")
 

@@ -38,3 +38,17 @@ class ProducerContext:
     committer: Committer
     ahead: Ahead
     host: Host
+
+    async def put_into_store(self, producer: Producer) -> None:
+        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
+        fields = {
+            "api": producer.dialect.name,
+            "owner": producer.owner,
+            "upstream": producer.route.upstream.name,
+            "model": producer.route.pattern,
+            "replica": self.replica,
+        }
+        await asyncio.gather(
+            self.log.directory.add_stream(self.replica, producer.stream),
+            self.log.create(producer.stream, fields, producer.writer.fence),
+        )

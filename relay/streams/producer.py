@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 import httpx
 
@@ -16,7 +17,7 @@ from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable
-from relay.protocol.headers import of_stream
+from relay.protocol.headers import Headers, of_stream
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
@@ -25,8 +26,9 @@ from relay.streams.answer import Answer, Call, Opened, Refused
 from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
+from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream.client import NO_EVENT_STREAM, body_of, is_event_stream, refusal_text
+from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Producer:
         context: ProducerContext,
         *,
         hide_usage: bool,
+        choices: int = 1,
     ) -> None:
         self.first_stream = stream
         """The id under which it began; a store that was away makes it another."""
@@ -62,7 +65,7 @@ class Producer:
         self.route = route
         self.owner = owner
         self.account = account
-        self.watch: Watch = dialect.watch(hide_usage=hide_usage)
+        self.watch: Watch = dialect.watch(hide_usage=hide_usage, choices=choices)
         self.writer = LogWriter(
             stream,
             context.log,
@@ -79,6 +82,7 @@ class Producer:
         self.created: asyncio.Future[bool] = loop.create_future()
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
+        self.upstream_headers: Headers | None = None  # of its answer, those that a stream keeps
         self._ended_at = 0.0
         self._settings = context.settings
         self._context = context
@@ -179,14 +183,16 @@ class Producer:
         message = ""
         try:
             async with asyncio.timeout(self._settings.max_duration):
-                response = await self._open()
-                if response is None:
+                ingest = await self._open()
+                if ingest is None:
                     return None
-                self.outcome = await self._relay(response)
+                ingest.open()
+                self.outcome = await ingest.finished
                 return End(self.outcome.value)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
             message = failure.message
+            self.watch.error = failure.error or self.watch.error
         except TimeoutError:
             outcome = Cause.MAX_DURATION
         except asyncio.CancelledError:
@@ -227,7 +233,7 @@ class Producer:
 
     # -- the upstream's answer ----------------------------------------------------------------------------
 
-    async def _open(self) -> httpx.Response | None:
+    async def _open(self) -> UpstreamIngest | None:
         """The upstream's stream, or None where it refused in time for the client to get the refusal itself."""
         call, self._call = self._call, None
         assert call is not None
@@ -241,27 +247,48 @@ class Producer:
         finally:
             del call  # it holds the request, which the upstream has now
         if response.status_code == 200 and is_event_stream(response):
-            self._response = response
-            try:
-                await self.ensure_created()
-            except ApiError as error:
-                self.answer.set_result(error)
-                return None
-            self.answer.set_result(Opened(of_stream(response.headers.raw)))
-            return response
+            return await self._begin_reading(response)
         if self._creating is None:
             self.answer.set_result(Refused(response))
             return None
-        text = await refusal_text(response)
-        await body_of(response).aclose()
-        if response.status_code == 200:
-            raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
-        raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
+        raise late_refusal(response, await read_refusal(response))
+
+    async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
+        """Make the stream at the first event, unless that is an error or nothing comes; or earlier, where the client's
+        patience is over."""
+        self._response = response
+        self.upstream_headers = of_stream(response.headers.raw)
+        ingest = self._ingest = UpstreamIngest(
+            body_of(response),
+            self.dialect,
+            self.watch,
+            self._settings,
+            self.writer,
+            self._name,
+            request_id=self.account.request.id,
+            forward_malformed=self.route.upstream.malformed == "forward",
+        )
+        ingest.start()
+        known: list[asyncio.Future[Any]] = [ingest.first, ingest.finished, self.created]
+        await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+        if self._creating is None:
+            if (failed := begins_with_error(response, ingest)) is not None:
+                self.answer.set_result(failed)
+                return None
+            if ingest.finished.done():
+                await ingest.finished
+        try:
+            await self.ensure_created()
+        except ApiError as error:
+            self.answer.set_result(error)
+            return None
+        self.answer.set_result(Opened(self.upstream_headers))
+        return ingest
 
     async def _create(self) -> None:
         if self.logged:
             try:
-                await self._put_into_store()
+                await self._context.put_into_store(self)
             except StoreUnavailable:
                 if self._context.log.store.outage == "refuse":
                     self._creating = None
@@ -272,27 +299,7 @@ class Producer:
         self.created.set_result(True)
         self._context.host.on_created(self)
 
-    async def _put_into_store(self) -> None:
-        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
-        log, replica = self._context.log, self._context.replica
-        fields = {
-            "api": self.dialect.name,
-            "owner": self.owner,
-            "upstream": self.route.upstream.name,
-            "model": self.route.pattern,
-            "replica": replica,
-        }
-        await asyncio.gather(
-            log.directory.add_stream(replica, self.stream), log.create(self.stream, fields, self.writer.fence)
-        )
-
     # -- events -------------------------------------------------------------------------------------------
-
-    async def _relay(self, response: httpx.Response) -> Outcome:
-        """Take the upstream's events as they arrive, until it has ended its stream."""
-        self._ingest = UpstreamIngest(body_of(response), self.watch, self._settings, self.writer, self._name)
-        self._ingest.start()
-        return await self._ingest.finished
 
     def _name(self, response_id: str) -> None:
         """Who has seen the event with this id may ask any replica for it: first the store is told, if it answers within
@@ -352,7 +359,7 @@ class Producer:
     async def _remake(self) -> None:
         while True:
             try:
-                await self._put_into_store()
+                await self._context.put_into_store(self)
             except StoreUnavailable:
                 await asyncio.sleep(_REMAKE_PAUSE)
                 continue
@@ -388,4 +395,5 @@ class Producer:
                 return  # the process ends: another replica ends the stream when its lease has lapsed
         if self.writer.state != FENCED and self.outcome is not None:
             at = self._ended_at or time.monotonic()
+            self.account.upstream(self.watch)
             self.account.ended(self.stream, self.outcome, self.writer.last, self.watch.usage, at)

@@ -16,20 +16,12 @@ from typing import Any, Protocol
 import aiohttp
 import certifi
 import httpx
-import orjson
 from yarl import URL
 
-from relay.protocol.dialect import error_text
-from relay.protocol.errors import UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 
 CONNECT_TIMEOUT = 10.0
-_REFUSAL_BYTES = 64 * 1024
-
-NO_EVENT_STREAM = (
-    "The upstream answered a streaming request with something that is no event stream. "
-    "Check that the upstream supports streaming for this model."
-)
 
 
 class Sink(Protocol):
@@ -163,20 +155,6 @@ def is_event_stream(response: httpx.Response) -> bool:
     return kind.split(";")[0].strip().lower() == "text/event-stream" and coding.lower() == "identity"
 
 
-async def refusal_text(response: httpx.Response) -> str:
-    """The upstream's own words, for an error frame."""
-    body = b""
-    try:
-        async for chunk in body_of(response):
-            body += chunk
-            if len(body) > _REFUSAL_BYTES:
-                break
-        parsed = orjson.loads(body)
-    except (httpx.HTTPError, ValueError):
-        return "no message"
-    return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
-
-
 class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
@@ -199,8 +177,8 @@ class UpstreamClient:
     async def send(self, method: str, url: str, headers: Headers, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The response once its head is there; its body is `body_of(response)`, and it must be closed.
 
-        Raises UpstreamUnreachable where no connection can be had or it dies before an answer, UpstreamTimeout
-        where the answer does not come within the idle time-out.
+        Raises UpstreamUnreachable where no connection can be had, UpstreamDisconnected where it ends before an answer,
+        UpstreamTimeout where the answer does not come within the idle time-out.
         """
         if self._session is None:
             self._session = self._open()
@@ -217,10 +195,15 @@ class UpstreamClient:
             raise UpstreamTimeout(
                 "The upstream did not answer within streams.upstream_idle_timeout. Try again."
             ) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise UpstreamUnreachable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise UpstreamDisconnected(
+                f"The upstream closed the connection before it answered ({type(error).__name__}). It had the request "
+                "and may charge for it: look there before you send it again."
             ) from error
         return httpx.Response(response.status, headers=response.raw_headers, stream=Body(response))
 

@@ -61,7 +61,18 @@ CONTRACT = {
     "log.level": "info",
     "log.format": "text",
 }
-OF_AN_UPSTREAM = ["name", "base_url", "apis", "models", "strip_prefix", "api_key_env", "headers", "buffer", "usage"]
+OF_AN_UPSTREAM = [
+    "name",
+    "base_url",
+    "apis",
+    "models",
+    "strip_prefix",
+    "api_key_env",
+    "headers",
+    "buffer",
+    "usage",
+    "malformed",
+]
 OF_A_KEY = ["hash", "owner", "name", "models", "paths", "rate", "concurrency", "expires"]
 
 

@@ -165,7 +165,9 @@ class Harness:
         self._producer = self.a.registry.begin(
             self._stream, DIALECTS["chat"], route, owner=OWNER, request=request, hide_usage=False, call=call
         )
+        making = asyncio.ensure_future(self._producer.ensure_created())  # its client's patience is over
         await self._release(self.a.node, "create")
+        await making
         if with_client:
             self._client.reader = self.a.registry.lookup.first_reader(self.producer)
             self._client.replica = self.a

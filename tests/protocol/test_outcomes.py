@@ -62,7 +62,7 @@ def test_each_outcome_has_its_row_and_each_cause_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("end", "status", "code"),
     [
-        (Cause.UPSTREAM_DISCONNECTED, 502, "upstream_unreachable"),
+        (Cause.UPSTREAM_DISCONNECTED, 502, "upstream_disconnected"),
         (Cause.UPSTREAM_TIMEOUT, 504, "upstream_timeout"),
         (Cause.UPSTREAM_MALFORMED, 502, "upstream_malformed"),
         (Cause.MAX_DURATION, 504, "upstream_timeout"),
