@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 
 from relay.protocol.headers import of_stream
@@ -12,17 +14,19 @@ from relay.streams.ingest import UpstreamIngest, no_events
 from relay.upstream.client import body_of
 
 _BYTES = 64 * 1024
+_SECONDS = 2.0
 
 
 async def read_refusal(response: httpx.Response) -> UpstreamError:
     """What the body of an answer says, whatever it is; the response is closed."""
     body = b""
     try:
-        async for chunk in body_of(response):
-            body += chunk
-            if len(body) > _BYTES:
-                break
-    except httpx.HTTPError:
+        async with asyncio.timeout(_SECONDS):
+            async for chunk in body_of(response):
+                body += chunk
+                if len(body) > _BYTES:
+                    break
+    except (httpx.HTTPError, TimeoutError):
         pass  # what has come is all there is
     finally:
         await body_of(response).aclose()
@@ -64,7 +68,7 @@ def begins_with_error(response: httpx.Response, ingest: UpstreamIngest) -> Faile
 
 def late_refusal(response: httpx.Response, error: UpstreamError) -> StreamFailure:
     """How a stream fails that was begun before the upstream answered so."""
-    if response.status_code >= 400:
+    if response.status_code != 200:
         told = f"The upstream answered {response.status_code}: {error.describe()}"
         return StreamFailure(Cause.UPSTREAM_REFUSED, told, error)
     if error.status is not None:
