@@ -70,11 +70,12 @@ class ResponsesWatch(Watch):
         sequence = parse_count(message.get("sequence_number"))
         if sequence is not None and (self.last_sequence is None or sequence > self.last_sequence):
             self.last_sequence = sequence
-        if kind.endswith(_OUTPUT):
+        adds = _DELTAS.get(kind)
+        if adds is not None or kind.endswith(_OUTPUT):
             deltas = self._unfinished.get(parse_count(message.get("output_index")) or 0)
             delta = message.get("delta")
-            if deltas is not None and isinstance(delta, str) and kind in _DELTAS:
-                deltas.append((kind, parse_count(message.get(_DELTAS[kind][1])) or 0, delta))
+            if deltas is not None and isinstance(delta, str) and adds is not None:
+                deltas.append((kind, parse_count(message.get(adds[1])) or 0, delta))
             return TOKEN
         if kind in ("response.output_item.added", "response.output_item.done"):
             item = message.get("item")

@@ -84,6 +84,7 @@ class UpstreamIngest:
         self._forward_malformed = forward_malformed
         self._table = ENDS[dialect.name]
         self._state = State.NOTHING
+        self._plain = -1  # an event whose bits are not above it leaves the stream as it is
         self._error: httpx.TransportError | None = None
         self._unframed: UpstreamError | None = None
         self._idle_timeout = settings.upstream_idle_timeout
@@ -253,7 +254,7 @@ class UpstreamIngest:
                 if (outcome := self._take_malformed(event, failure)) is not None:
                     return outcome
                 continue
-            if bits & ~PLAIN or self._state is not State.BEGUN:
+            if bits > self._plain:
                 if (outcome := self._step(event, bits)) is not None:
                     return outcome
             elif not bits & HIDDEN:
@@ -291,6 +292,7 @@ class UpstreamIngest:
         assert isinstance(cell, State)
         if cell is not self._state:
             self._state = cell
+            self._plain = PLAIN if cell is State.BEGUN else -1
             self._template.forget()
         if self.terminal is None and cell in (State.FAILED, State.OVER):
             self.terminal = Cause.UPSTREAM_ERROR if cell is State.FAILED else Ending.COMPLETED
