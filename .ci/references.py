@@ -1,4 +1,4 @@
-"""Writes the tables of settings, metrics and causes into their documents, from the code's own descriptions.
+"""Writes the tables of settings, metrics, causes and ends into their documents, from the code's own descriptions.
 
     python .ci/references.py [--check]
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay import metrics
 from relay.config.reference import reference
-from relay.protocol import outcomes
+from relay.protocol import ends, outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,15 +32,17 @@ def after_heading(text: str, heading: str, table: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Each document as it should be."""
-    return {
-        ROOT / name: write((ROOT / name).read_text(encoding="utf-8"), place, table)
-        for name, write, place, table in (
-            ("deploy/SETTINGS.md", between_marks, "settings", reference()),
-            ("grafana/METRICS.md", between_marks, "metrics", metrics.reference()),
-            ("relay/protocol/README.md", after_heading, "How a stream ends", outcomes.reference()),
-            ("deploy/prometheus/RUNBOOK.md", after_heading, "RelayMidStreamFailures", outcomes.runbook()),
-        )
-    }
+    wanted: dict[Path, str] = {}
+    for name, write, place, table in (
+        ("deploy/SETTINGS.md", between_marks, "settings", reference()),
+        ("grafana/METRICS.md", between_marks, "metrics", metrics.reference()),
+        ("relay/protocol/README.md", after_heading, "How a stream ends", outcomes.reference()),
+        ("relay/protocol/README.md", between_marks, "ends", ends.reference()),
+        ("deploy/prometheus/RUNBOOK.md", after_heading, "RelayMidStreamFailures", outcomes.runbook()),
+    ):
+        path = ROOT / name
+        wanted[path] = write(wanted.get(path) or path.read_text(encoding="utf-8"), place, table)
+    return wanted
 
 
 def main(arguments: list[str]) -> int:

@@ -72,6 +72,7 @@ class Meter:
         self._gaps_total = 0.0
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
+        metrics.malformed.labels(*labels)
         for outcome in (*Ending, _FAILED):
             metrics.streams.labels(*labels, outcome)
         for cause in Cause:
@@ -107,6 +108,10 @@ class Meter:
     def degraded(self) -> None:
         """A stream that should have had a log goes on without."""
         self._metrics.degraded.labels(*self._labels).inc()
+
+    def malformed(self, n: int) -> None:
+        """Events of the upstream that were forwarded and are not of its API's format."""
+        self._metrics.malformed.labels(*self._labels).inc(n)
 
     def tokens(self, kind: str, n: int) -> None:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)
@@ -159,6 +164,12 @@ class Metrics:
         self.degraded = Counter(
             "relay_streams_degraded_total",
             "Streams that cannot be resumed because the store was away at their start.",
+            _GENERATION,
+            registry=registry,
+        )
+        self.malformed = Counter(
+            "relay_malformed_events_total",
+            "Events that are not of their API's format, forwarded as they are.",
             _GENERATION,
             registry=registry,
         )

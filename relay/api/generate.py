@@ -7,7 +7,6 @@ than until the upstream has them, however long the stream lives.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -23,14 +22,15 @@ from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
-from relay.protocol.dialect import Dialect
+from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.producer import Producer
-from relay.upstream.client import NO_EVENT_STREAM, body_of
+from relay.streams.refusal import failed_answer, no_event_stream, read_refusal
+from relay.upstream.client import body_of
 from relay.upstream.failover import ask
 from relay.upstream.routing import Route
 
@@ -50,6 +50,7 @@ class _Request:
     stream: str = ""
     joining: Joining | None = None
     asks_for_usage: bool = False
+    choices: int = 1
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
@@ -92,7 +93,8 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     if asking is not None:
         raw = orjson.dumps(asking)
     spare = RequestBody(b"" if route.settled else original)
-    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None)
+    choices = parse_count(body.get("n")) or 1
+    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None, choices)
 
 
 async def _stream(
@@ -124,6 +126,7 @@ async def _stream(
         owner=request.owner,
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
         hide_usage=request.asks_for_usage and route.upstream.usage == "observe",
+        choices=request.choices,
         call=_call(services, exchange, dialect, request, preference_met=detached),
     )
     if slot.counted:
@@ -270,7 +273,8 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
         except ApiError:
             producer.stop(Ending.ABANDONED)
             raise
-        return [exchange.id_header()]  # an upstream that has not answered yet has not named the request either
+        # An upstream that has not answered yet has not named the request either.
+        return [exchange.id_header()] if producer.upstream_headers is None else producer.upstream_headers
     if producer.answer.cancelled():
         # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
         if producer.created.done() and producer.created.result():
@@ -281,13 +285,16 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
         raise answer
     if isinstance(answer, Opened):
         return [exchange.id_header()] if answer.headers is None else answer.headers
-    await _pass_refusal(exchange, answer, producer.route.upstream.headers)
-    return None
-
-
-async def _pass_refusal(exchange: Exchange, refused: Refused, more: Sequence[str]) -> None:
-    if refused.response.status_code < 400:
+    if isinstance(answer, Refused):
+        response = answer.response
+        if response.status_code >= 400:
+            await relay_response(exchange, response, producer.route.upstream.headers)
+            return None
         # A 200 that is no stream would end in silence at the client, a redirect is never followed.
-        await body_of(refused.response).aclose()
-        raise UpstreamMalformed(NO_EVENT_STREAM)
-    await relay_response(exchange, refused.response, more)
+        error = await exchange.unless_gone(read_refusal(response))
+        if error.status is None:
+            raise UpstreamMalformed(no_event_stream(response, error))
+        answer = failed_answer(response, error, producer.route.upstream.headers)
+    body = producer.dialect.upstream_error_body(answer.error, answer.status, exchange.request_id)
+    await exchange.answer(answer.status, body, answer.headers)
+    return None

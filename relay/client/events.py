@@ -83,9 +83,9 @@ class Splitter:
 def is_terminal(api: str, block: Block) -> bool:
     """Is this the last event of its API? False where in doubt: then the relay is asked, and knows.
 
-    An error of the chat API without an id is one of the relay's own, whose last frame is yet to come.
+    An error of the chat or the responses API without an id is one of the relay's own, whose last frame is yet to come.
     """
-    if block.data is None:
+    if block.data is None or (block.id is None and block.type == b"error" and api in (ANY, "responses")):
         return False
     if api == ANY:
         return any(is_terminal(one, block) for one in PATHS.values())

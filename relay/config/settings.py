@@ -160,6 +160,11 @@ class UpstreamSettings(Section):
         description="Token usage of a chat stream. `observe`: asked for upstream, hidden from clients that did not "
         "ask. `always`: asked for and shown.",
     )
+    malformed: Literal["forward", "end"] = Field(
+        "forward",
+        description="An event that is not of its API's format. `forward`: it goes on as it is, and is counted. "
+        "`end`: the stream ends as `upstream_malformed`.",
+    )
     upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
     unstreamed_answer_timeout: Duration | None = Field(None, description=_OWN)
     first_token_timeout: DurationOrOff | None = Field(None, description=_OWN)

@@ -10,23 +10,25 @@ from __future__ import annotations
 import orjson
 
 from relay.protocol.dialect import (
+    BEATS,
     DONE,
-    DONE_MAY_FOLLOW,
-    FAILED,
-    HIDDEN,
+    FAILING,
     STOPPED,
-    TERMINAL,
-    TOKEN,
+    UNFINISHED,
     JsonObject,
     Usage,
+    Watch,
     dump_json,
-    error_text,
     openai_error_body,
+    openai_upstream_error_body,
     parse_count,
     parse_object,
 )
+from relay.protocol.ends import DONE_LINE, ERROR, FAILURE, FINISH, HIDDEN, KEEP_ALIVE, PART, TOKEN, USAGE
 from relay.protocol.errors import ApiError
+from relay.protocol.outcomes import StreamFailure
 from relay.protocol.sse import Event
+from relay.protocol.upstream_error import UpstreamError, read_object
 
 _TOKEN_FIELDS = (
     "content",
@@ -40,57 +42,67 @@ _TOKEN_FIELDS = (
 )
 
 
-class ChatWatch:
+class ChatWatch(Watch):
     """Follows a chat stream (OpenAI API reference, "The chat completion chunk object"). `hide_usage` hides the chunk
-    of usage that the relay asked for.
+    of usage that the relay asked for; `choices` is the request's `n`.
     """
 
-    stateless_deltas = True
-
-    def __init__(self, hide_usage: bool) -> None:
-        self.usage: Usage | None = None
-        self.response_id: str | None = None
-        self.last_sequence: int | None = None
-        self.error: str | None = None
+    def __init__(self, hide_usage: bool, choices: int) -> None:
+        super().__init__()
         self._hide_usage = hide_usage
-        self._last: JsonObject = {}
+        self._first: JsonObject = {}  # of the chunks with a model: the one that a chunk of the relay's is made like
+        self._begun = False
+        self._expected = choices
         self._open: set[int] = set()
         self._finished: set[int] = set()
 
     def see(self, event: Event) -> int:
-        """The bits of a chunk: text in any of its choices' deltas is a token, `[DONE]` and an error are terminal.
+        """The bits of a chunk: text in any of its choices' deltas is a token; it is a finish where all choices are.
 
-        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        Raises StreamFailure (upstream_malformed) for data that is neither a JSON object nor an error's text.
         """
         data = event.data
         if data == DONE:
-            return TERMINAL
-        chunk = parse_object(data)
-        if ("error" in chunk and chunk["error"] is not None) or event.type == b"error":
-            self.error = error_text(chunk.get("error") or chunk)
-            return TERMINAL | DONE_MAY_FOLLOW | FAILED
-        self._last = chunk
-        if self.response_id is None and isinstance(chunk.get("id"), str):
-            self.response_id = chunk["id"]
+            return DONE_LINE
+        try:
+            chunk = parse_object(data)
+        except StreamFailure:
+            return self.see_other(event)
+        choices = chunk.get("choices")
+        if not choices or "error" in chunk or event.type:
+            if event.type in BEATS or chunk.get("type") == "ping":
+                return KEEP_ALIVE
+            error = read_object(chunk, named=event.type == b"error")
+            if error is not None:
+                self._fail(error, chunk)
+                return ERROR
+        if not self.response_id and isinstance(chunk.get("id"), str):
+            self.response_id = chunk["id"] or None
+        if not self._first and chunk.get("model"):
+            self._first = chunk
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.usage = Usage(parse_count(usage.get("prompt_tokens")), parse_count(usage.get("completion_tokens")))
-        choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices:
-            return HIDDEN if self._hide_usage and isinstance(usage, dict) and choices == [] else 0
-        bits = 0
+            if not isinstance(usage, dict) or choices is None:
+                return 0
+            # An upstream that finishes choices does not count before all of them are.
+            return (HIDDEN if self._hide_usage else 0) | (0 if self._finished else USAGE)
+        self._begun = True
+        bits = PART
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
             index = parse_count(choice.get("index")) or 0
             reason = choice.get("finish_reason")
-            if reason is not None:
-                self._finished.add(index)
-                if reason == "error":
-                    self.error = "finish_reason: error"
-                    bits |= TERMINAL | DONE_MAY_FOLLOW | FAILED
-            else:
+            if reason is None or reason in UNFINISHED:
                 self._open.add(index)
+            else:
+                self._finished.add(index)
+                if isinstance(reason, str) and reason in FAILING:
+                    self.error = UpstreamError(f"The answer ended with finish_reason: {reason}", code=reason[:100])
+                    self.readable = True
+                    bits |= FAILURE
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 for field in _TOKEN_FIELDS:
@@ -99,11 +111,14 @@ class ChatWatch:
                         break
             elif choice.get("text"):
                 bits |= TOKEN
+        if self._finished and self._open <= self._finished and len(self._finished) >= self._expected:
+            bits |= FINISH
         return bits
 
-    def ended_at_eof(self) -> bool:
-        """A finish reason for every choice is "probably complete": upstreams without `[DONE]` end so."""
-        return self.error is not None or (bool(self._finished) and self._open <= self._finished)
+    def _fail(self, error: UpstreamError, chunk: JsonObject) -> None:
+        self.error = error
+        given = chunk.get("error")
+        self.readable = isinstance(given, dict) and bool(given.get("message")) and isinstance(given["message"], str)
 
     def stop_events(self, request_id: str) -> list[Event]:
         """A last chunk with `finish_reason: "stop"` for each unfinished choice, then `[DONE]`."""
@@ -113,12 +128,12 @@ class ChatWatch:
         events = [Event(b"", DONE)]
         if unfinished:
             # A helper raises on a choice that never had a role.
-            begun: JsonObject = {} if self._last.get("choices") else {"role": "assistant", "content": ""}
+            begun: JsonObject = {} if self._begun else {"role": "assistant", "content": ""}
             chunk = {
                 "id": self.response_id or f"chatcmpl-{request_id}",
                 "object": "chat.completion.chunk",
-                "created": self._last.get("created", 0),
-                "model": self._last.get("model", ""),
+                "created": self._first.get("created", 0),
+                "model": self._first.get("model", ""),
                 "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
                 "relay": STOPPED,
             }
@@ -135,15 +150,28 @@ class Chat:
     # has seen an id, and dies of it.
     heartbeat = b": hb\n"
 
-    def watch(self, *, hide_usage: bool = False) -> ChatWatch:
+    def watch(self, *, hide_usage: bool = False, choices: int = 1) -> ChatWatch:
         """A watch for one stream."""
-        return ChatWatch(hide_usage)
+        return ChatWatch(hide_usage, choices)
 
-    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+    def error_events(
+        self,
+        code: str,
+        message: str,
+        sequence: int | None,
+        request_id: str,
+        *,
+        kind: str = "",
+        response: JsonObject | None = None,
+    ) -> list[Event]:
         """A chunk with `error` and without `choices`, then `[DONE]`; the request's id has no place in it."""
         # No `choices` beside the error: one client takes such a chunk for a normal end.
-        error = {"message": message, "type": "server_error", "param": None, "code": code}
+        error = {"message": message, "type": kind or "server_error", "param": None, "code": code}
         return [Event(b"", orjson.dumps({"error": error})), Event(b"", DONE)]
+
+    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
+        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
+        return openai_upstream_error_body(error, status)
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
         """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""

@@ -1,33 +1,37 @@
 """The seam between the relay and the three APIs: what it must know of a stream, and how it speaks.
 
-A `Watch` follows one stream and says of each event what the relay must know: is it a token, does it end
-the stream, is it the upstream's own error. It never changes an event. A `Dialect` spells errors, ends
-and heartbeats so that the API's own clients understand them.
+A `Watch` follows one stream and names each event (a token, a finish, an error …); what that makes of the stream is
+decided in `relay.protocol.ends`. It never changes an event. A `Dialect` spells errors, ends and heartbeats so that the
+API's own clients understand them.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
+from relay.protocol.ends import DONE_LINE, ERROR, KEEP_ALIVE
 from relay.protocol.errors import ApiError
 from relay.protocol.outcomes import Cause, StreamFailure
 from relay.protocol.sse import Event
-
-# What an event is, as bits of Watch.see's answer.
-TOKEN = 1  # carries generated text, reasoning, a refusal or a tool call
-TERMINAL = 2  # the stream is over with this event
-DONE_MAY_FOLLOW = 4  # with TERMINAL: one more event ([DONE]) may follow before the body ends
-FAILED = 8  # the upstream's own error
-HIDDEN = 16  # asked for by the relay, not by the client: not forwarded
-KEEP_ALIVE = 32  # says that the upstream lives, and nothing of the answer
+from relay.protocol.upstream_error import UpstreamError, is_keep_alive, read_object, read_text
 
 DONE = b"[DONE]"
 # In the last object of a stopped stream, at its top, under `relay`: its other readers can tell it from a natural end.
 STOPPED = "stopped"
+
+# Names of events that only keep a connection alive.
+BEATS = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"))
+# Reasons to finish that are failures by their name, and those that are none at all.
+FAILING = frozenset(
+    ("error", "abort", "aborted", "network_error", "insufficient_system_resource", "engine_error", "server_error",
+     "internal_error", "timeout", "failed", "cancelled", "canceled")
+)  # fmt: skip
+UNFINISHED = (None, "", "null", "none", "None", False)
 
 JsonObject = dict[str, Any]
 
@@ -40,31 +44,66 @@ class Usage:
     output: int | None = None
 
 
-class Watch(Protocol):
+class Watch(ABC):
     """Follows one stream of one upstream.
 
-    `usage` is the last usage seen, `response_id` the upstream's own id of the answer,
-    `last_sequence` the last `sequence_number` (responses only), `error` the upstream's own error message.
+    `usage` is the last usage seen, `response_id` the upstream's own id of the answer, `response` its last object of the
+    whole answer (responses only), `last_sequence` the highest `sequence_number` (responses only). `error` is the
+    upstream's own error, and `readable` whether clients of the API can tell the last one for one as it is.
+    `malformed` counts the events that were forwarded and are not of the format, `end_missing` says that an answer was
+    whole but for its last line or its last event.
     `stateless_deltas`: an event that differs from an earlier one only in its text has the same bits and changes
     nothing here.
     """
 
-    stateless_deltas: bool
+    stateless_deltas = True
 
-    usage: Usage | None
-    response_id: str | None
-    last_sequence: int | None
-    error: str | None
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.response_id: str | None = None
+        self.response: JsonObject | None = None
+        self.last_sequence: int | None = None
+        self.error: UpstreamError | None = None
+        self.readable = True
+        self.malformed = 0
+        self.end_missing = False
 
+    @abstractmethod
     def see(self, event: Event) -> int:
-        """The bits of an event.
+        """The bits of an event (`relay.protocol.ends`).
 
         Raises StreamFailure (upstream_malformed) for one that is not of the format.
         """
 
-    def ended_at_eof(self) -> bool:
-        """True where a clean end of the body now is the end of a complete answer."""
+    def see_other(self, event: Event) -> int:
+        """The bits of an event that is no JSON object.
 
+        Raises StreamFailure (upstream_malformed) for one that is neither a keep-alive nor an error.
+        """
+        data = event.data
+        if data.strip() == DONE:
+            return DONE_LINE
+        if event.type in BEATS or is_keep_alive(data):
+            return KEEP_ALIVE
+        try:
+            parsed = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            error = read_text(data)
+        else:
+            error = read_object(parsed, named=event.type == b"error")
+        if error is None and event.type == b"error":
+            error = UpstreamError(data.decode("utf-8", "replace")[:2000])
+        if error is None:
+            raise StreamFailure(Cause.UPSTREAM_MALFORMED)
+        self.error = error
+        self.readable = False
+        return ERROR
+
+    def left_out(self, request_id: str) -> list[Event]:
+        """What the upstream has left out of the end that it told, and clients need to read it."""
+        return []
+
+    @abstractmethod
     def stop_events(self, request_id: str) -> list[Event]:
         """What makes the stream, as far as it has come, a well-formed whole that no SDK raises on: its owner
         has stopped it. The last object of it says so to who looks (`"relay": "stopped"`)."""
@@ -77,18 +116,33 @@ class Dialect(Protocol):
     path: str
     heartbeat: bytes
 
-    def watch(self, *, hide_usage: bool = False) -> Watch:
-        """A watch for one stream. `hide_usage`: usage that only the relay has asked for is not shown to the client."""
+    def watch(self, *, hide_usage: bool = False, choices: int = 1) -> Watch:
+        """A watch for one stream. `hide_usage`: usage that only the relay has asked for is not shown to the client.
+        `choices`: how many answers the request asks for (chat only)."""
 
-    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
+    def error_events(
+        self,
+        code: str,
+        message: str,
+        sequence: int | None,
+        request_id: str,
+        *,
+        kind: str = "",
+        response: JsonObject | None = None,
+    ) -> list[Event]:
         """The events that end a stream abnormally, so that every client of the API raises.
 
         Args:
-            code: the outcome's name.
+            code: the outcome's name, or an upstream's own.
             message: what happened, and what to do.
             sequence: the last `sequence_number`, None where there was none (responses only).
             request_id: the relay's id of the request that is answered.
+            kind: the upstream's own type of the error, where it has told one.
+            response: the upstream's last object of the whole answer (responses only).
         """
+
+    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
+        """The JSON body of an upstream's refusal that came as something else."""
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
         """The JSON body of a refusal."""
@@ -120,6 +174,22 @@ def parse_object(data: bytes) -> JsonObject:
     return parsed
 
 
+def split_block(event: Event) -> list[Event]:
+    """The events that share one block, where each of its lines is one; empty where that is not so."""
+    lines = [line for line in event.data.split(b"\n") if not is_keep_alive(line)]
+    parts = []
+    for line in lines:
+        kind = event.type
+        if line != DONE:
+            try:
+                told = parse_object(line).get("type")
+            except StreamFailure:
+                return []
+            kind = told.encode() if kind and isinstance(told, str) else kind
+        parts.append(Event(kind, line))
+    return parts if b"\n" in event.data else []
+
+
 def dump_json(value: JsonObject) -> bytes:
     """JSON of what may hold an upstream's own values: those that orjson refuses are spelled by the standard library."""
     try:
@@ -131,13 +201,6 @@ def dump_json(value: JsonObject) -> bytes:
 def parse_count(value: object) -> int | None:
     """A count or an index as JSON should have it; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
-
-
-def error_text(error: object) -> str:
-    """The human part of an upstream's error, whatever its shape."""
-    if isinstance(error, dict):
-        return str(error.get("message") or error.get("code") or error.get("type") or "unknown error")
-    return str(error)
 
 
 def openai_error_type(status: int) -> str:
@@ -156,6 +219,21 @@ def openai_error_body(error: ApiError) -> bytes:
                 "type": openai_error_type(error.status),
                 "param": None,
                 "code": error.code,
+            }
+        }
+    )
+
+
+def openai_upstream_error_body(error: UpstreamError, status: int) -> bytes:
+    """The JSON body of an upstream's refusal, with whatever else it has said of it."""
+    return dump_json(
+        {
+            "error": {
+                **{k: v for k, v in error.given.items() if k not in ("error", "choices", "object")},
+                "message": error.message,
+                "type": error.type or openai_error_type(status),
+                "param": error.given.get("param"),
+                "code": error.code or None,
             }
         }
     )

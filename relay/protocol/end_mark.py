@@ -8,10 +8,12 @@ has an id, `<stream>.<n>e`, so that a reader who is cut in between comes back fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from relay.protocol import sse
-from relay.protocol.dialect import FAILED, TERMINAL, Dialect, Watch
+from relay.protocol.dialect import Dialect, Watch
+from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE
 from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, Spelling, StreamFailure
 from relay.protocol.sse import Event
 
@@ -61,14 +63,20 @@ def encode_frames(events: Sequence[Event], stream: str, n: int) -> bytes:
 
 
 def closing_events(dialect: Dialect, watch: Watch, outcome: Outcome, message: str, request_id: str) -> list[Event]:
-    """The events with which the relay ends a stream, in its API's form; `watch` has seen all events before them."""
+    """The events with which the relay ends a stream, in its API's form; `watch` has seen all events before them, and
+    knows what the upstream said of it."""
     spelling = OUTCOMES[outcome].spelling
     if spelling is Spelling.STOP:
         return watch.stop_events(request_id)
-    return dialect.error_events(outcome.value, message, watch.last_sequence, request_id)
+    kind = watch.error.type if watch.error is not None else ""
+    return dialect.error_events(
+        outcome.value, message, watch.last_sequence, request_id, kind=kind, response=watch.response
+    )
 
 
-def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str) -> bytes:
+def error_frames(
+    dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str, first_frame: bytes = b""
+) -> bytes:
     """The frames of an end that its producer could not send, for a reader of the stream's API.
 
     Args:
@@ -78,10 +86,13 @@ def error_frames(dialect: Dialect, outcome: str, stream: str, n: int, last_frame
         n: the number of the last event before the end.
         last_frame: the frame of event n, empty where there is none.
         request_id: the relay's id of the reader's request.
+        first_frame: the frame of event 1, which names the upstream's response, empty where it is not at hand.
     """
     message = next((row.message for known, row in OUTCOMES.items() if known.value == outcome), "")
     message = message or _UNKNOWN.format(outcome)
-    events = dialect.error_events(outcome, message, _last_sequence(dialect, last_frame), request_id)
+    seen = _watched(dialect, first_frame), _watched(dialect, last_frame)
+    response = seen[1].response or seen[0].response
+    events = dialect.error_events(outcome, message, seen[1].last_sequence, request_id, response=response)
     return encode_frames(events, stream, n)
 
 
@@ -94,16 +105,14 @@ def outcome_from_log(dialect: Dialect, last_frame: bytes) -> Cause | Ending:
             bits = dialect.watch().see(event)
     except StreamFailure:
         return Cause.PRODUCER_LOST
-    if not bits & TERMINAL:
-        return Cause.PRODUCER_LOST
-    return Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
+    if bits & (ERROR | FAILURE):
+        return Cause.UPSTREAM_ERROR
+    return Ending.COMPLETED if bits & (END | DONE_LINE) else Cause.PRODUCER_LOST
 
 
-def _last_sequence(dialect: Dialect, frame: bytes) -> int | None:
+def _watched(dialect: Dialect, frame: bytes) -> Watch:
     watch = dialect.watch()
-    try:
+    with suppress(StreamFailure):
         for event in sse.Parser(max(len(frame), 1)).feed(frame):
             watch.see(event)
-    except StreamFailure:
-        return None
-    return watch.last_sequence
+    return watch

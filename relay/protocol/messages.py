@@ -5,21 +5,22 @@ from __future__ import annotations
 import orjson
 
 from relay.protocol.dialect import (
-    DONE,
-    FAILED,
-    KEEP_ALIVE,
+    BEATS,
+    FAILING,
     STOPPED,
-    TERMINAL,
-    TOKEN,
+    UNFINISHED,
     JsonObject,
     Usage,
+    Watch,
     dump_json,
-    error_text,
     parse_count,
     parse_object,
 )
+from relay.protocol.ends import END, ERROR, FAILURE, FINISH, KEEP_ALIVE, PART, TOKEN
 from relay.protocol.errors import ApiError
+from relay.protocol.outcomes import StreamFailure
 from relay.protocol.sse import Event
+from relay.protocol.upstream_error import UpstreamError, read_object
 
 # Blocks whose start alone is output: the model has decided to call a tool.
 _TOOL_BLOCKS = ("tool_use", "server_tool_use", "mcp_tool_use")
@@ -33,57 +34,78 @@ _ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
+    529: "overloaded_error",
 }
 
 
-class MessagesWatch:
+class MessagesWatch(Watch):
     """Follows a messages stream (Anthropic API, "Streaming messages")."""
 
-    stateless_deltas = True
-
     def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.response_id: str | None = None
-        self.last_sequence: int | None = None
-        self.error: str | None = None
+        super().__init__()
         self._open: set[int] = set()
         self._started = False
         self._closing = False
+        self._over = False
 
     def see(self, event: Event) -> int:
-        """The bits of an event: deltas and starts of tool calls are tokens; `message_stop` and `error` are terminal.
+        """The bits of an event: deltas and starts of tool calls are tokens; a stop reason ends what has no open block.
 
-        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        Raises StreamFailure (upstream_malformed) for data that is neither a JSON object nor an error's text.
         """
-        if event.data == DONE:
-            return 0
-        message = parse_object(event.data)
+        try:
+            message = parse_object(event.data)
+        except StreamFailure:
+            return self.see_other(event)
         kind = message.get("type") or event.type.decode("utf-8", "replace")
         if kind == "content_block_delta":
             return TOKEN
         if kind == "content_block_start":
             block = message.get("content_block")
             self._open.add(parse_count(message.get("index")) or 0)
-            return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else 0
+            return TOKEN if isinstance(block, dict) and block.get("type") in _TOOL_BLOCKS else PART
         if kind == "message_stop":
-            return TERMINAL
-        if kind == "ping":
+            self._over = True
+            return END
+        if kind == "ping" or event.type in BEATS:
             return KEEP_ALIVE
-        if kind == "error" or event.type == b"error" or (not kind and "error" in message):
-            self.error = error_text(message.get("error") or message)
-            return TERMINAL | FAILED
         if kind == "content_block_stop":
             self._open.discard(parse_count(message.get("index")) or 0)
-        elif kind == "message_start":
-            self._started = True
-            start = message.get("message")
-            if isinstance(start, dict):
-                self.response_id = start.get("id") if isinstance(start.get("id"), str) else None
-                self._count(start.get("usage"))
-        elif kind == "message_delta":
-            self._closing = True
+            return PART
+        if kind == "message_start":
+            return self._start(message)
+        if kind == "message_delta":
             self._count(message.get("usage"))
-        return 0
+            return self._close(message.get("delta"))
+        error = read_object(message, named=kind == "error" or event.type == b"error")
+        if error is None:
+            return 0
+        self.error = error
+        given = message.get("error")
+        words = given.get("message") if isinstance(given, dict) else None
+        self.readable = event.type == b"error" and kind == "error" and isinstance(words, str) and bool(words)
+        return ERROR
+
+    def _start(self, message: JsonObject) -> int:
+        self._started = True
+        start = message.get("message")
+        if isinstance(start, dict):
+            if not self.response_id and isinstance(start.get("id"), str):
+                self.response_id = start["id"] or None
+            self._count(start.get("usage"))
+        return PART
+
+    def _close(self, delta: object) -> int:
+        """A delta of the message: with a reason to stop it is the end of its content."""
+        reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+        if reason is None or reason in UNFINISHED:
+            return PART
+        self._closing = True
+        if isinstance(reason, str) and reason in FAILING:
+            self.error = UpstreamError(f"The answer ended with stop_reason: {reason}", code=reason[:100])
+            self.readable = True
+            return FAILURE
+        return PART if self._open else FINISH
 
     def _count(self, usage: object) -> None:
         """Input stands in message_start, output accumulates in message_delta; either may stand in both."""
@@ -93,9 +115,11 @@ class MessagesWatch:
             made = parse_count(usage.get("output_tokens"))
             self.usage = Usage(seen.input if given is None else given, seen.output if made is None else made)
 
-    def ended_at_eof(self) -> bool:
-        """Never: only `message_stop` completes an answer."""
-        return False
+    def left_out(self, request_id: str) -> list[Event]:
+        """`message_stop`, where all but it has come: the SDKs' helpers wait for it."""
+        if self.error is not None or self._over:
+            return []
+        return [Event(b"message_stop", b'{"type":"message_stop"}')]
 
     def stop_events(self, request_id: str) -> list[Event]:
         """Ends the open content blocks, then `message_delta` with `stop_reason: "end_turn"`, then `message_stop`."""
@@ -124,6 +148,10 @@ class MessagesWatch:
         return [Event(m["type"].encode(), dump_json(m)) for m in messages]
 
 
+def _error_type(status: int) -> str:
+    return _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+
+
 class Messages:
     """Spells errors, ends and heartbeats for clients of messages."""
 
@@ -132,27 +160,41 @@ class Messages:
     # Every messages client accepts a ping without an id, also before the first event.
     heartbeat = b'event: ping\ndata: {"type":"ping"}\n\n'
 
-    def watch(self, *, hide_usage: bool = False) -> MessagesWatch:
+    def watch(self, *, hide_usage: bool = False, choices: int = 1) -> MessagesWatch:
         """A watch for one stream; usage stands in events that are always forwarded, so nothing is hidden."""
         return MessagesWatch()
 
-    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
-        """One `error` event of type `api_error`, with `code` beside it; `sequence` has no place in it."""
-        error = {"type": "api_error", "message": message, "code": code}
+    def error_events(
+        self,
+        code: str,
+        message: str,
+        sequence: int | None,
+        request_id: str,
+        *,
+        kind: str = "",
+        response: JsonObject | None = None,
+    ) -> list[Event]:
+        """One `error` event, its type `api_error` where the upstream told none, with `code` beside it."""
+        error = {"type": kind or "api_error", "message": message, "code": code}
         return [
             Event(b"error", orjson.dumps({"type": "error", "error": error, "request_id": request_id})),
         ]
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
         """The body of Anthropic's errors, its type by the status (Anthropic API, "Errors")."""
-        kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return orjson.dumps(
             {
                 "type": "error",
-                "error": {"type": kind, "message": error.message, "code": error.code},
+                "error": {"type": _error_type(error.status), "message": error.message, "code": error.code},
                 "request_id": request_id,
             }
         )
+
+    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
+        """The body of Anthropic's errors, its type the upstream's own or by the status."""
+        given = {k: v for k, v in error.given.items() if k not in ("error", "type")}
+        told = {**given, "type": error.type or _error_type(status), "message": error.message}
+        return dump_json({"type": "error", "error": told, "request_id": request_id})
 
     def asked_for_usage(self, body: JsonObject) -> bool:
         """Always: every messages stream reports usage."""

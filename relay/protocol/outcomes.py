@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from relay.protocol.errors import ApiError, Unavailable, UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout
+from relay.protocol.upstream_error import UpstreamError
 
 
 class Cause(StrEnum):
@@ -151,12 +152,14 @@ OUTCOMES: dict[Outcome, Row] = {
 class StreamFailure(Exception):
     """A stream ends abnormally: its cause, and a message that says what happened and what to do."""
 
-    def __init__(self, cause: Cause, message: str | None = None) -> None:
+    def __init__(self, cause: Cause, message: str | None = None, error: UpstreamError | None = None) -> None:
         """Args:
         cause: the outcome of the stream.
         message: for the client; by default that of the cause's row.
+        error: what the upstream said, where it did.
         """
         self.cause = cause
+        self.error = error
         self.message = message or OUTCOMES[cause].message
         super().__init__(f"{cause}: {self.message}")
 

@@ -7,33 +7,26 @@ from __future__ import annotations
 import orjson
 
 from relay.protocol.dialect import (
+    BEATS,
     DONE,
-    DONE_MAY_FOLLOW,
-    FAILED,
     STOPPED,
-    TERMINAL,
-    TOKEN,
     JsonObject,
     Usage,
+    Watch,
     dump_json,
-    error_text,
     openai_error_body,
+    openai_upstream_error_body,
     parse_count,
     parse_object,
 )
+from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, KEEP_ALIVE, PART, TOKEN
 from relay.protocol.errors import ApiError
+from relay.protocol.outcomes import StreamFailure
 from relay.protocol.sse import Event
+from relay.protocol.upstream_error import UpstreamError, read_object
 
-_TOKEN_TYPES = frozenset(
-    (
-        "response.output_text.delta",
-        "response.reasoning_text.delta",
-        "response.reasoning_summary_text.delta",
-        "response.refusal.delta",
-        "response.function_call_arguments.delta",
-        "response.custom_tool_call_input.delta",
-    )
-)
+# Output of every kind: text, arguments of tools, code, audio, images.
+_OUTPUT = (".delta", ".partial_image")
 # What a delta adds to its item: the list and the part's kind and field, or the item's own field.
 _DELTAS: dict[str, tuple[str, str, str, str]] = {
     "response.output_text.delta": ("content", "content_index", "output_text", "text"),
@@ -43,43 +36,46 @@ _DELTAS: dict[str, tuple[str, str, str, str]] = {
     "response.function_call_arguments.delta": ("", "", "", "arguments"),
     "response.custom_tool_call_input.delta": ("", "", "", "input"),
 }
-_CALL_ITEMS = ("function_call", "custom_tool_call")
+_ENDS = frozenset(("response.completed", "response.incomplete", "response.done"))
+_FAILURES = frozenset(("response.failed", "response.cancelled", "response.canceled", "response.error"))
+_FAILED = ("failed", "cancelled", "canceled")
 
 
-class ResponsesWatch:
+class ResponsesWatch(Watch):
     """Follows a responses stream (OpenAI API reference, "Streaming events" of the responses API)."""
 
     stateless_deltas = False  # each has a number
 
     def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.response_id: str | None = None
-        self.last_sequence: int | None = None
-        self.error: str | None = None
+        super().__init__()
         self._over = False
-        self._response: JsonObject | None = None
+        self._failed = False  # `response.failed` has come
         self._items: dict[int, JsonObject] = {}
         self._unfinished: dict[int, list[tuple[str, int, str]]] = {}  # of each: kind, part, delta
 
     def see(self, event: Event) -> int:
-        """The bits of an event: deltas and items of calls are tokens; the response's end and `error` are terminal.
+        """The bits of an event: deltas and items of calls are tokens.
 
-        Raises StreamFailure (upstream_malformed) for data that is no JSON object.
+        Raises StreamFailure (upstream_malformed) for data that is neither a JSON object nor an error's text.
         """
         if event.data == DONE:
-            return TERMINAL
-        message = parse_object(event.data)
+            return DONE_LINE
+        try:
+            message = parse_object(event.data)
+        except StreamFailure:
+            return self.see_other(event)
         kind = message.get("type") or event.type.decode("utf-8", "replace")
         if not isinstance(kind, str):
             kind = ""
         sequence = parse_count(message.get("sequence_number"))
-        if sequence is not None:
+        if sequence is not None and (self.last_sequence is None or sequence > self.last_sequence):
             self.last_sequence = sequence
-        if kind in _TOKEN_TYPES:
+        adds = _DELTAS.get(kind)
+        if adds is not None or kind.endswith(_OUTPUT):
             deltas = self._unfinished.get(parse_count(message.get("output_index")) or 0)
             delta = message.get("delta")
-            if deltas is not None and isinstance(delta, str):
-                deltas.append((kind, parse_count(message.get(_DELTAS[kind][1])) or 0, delta))
+            if deltas is not None and isinstance(delta, str) and adds is not None:
+                deltas.append((kind, parse_count(message.get(adds[1])) or 0, delta))
             return TOKEN
         if kind in ("response.output_item.added", "response.output_item.done"):
             item = message.get("item")
@@ -89,51 +85,58 @@ class ResponsesWatch:
                 self._items[at] = item
                 if kind == "response.output_item.added":
                     self._unfinished[at] = []
-                    return TOKEN if item.get("type") in _CALL_ITEMS else 0
+                    return TOKEN if str(item.get("type")).endswith("_call") else PART
                 self._unfinished.pop(at, None)
         response = message.get("response")
-        if kind == "error" or (not kind and "error" in message):
-            self.error = error_text(message.get("error") or message)
-            self._over = True
-            return TERMINAL | DONE_MAY_FOLLOW | FAILED
         if isinstance(response, dict):
-            self._response = response
-            if self.response_id is None and isinstance(response.get("id"), str):
-                self.response_id = response["id"]
+            self.response = response
+            if not self.response_id and isinstance(response.get("id"), str):
+                self.response_id = response["id"] or None
             usage = response.get("usage")
             if isinstance(usage, dict):
                 self.usage = Usage(parse_count(usage.get("input_tokens")), parse_count(usage.get("output_tokens")))
-        if kind in ("response.completed", "response.incomplete"):
+        status = response.get("status") if isinstance(response, dict) else None
+        if kind in _FAILURES or (kind == "response.done" and status in _FAILED):
+            return self._fail(kind, response.get("error") if isinstance(response, dict) else message, status)
+        if kind in _ENDS:
             self._over = True
-            return TERMINAL | DONE_MAY_FOLLOW
-        if kind == "response.failed":
-            self.error = error_text(response.get("error") if isinstance(response, dict) else None)
-            self._over = True
-            return TERMINAL | DONE_MAY_FOLLOW | FAILED
-        return 0
+            return END
+        if kind.startswith("response."):
+            return PART
+        if kind in ("ping", "keepalive") or event.type in BEATS:
+            return KEEP_ALIVE
+        error = read_object(message, named=kind == "error" or event.type == b"error")
+        if error is None:
+            return 0
+        self._over = True
+        self.error = error
+        self.readable = kind == "error"
+        return ERROR
 
-    def ended_at_eof(self) -> bool:
-        """True after a terminal event."""
-        return self._over
+    def _fail(self, kind: str, given: object, status: object) -> int:
+        self._over = True
+        if self.error is None:
+            told = read_object(given, named=True) if given else None
+            self.error = told or UpstreamError(f"The response ended as {status or kind}", code=str(status or "")[:100])
+        self._failed = self._failed or kind == "response.failed"
+        return FAILURE
+
+    def left_out(self, request_id: str) -> list[Event]:
+        """`response.failed` after an error without it: there are clients that read no other."""
+        if self.error is None or self._failed:
+            return []
+        self._failed = True
+        error, code = self.error, self.error.code or self.error.type or "server_error"
+        return [_failed(code, error.message, _next(self.last_sequence), self.response, request_id)]
 
     def stop_events(self, request_id: str) -> list[Event]:
         """`response.completed` with the status `cancelled`, the output as far as it has come, and the next number."""
         # `response.completed`, because the SDKs' helpers raise on any other end; its status says "cancelled".
         events: list[Event] = []
         sequence = 0 if self.last_sequence is None else self.last_sequence + 1
-        response = self._response
+        response = self.response
         if response is None:
-            response = {
-                "id": f"resp_{request_id}",
-                "object": "response",
-                "created_at": 0,
-                "status": "in_progress",
-                "model": "",
-                "output": [],
-                "parallel_tool_calls": True,
-                "tool_choice": "auto",
-                "tools": [],
-            }
+            response = _empty(request_id)
             events.append(_event("response.created", sequence, response))
             sequence += 1
         if not self._over:
@@ -167,6 +170,29 @@ class ResponsesWatch:
         return item
 
 
+def _next(sequence: int | None) -> int:
+    return 0 if sequence is None else sequence + 1
+
+
+def _empty(request_id: str) -> JsonObject:
+    return {
+        "id": f"resp_{request_id}",
+        "object": "response",
+        "created_at": 0,
+        "status": "in_progress",
+        "model": "",
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+
+
+def _failed(code: str, message: str, sequence: int, response: JsonObject | None, request_id: str) -> Event:
+    whole = {**(response or _empty(request_id)), "status": "failed", "error": {"code": code, "message": message}}
+    return _event("response.failed", sequence, whole)
+
+
 def _event(kind: str, sequence: int, response: JsonObject, **more: str) -> Event:
     return Event(kind.encode(), dump_json({"type": kind, "sequence_number": sequence, "response": response, **more}))
 
@@ -187,23 +213,38 @@ class Responses:
     path = "/v1/responses"
     heartbeat = b": hb\n"
 
-    def watch(self, *, hide_usage: bool = False) -> ResponsesWatch:
+    def watch(self, *, hide_usage: bool = False, choices: int = 1) -> ResponsesWatch:
         """A watch for one stream; usage stands in its last event, so nothing is hidden."""
         return ResponsesWatch()
 
-    def error_events(self, code: str, message: str, sequence: int | None, request_id: str) -> list[Event]:
-        """One `error` event, its `sequence_number` the one after `sequence`, 0 where that is None."""
+    def error_events(
+        self,
+        code: str,
+        message: str,
+        sequence: int | None,
+        request_id: str,
+        *,
+        kind: str = "",
+        response: JsonObject | None = None,
+    ) -> list[Event]:
+        """An `error` event and then `response.failed`, which some clients read alone; their numbers go on after
+        `sequence`, from 0 where that is None."""
         # Flat and nested: some clients read the one, some the other. sequence_number is required by a
         # client that validates events, so one that never had any gets 0.
+        number = _next(sequence)
         error = {
             "type": "error",
-            "sequence_number": 0 if sequence is None else sequence + 1,
+            "sequence_number": number,
             "code": code,
             "message": message,
             "param": None,
-            "error": {"type": "server_error", "code": code, "message": message, "param": None},
+            "error": {"type": kind or "server_error", "code": code, "message": message, "param": None},
         }
-        return [Event(b"error", orjson.dumps(error))]
+        return [Event(b"error", orjson.dumps(error)), _failed(code, message, number + 1, response, request_id)]
+
+    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
+        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
+        return openai_upstream_error_body(error, status)
 
     def error_body(self, error: ApiError, request_id: str) -> bytes:
         """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""

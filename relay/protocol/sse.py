@@ -10,7 +10,9 @@ Promises:
 
 Deliberate departures from the standard: `id:` and `retry:` of an upstream are kept on the parser and never
 forwarded (event ids are the relay's own), and an event whose data is empty is dropped like a comment,
-because clients of these APIs parse every data line as JSON and some upstreams use it to keep alive.
+because clients of these APIs parse every data line as JSON and some upstreams use it to keep alive. What upstreams
+write where an event should stand is read as one: a field `error:`, and a block that begins like a JSON or an HTML body.
+An event without its blank line at the end of the body is offered (`rest`), and not discarded.
 """
 
 from __future__ import annotations
@@ -108,6 +110,17 @@ class Parser:
         if rest:
             self._hold(rest)
 
+    def rest(self) -> Event | None:
+        """At the end of the body: what is held of an event without its blank line, its last line perhaps cut."""
+        block, self._held, self._held_bytes = b"".join(self._held), [], 0
+        event = self._parse(block.strip(b"\n"))
+        return event if event is not None and event.data else None
+
+    @property
+    def held(self) -> bytes:
+        """The bytes of the event that is not complete."""
+        return b"".join(self._held)
+
     def _hold(self, chunk: bytes) -> None:
         self._held.append(chunk)
         self._held_bytes += len(chunk)
@@ -123,6 +136,7 @@ class Parser:
     def _parse(self, block: bytes) -> Event | None:
         kind = b""
         data: list[bytes] = []
+        error = b""
         for line in block.split(b"\n"):
             name, _, value = line.partition(b":")
             if value[:1] == b" ":
@@ -135,7 +149,13 @@ class Parser:
                 self.last_event_id = value
             elif name == b"retry" and value.isdigit() and len(value) < 16:  # int() refuses thousands of digits
                 self.retry = int(value)
-        return Event(kind, b"\n".join(data)) if data else None
+            elif name == b"error":
+                error = value
+        if data:
+            return Event(kind, b"\n".join(data))
+        if error:
+            return Event(b"error", error)
+        return Event(kind, block.strip()) if block.lstrip()[:1] in (b"{", b"[", b"<") else None
 
 
 def encode(event: Event, event_id: bytes | None) -> bytes:

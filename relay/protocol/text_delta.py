@@ -38,6 +38,10 @@ class TextDeltaTemplate:
         self._tail = b""
         self._tries = _TRIES
 
+    def forget(self) -> None:
+        """The stream has come to a state in which a delta means something else."""
+        self._head = b""
+
     def matches(self, block: bytes) -> bool:
         """Is this, as it came, one whole event that differs from the learned one in its text alone?"""
         head = self._head

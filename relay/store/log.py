@@ -266,8 +266,15 @@ class Log:
 
     async def last_frame(self, stream: str) -> bytes:
         """The last event's frame, empty where there is none that can be read."""
+        return await self._frame(stream, "XREVRANGE", "+", "-")
+
+    async def first_frame(self, stream: str) -> bytes:
+        """The first event's frame, empty where there is none that can be read."""
+        return await self._frame(stream, "XRANGE", "-", "+")
+
+    async def _frame(self, stream: str, command: str, start: str, stop: str) -> bytes:
         key = self.names.log(stream)
-        for entry_id, (field, content) in await self.commands.call(key, "XREVRANGE", key, "+", "-", "COUNT", 2):
+        for entry_id, (field, content) in await self.commands.call(key, command, key, start, stop, "COUNT", 2):
             if field != b"end":
                 with contextlib.suppress(EncryptionKeyMissing, Tampered):
                     return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)

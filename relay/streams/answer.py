@@ -9,6 +9,7 @@ import httpx
 
 from relay.protocol.errors import ApiError
 from relay.protocol.headers import Headers
+from relay.protocol.upstream_error import UpstreamError
 from relay.upstream.routing import Route
 
 Asking = Callable[[Route, bool], None]
@@ -31,4 +32,13 @@ class Refused:
     response: httpx.Response
 
 
-Answer = Opened | Refused | ApiError
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The upstream promised a stream and sent an error: with this status, and `headers` of its answer."""
+
+    error: UpstreamError
+    status: int
+    headers: Headers
+
+
+Answer = Opened | Refused | Failed | ApiError

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from relay.config import StreamSettings
+from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.commit import Committer
 
 if TYPE_CHECKING:
     from relay.streams.producer import Producer
+
+_PAUSE = 0.25
 
 
 class Host(Protocol):
@@ -41,3 +44,25 @@ class ProducerContext:
     committer: Committer
     ahead: Ahead
     host: Host
+
+    async def put_into_store(self, producer: Producer) -> None:
+        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
+        fields = {
+            "api": producer.dialect.name,
+            "owner": producer.owner,
+            "upstream": producer.route.upstream.name,
+            "model": producer.route.pattern,
+            "replica": self.replica,
+        }
+        await asyncio.gather(
+            self.log.directory.add_stream(self.replica, producer.stream),
+            self.log.create(producer.stream, fields, producer.writer.fence, producer.kept_headers),
+        )
+
+    async def put_again(self, producer: Producer) -> None:
+        """The store has come back without the stream, or not yet."""
+        while True:
+            try:
+                return await self.put_into_store(producer)
+            except StoreUnavailable:
+                await asyncio.sleep(_PAUSE)

@@ -11,13 +11,30 @@ from typing import Protocol
 
 import httpx
 
-from relay.config import StreamSettings, Timeouts
+from relay.config import StreamSettings, UpstreamSettings
 from relay.protocol import sse
-from relay.protocol.dialect import DONE, DONE_MAY_FOLLOW, FAILED, HIDDEN, KEEP_ALIVE, TERMINAL, TOKEN, Watch
+from relay.protocol.dialect import DONE, Dialect, Watch, split_block
+from relay.protocol.ends import (
+    DONE_LINE,
+    ENDS,
+    ERROR,
+    HIDDEN,
+    KEEP_ALIVE,
+    PART,
+    PLAIN,
+    TOKEN,
+    Act,
+    Name,
+    State,
+    name_of,
+)
+from relay.protocol.first_event import FirstEvent
 from relay.protocol.outcomes import NEW_ANSWER, Cause, Ending, Outcome, StreamFailure
+from relay.protocol.sse import Event
 from relay.protocol.text_delta import TextDeltaTemplate
+from relay.protocol.upstream_error import UpstreamError, read_unframed
+from relay.streams.silence import Silence
 from relay.upstream.client import Body
-from relay.upstream.connections import READ_FIRST
 
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
 # and so that the connection can be used again.
@@ -37,55 +54,86 @@ class EventSink(Protocol):
         """That is all for now."""
 
 
+def no_events(said: UpstreamError) -> StreamFailure:
+    """How a stream fails whose body was something else, which said this."""
+    return StreamFailure(
+        Cause.UPSTREAM_MALFORMED,
+        f"The upstream answered with an event stream that holds no event: {said.message[:500]} "
+        "Check the upstream's base_url, and that it supports streaming for this model.",
+        said,
+    )
+
+
 class UpstreamIngest:
     """Reads one upstream's body, and hands its events to a sink.
 
     `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is done
     when the body is. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while the
     upstream is made to wait. `asked` is the loop's time at which the upstream was sent the request.
+
+    Until `open` nothing is taken: `opening` keeps the bytes, and `first` is done when it knows what they begin with.
     """
 
     def __init__(
         self,
         body: Body,
+        dialect: Dialect,
         watch: Watch,
         settings: StreamSettings,
-        timeouts: Timeouts,
-        asked: float,
+        upstream: UpstreamSettings,
         sink: EventSink,
         on_named: Callable[[str], None],
+        *,
+        asked: float,
+        request_id: str,
     ) -> None:
         self.terminal: Outcome | None = None
+        self.opening: FirstEvent | None = FirstEvent(dialect, settings.max_event_bytes)
         self._body = body
+        self._dialect = dialect
         self._watch = watch
         self._sink = sink
         self._on_named = on_named
-        self._timeouts = timeouts
+        self._request_id = request_id
+        self._forward_malformed = upstream.malformed == "forward"
+        self._table = ENDS[dialect.name]
+        self._state = State.NOTHING
+        self._plain = -1  # an event whose bits are not above it leaves the stream as it is
+        self._error: httpx.TransportError | None = None
+        self._unframed: UpstreamError | None = None
+        self._silence = Silence(upstream.timeouts(settings), asked, self._on_silent)
         self._parser = sse.Parser(settings.max_event_bytes)
         self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False
         self.paused = False
         self._loop = asyncio.get_running_loop()
+        self.first: asyncio.Future[None] = self._loop.create_future()
         self.finished: asyncio.Future[Outcome] = self._loop.create_future()
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
-        self._silence: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
-        self._asked = asked
-        self._paused_at = 0.0
-        self._has_token = False
-        # Of bytes that brought an event only the second is kept up to date.
-        self._heard = self._event_at = self._loop.time()
 
     def start(self) -> None:
-        self._listen()
+        self._silence.listen()
         self._body.push_to(self)
+
+    def open(self) -> None:
+        """The stream is there: take what has come, and from now on what comes."""
+        opening, self.opening = self.opening, None
+        if opening is None:
+            return
+        self._silence.pause(False)
+        self.pause(False)
+        if opening.data:
+            self.data_received(opening.data)
+        if opening.ended and not self.finished.done():
+            self._end(self._error)
 
     def close(self) -> None:
         """Let go of all that knows it."""
-        for timer in (self._silence, self._lingering):
-            if timer is not None:
-                timer.cancel()
-        self._silence = self._lingering = None
+        self._silence.close()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         # An exception knows the frames that it came through, and they know this.
         self.finished = self._loop.create_future()
         self.finished.cancel()
@@ -94,79 +142,118 @@ class UpstreamIngest:
         """Let the upstream wait, or go on."""
         if paused != self.paused:
             self.paused = paused
-            now = self._loop.time()
+            self._silence.pause(paused)
             if paused:
-                self._paused_at = now
                 self._body.pause()
             else:
-                self._heard = self._event_at = now
-                self._asked += now - self._paused_at
                 self._body.resume()
 
-    def _listen(self) -> None:
-        """One timer, armed again only when it fires, finds an upstream that has exceeded one of its limits."""
-        if self.finished.done():
-            return
-        due, _ = self._next_limit()
-        if self._loop.time() >= due:
-            self._silence = self._loop.call_later(READ_FIRST, self._give_up)
-        else:
-            self._silence = self._loop.call_at(due, self._listen)
-
-    def _give_up(self) -> None:
-        due, message = self._next_limit()
-        if self._loop.time() < due:
-            self._listen()
-        elif not self.finished.done():
-            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT, f"{message} {NEW_ANSWER}"))
-
-    def _next_limit(self) -> tuple[float, str]:
-        """When the upstream will have exceeded a limit, and which. Time in which it is made to wait does not count."""
-        limits = self._timeouts
-        idle, stall, first = limits.upstream_idle_timeout, limits.upstream_stall_timeout, limits.first_token_timeout
-        dues = [
-            (
-                max(self._heard, self._event_at) + idle,
-                f"The upstream sent nothing for upstream_idle_timeout ({idle:g} s).",
-            ),
-            (self._event_at + stall, f"The upstream sent no event for upstream_stall_timeout ({stall:g} s)."),
-        ]
-        if not self._has_token:
-            dues.append((self._asked + first, f"The upstream sent no output within first_token_timeout ({first:g} s)."))
-        due, message = min(dues)
-        return due + (self._loop.time() - self._paused_at if self.paused else 0.0), message
+    def _on_silent(self, message: str) -> None:
+        if not self.finished.done():
+            self._stop(Name.SILENCE, f"{message} {NEW_ANSWER}")
 
     def data_received(self, data: bytes) -> None:
         if self.finished.done():
             return
         now = self._loop.time()
         sink = self._sink
+        silence = self._silence
         try:
             if self._template.matches(data) and self._parser.idle and self.terminal is None:
-                self._event_at = now
+                silence.event_at = now
                 sink.append(data)
                 sink.token()
+            elif self.opening is not None:
+                silence.heard = now
+                self._keep(self.opening, data)
+                return
             else:
-                self._heard = now
-                outcome = self._take(data)
-                if outcome is not None:
-                    self.finished.set_result(outcome)
+                silence.heard = now
+                if (outcome := self._take(data)) is not None:
+                    self._finish(outcome)
                     return
             sink.publish()
         except Exception as error:
             self._fail(error)
 
+    def _keep(self, opening: FirstEvent, data: bytes) -> None:
+        """Bytes that come before `open`: when it is known what they begin with, more of them have to wait."""
+        if not opening.feed(data):
+            return
+        if self.first.done():
+            self.pause(True)
+        else:
+            self._know_first()
+
+    def _know_first(self) -> None:
+        """From now on it is not the upstream that is waited for."""
+        self._silence.pause(True)
+        self.first.set_result(None)
+
     def eof_received(self, error: httpx.TransportError | None) -> None:
         self.ended_upstream.set_result(None)
         if self.finished.done():
             return
-        if self.terminal is not None:
-            self.finished.set_result(self.terminal)
-        elif error is None and self._watch.ended_at_eof():
-            self.finished.set_result(Cause.UPSTREAM_ERROR if self._watch.error else Ending.COMPLETED)
+        if self.opening is not None:
+            self.opening.end()
+            self._error = error
+            if not self.first.done():
+                self._know_first()
         else:
-            silent = isinstance(error, httpx.ReadTimeout)
-            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT if silent else Cause.UPSTREAM_DISCONNECTED))
+            self._end(error)
+
+    def _end(self, error: httpx.TransportError | None) -> None:
+        """The body has ended: what it says of the stream, with the event that lacks its blank line."""
+        if self._state is State.NOTHING:
+            self._unframed = read_unframed(self._parser.held)
+        event = self._parser.rest()
+        if event is not None:
+            try:
+                outcome = self._step(event, self._watch.see(event))
+            except StreamFailure as failure:
+                if failure.cause is not Cause.UPSTREAM_MALFORMED:  # else it is half an event
+                    self._fail(failure)
+                    return
+            else:
+                self._watch.end_missing = self._watch.end_missing or self._state not in (State.NOTHING, State.BEGUN)
+                if outcome is not None:
+                    self._watch.end_missing = True
+                    self._finish(outcome)
+                    return
+        silent = isinstance(error, httpx.ReadTimeout)
+        self._stop(Name.CLEAN_END if error is None else Name.SILENCE if silent else Name.CUT)
+
+    def _stop(self, name: Name, message: str | None = None) -> None:
+        """The upstream sends no more."""
+        cell = self._table[self._state][name]
+        if cell is Act.TIMED_OUT:
+            self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT, message))
+        elif cell is Act.CUT_OFF and (said := self._unframed) is not None:
+            self._fail(no_events(said))
+        elif cell is Act.CUT_OFF:
+            self._fail(StreamFailure(Cause.UPSTREAM_DISCONNECTED))
+        else:
+            self._finish(self._closed(cell))
+
+    def _closed(self, cell: Act | State) -> Outcome:
+        if cell is Act.WHOLE:
+            self._watch.end_missing = True
+            return Ending.COMPLETED
+        assert self.terminal is not None
+        return self.terminal
+
+    def _finish(self, outcome: Outcome) -> None:
+        """The upstream has ended its stream; what it has left out of the end is added."""
+        try:
+            self._add(self._watch.left_out(self._request_id))
+        except StreamFailure as failure:
+            self._fail(failure)
+        else:
+            self.finished.set_result(outcome)
+
+    def _add(self, events: list[Event]) -> None:
+        for event in events:
+            self._sink.append(sse.encode(event, None))
 
     def _fail(self, error: Exception) -> None:
         self.finished.set_exception(error)
@@ -175,32 +262,97 @@ class UpstreamIngest:
     def _take(self, data: bytes) -> Outcome | None:
         """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""
         bits = shown = 0
+        silence = self._silence
         for event in self._parser.feed(data):
-            if self.terminal is not None and event.data != DONE:
-                return self.terminal
-            bits = self._watch.see(event)
-            if not bits & KEEP_ALIVE:
-                self._event_at = self._heard
-            if not bits & HIDDEN:
-                self._sink.append(sse.encode(event, None))
-                shown += 1
+            try:
+                bits = self._watch.see(event)
+            except StreamFailure as failure:
+                bits = 0
+                silence.event_at = silence.heard
+                if (outcome := self._take_malformed(event, failure)) is not None:
+                    return outcome
+                continue
+            if bits > self._plain:
+                if not bits & KEEP_ALIVE:
+                    silence.event_at = silence.heard
+                if (outcome := self._step(event, bits)) is not None:
+                    return outcome
+            else:
+                silence.event_at = silence.heard
+                if not bits & HIDDEN:
+                    self._sink.append(sse.encode(event, None))
+                    shown += 1
             if bits & TOKEN:
                 self._sink.token()
-                self._has_token = True
+                silence.has_token = True
             if not self._named and self._watch.response_id is not None:
                 self._named = True
                 self._on_named(self._watch.response_id)
-            if bits & TERMINAL:
-                if self.terminal is None:
-                    self.terminal = Cause.UPSTREAM_ERROR if bits & FAILED else Ending.COMPLETED
-                if not bits & DONE_MAY_FOLLOW:
-                    return self.terminal
-                if self._lingering is None:
-                    self._lingering = self._loop.call_later(LINGER_SECONDS, self._lingered)
-        if bits == TOKEN and shown == 1 and self._watch.stateless_deltas and self._parser.idle:
+        if bits | PART == TOKEN | PART and shown == 1 and self._watch.stateless_deltas and self._parser.idle:
             self._template.learn(data, event)
+        return None
+
+    def _step(self, event: Event, bits: int) -> Outcome | None:
+        """What the table makes of an event; how the stream ended, once it has. Raises StreamFailure."""
+        cell = self._table[self._state][name_of(bits)]
+        if cell is Act.DROP:
+            return None
+        if cell is Act.CLOSE or cell is Act.WHOLE:
+            return self._closed(cell)
+        if cell is Act.CUT_OFF:
+            raise StreamFailure(Cause.UPSTREAM_DISCONNECTED)
+        if bits & ERROR and not self._watch.readable:
+            event = self._spell()
+        elif bits & DONE_LINE:
+            self._add(self._watch.left_out(self._request_id))
+            event = Event(b"", DONE)
+        if not bits & HIDDEN:
+            self._sink.append(sse.encode(event, None))
+        if cell is Act.COMPLETE:
+            return Ending.COMPLETED
+        if cell is Act.FAIL:
+            return Cause.UPSTREAM_ERROR
+        assert isinstance(cell, State)
+        if cell is not self._state:
+            self._state = cell
+            self._plain = PLAIN if cell is State.BEGUN else -1
+            self._template.forget()
+        if self.terminal is None and cell in (State.FAILED, State.OVER):
+            self.terminal = Cause.UPSTREAM_ERROR if cell is State.FAILED else Ending.COMPLETED
+            self._lingering = self._loop.call_later(LINGER_SECONDS, self._lingered)
+        return None
+
+    def _spell(self) -> Event:
+        """The upstream's last error in the form that clients of the API can read."""
+        watch, error = self._watch, self._watch.error
+        assert error is not None
+        code = error.code or Cause.UPSTREAM_ERROR.value
+        event = self._dialect.error_events(
+            code, error.describe(), watch.last_sequence, self._request_id, kind=error.type, response=watch.response
+        )[0]
+        watch.see(event)
+        watch.error = error
+        return event
+
+    def _take_malformed(self, event: Event, failure: StreamFailure) -> Outcome | None:
+        """Several events that share a block are taken one by one; what is no event of the API is forwarded as it is."""
+        if self.terminal is not None:
+            return self.terminal
+        parts = split_block(event)
+        for part in parts:
+            bits = self._watch.see(part)
+            if (outcome := self._step(part, bits)) is not None:
+                return outcome
+            if bits & TOKEN:
+                self._sink.token()
+                self._silence.has_token = True
+        if not parts:
+            if not self._forward_malformed:
+                raise failure
+            self._watch.malformed += 1
+            self._sink.append(sse.encode(event, None))
         return None
 
     def _lingered(self) -> None:
         if not self.finished.done() and self.terminal is not None:
-            self.finished.set_result(self.terminal)
+            self._finish(self.terminal)

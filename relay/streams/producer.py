@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 import httpx
 
@@ -26,23 +27,22 @@ from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
+from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream.client import NO_EVENT_STREAM, body_of, is_event_stream, refusal_text
+from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
-
-_REMAKE_PAUSE = 0.25
 
 
 class Producer:
     """One generation.
 
-    It begins in these stages, each of them once. `start`: the call goes upstream. `ensure_created`: the stream is made
-    in the log, because the upstream has answered with one, or because the client's patience is over before it has;
-    from then on whatever goes wrong is told in-band. `created` is set then: True, or False where the upstream refused
-    in time, or failed, and there never was a stream. `answer` is set when the upstream has answered or failed, be it
-    before the stream was made or after: what the client of the POST is owed. `feed` is what readers read.
+    It begins in these stages, each of them once. `start`: the call goes upstream. The stream is made in the log while
+    the first event is waited for, or because the client's patience is over. `ensure_created`: the client is to be given
+    it, for that event is no error, or the patience is over; from then on whatever goes wrong is told in-band. `created`
+    is set then: True, or False where the client gets a refusal or a failure and no stream (one that was made is ended
+    and counted all the same). `answer` is what the client of the POST is owed, `feed` is what readers read.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Producer:
         context: ProducerContext,
         *,
         hide_usage: bool,
+        choices: int = 1,
     ) -> None:
         self.first_stream = stream
         """The id under which it began; a store that was away makes it another."""
@@ -63,7 +64,8 @@ class Producer:
         self.route = route
         self.owner = owner
         self.account = account
-        self.watch: Watch = dialect.watch(hide_usage=hide_usage)
+        self.watch: Watch = dialect.watch(hide_usage=hide_usage, choices=choices)
+        self._choices = choices
         self.writer = LogWriter(
             stream,
             context.log,
@@ -82,12 +84,14 @@ class Producer:
         self.response_id: str | None = None
         self.kept_headers: Headers = []
         """Those of the upstream's that every answer with this stream has."""
-        self._ended_at = 0.0
-        self._asked = 0.0
+        self.upstream_headers: Headers | None = None
+        """Those that the first one has, None until the upstream has answered."""
+        self._ended_at = self._asked = 0.0
         self._settings = context.settings
         self._context = context
         self._call: Call | None = call
-        self._creating: asyncio.Future[None] | None = None
+        self._making: asyncio.Future[None] | None = None
+        self._promised = False  # the client is to be given the stream
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._ingest: UpstreamIngest | None = None
@@ -138,11 +142,19 @@ class Producer:
             await asyncio.wait([self._task])
 
     async def ensure_created(self) -> None:
-        """Make the stream, before or after the upstream has answered: from here on whatever goes wrong goes
-        in-band. Raises StoreUnavailable, and then the stream has not been made."""
-        if self._creating is None:
-            self._creating = asyncio.ensure_future(self._create())
-        await asyncio.shield(self._creating)
+        """Make the stream unless it is made, and give it to the client, before or after the upstream has answered: from
+        here on whatever goes wrong goes in-band. Raises StoreUnavailable, and then the stream has not been made."""
+        self._promised = True
+        await asyncio.shield(self._make())
+        if not self.created.done():
+            self.created.set_result(True)
+
+    def _make(self) -> asyncio.Future[None]:
+        """The stream's making, which begins now unless it has begun."""
+        if self._making is None:
+            self._making = asyncio.ensure_future(self._create())
+            self._making.add_done_callback(lambda made: made.cancelled() or made.exception())
+        return self._making
 
     async def _run(self) -> None:
         try:
@@ -171,7 +183,7 @@ class Producer:
         if self._ingest is not None:
             self._ingest.close()
             self._ingest = None
-        self._call = self._creating = self._task = self._remaking = None
+        self._call = self._making = self._task = self._remaking = None
         if not self.answer.done():
             self.answer.cancel()
         if not self.created.done():
@@ -182,14 +194,16 @@ class Producer:
         message = ""
         try:
             async with asyncio.timeout(self._settings.max_duration):
-                response = await self._open()
-                if response is None:
+                ingest = await self._open()
+                if ingest is None:
                     return None
-                self.outcome = await self._relay(response)
+                ingest.open()
+                self.outcome = await ingest.finished
                 return End(self.outcome.value)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
             message = failure.message
+            self.watch.error = failure.error or self.watch.error
         except TimeoutError:
             outcome = Cause.MAX_DURATION
         except asyncio.CancelledError:
@@ -211,103 +225,103 @@ class Producer:
         return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
 
     async def _wait_created(self, outcome: Outcome, message: str) -> bool:
-        """Is there a stream, to end in-band? An answer is owed either way, and for a stream that was being made while
-        its bound fired it is that stream."""
-        if self._creating is None:
-            refusal = OUTCOMES[outcome].refusal
-            if refusal is not None and not self.answer.done():
-                self.answer.set_result(refusal(message))
+        """Is there a stream, to end in-band? An answer is owed either way: the failure, as long as the client has not
+        been promised the stream."""
+        refusal = OUTCOMES[outcome].refusal
+        if refusal is not None and not self._promised and not self.answer.done():
+            self.answer.set_result(refusal(message))
+        if self._making is None:
             return False
         try:
-            await self._creating
+            await self._making
+            if not self.answer.done():
+                await self.ensure_created()
+                self.answer.set_result(Opened(None))
         except StoreUnavailable as error:
             if not self.answer.done():
                 self.answer.set_result(error)
             return False
-        if not self.answer.done():
-            self.answer.set_result(Opened(None))
         return True
 
     # -- the upstream's answer ----------------------------------------------------------------------------
 
-    async def _open(self) -> httpx.Response | None:
+    async def _open(self) -> UpstreamIngest | None:
         """The upstream's stream, or None where it refused in time for the client to get the refusal itself."""
         call, self._call = self._call, None
         assert call is not None
         try:
             response = await call(self._asking)
         except ApiError as error:
-            if self._creating is None:
+            if not self._promised:
                 self.answer.set_result(error)
                 return None
             raise StreamFailure(cause_of(error), error.message) from None
         finally:
             del call  # it holds the request, which the upstream has now
         if response.status_code == 200 and is_event_stream(response):
-            self._response = response
-            raw, more = response.headers.raw, self.route.upstream.headers
-            self.kept_headers = of_resume(raw, more)
-            try:
-                await self.ensure_created()
-            except ApiError as error:
-                self.answer.set_result(error)
-                return None
-            self.answer.set_result(Opened(of_stream(raw, more)))
-            return response
-        if self._creating is None:
+            return await self._begin_reading(response)
+        if not self._promised:
             self.answer.set_result(Refused(response))
             return None
-        text = await refusal_text(response)
-        await body_of(response).aclose()
-        if response.status_code == 200:
-            raise StreamFailure(Cause.UPSTREAM_MALFORMED, NO_EVENT_STREAM)
-        raise StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {response.status_code}: {text}")
+        raise late_refusal(response, await read_refusal(response))
+
+    async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
+        """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
+        the client's patience is over. It is made meanwhile, so that no event waits for that."""
+        self._response = response
+        raw, upstream = response.headers.raw, self.route.upstream
+        self.kept_headers, self.upstream_headers = of_resume(raw, upstream.headers), of_stream(raw, upstream.headers)
+        ingest = self._ingest = UpstreamIngest(
+            body_of(response),
+            self.dialect,
+            self.watch,
+            self._settings,
+            upstream,
+            self.writer,
+            self._name,
+            asked=self._asked,
+            request_id=self.account.request.id,
+        )
+        ingest.start()
+        known: list[asyncio.Future[Any]] = [ingest.first, ingest.finished, self.created]
+        try:
+            await asyncio.wait([self._make(), *known], return_when=asyncio.FIRST_COMPLETED)
+            if self._make().done():
+                await self._make()
+            await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+            if not self._promised:
+                if (failed := begins_with_error(response, ingest, upstream.headers)) is not None:
+                    self.answer.set_result(failed)
+                    raise StreamFailure(Cause.UPSTREAM_ERROR, failed.error.describe(), failed.error)
+                if ingest.finished.done():
+                    await ingest.finished
+            await self.ensure_created()
+        except ApiError as error:
+            self.answer.set_result(error)
+            return None
+        self.answer.set_result(Opened(self.upstream_headers))
+        return ingest
 
     def _asking(self, route: Route, hide_usage: bool) -> None:
         self._asked = asyncio.get_running_loop().time()
         if route is not self.route:
             self.route = route
-            self.watch = self.dialect.watch(hide_usage=hide_usage)
+            self.watch = self.dialect.watch(hide_usage=hide_usage, choices=self._choices)
             self._context.host.on_moved(self)
 
     async def _create(self) -> None:
         if self.logged:
             try:
-                await self._put_into_store()
+                await self._context.put_into_store(self)
             except StoreUnavailable:
                 if self._context.log.store.outage == "refuse":
-                    self._creating = None
                     raise
                 # Its first reader has not seen an id yet: the stream is one without a log, and says so.
                 self.writer.go_unlogged(new_stream_id(logged=False), self._context.log)
                 self.account.meter.degraded()
-        self.created.set_result(True)
         self._context.host.on_created(self)
 
-    async def _put_into_store(self) -> None:
-        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
-        log, replica = self._context.log, self._context.replica
-        fields = {
-            "api": self.dialect.name,
-            "owner": self.owner,
-            "upstream": self.route.upstream.name,
-            "model": self.route.pattern,
-            "replica": replica,
-        }
-        await asyncio.gather(
-            log.directory.add_stream(replica, self.stream),
-            log.create(self.stream, fields, self.writer.fence, self.kept_headers),
-        )
-
     # -- events -------------------------------------------------------------------------------------------
-
-    async def _relay(self, response: httpx.Response) -> Outcome:
-        """Take the upstream's events as they arrive, until it has ended its stream."""
-        settings, timeouts = self._settings, self.route.upstream.timeouts(self._settings)
-        body, sink = body_of(response), self.writer
-        self._ingest = UpstreamIngest(body, self.watch, settings, timeouts, self._asked, sink, self._name)
-        self._ingest.start()
-        return await self._ingest.finished
 
     def _name(self, response_id: str) -> None:
         """Who has seen the event with this id may ask any replica for it: first the store is told, if it answers within
@@ -351,15 +365,9 @@ class Producer:
         self._remaking = asyncio.create_task(self._remake())
 
     async def _remake(self) -> None:
-        while True:
-            try:
-                await self._put_into_store()
-            except StoreUnavailable:
-                await asyncio.sleep(_REMAKE_PAUSE)
-                continue
-            self._hold.cancel()
-            self.writer.made_again()
-            return
+        await self._context.put_again(self)
+        self._hold.cancel()
+        self.writer.made_again()
 
     def on_fault(self, error: Exception) -> None:
         """One stream's fault is not another's: this one ends, and where it cannot even do that, others end it."""
@@ -388,4 +396,5 @@ class Producer:
                 return  # the process ends: another replica ends the stream when its lease has lapsed
         if self.writer.state != FENCED and self.outcome is not None:
             at = self._ended_at or time.monotonic()
+            self.account.upstream(self.watch)
             self.account.ended(self.stream, self.outcome, self.writer.last, self.watch.usage, at)

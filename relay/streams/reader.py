@@ -126,8 +126,9 @@ class Reader:
         if end.closing:
             return end.closing
         last = await self._log.last_frame(self.stream)
+        first = await self._log.first_frame(self.stream) if self.dialect.name == "responses" else b""
         request = f"req_{secrets.token_hex(12)}"
-        return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request)
+        return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request, first)
 
     def _take(self, feed: Feed) -> bytes:
         first = self.cursor - feed.base

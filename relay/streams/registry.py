@@ -153,10 +153,13 @@ class Registry:
         request: Request,
         hide_usage: bool,
         call: Call,
+        choices: int = 1,
     ) -> Producer:
         """Start a generation under a fresh stream id."""
         account = StreamAccount(self.metrics.meter(dialect.name, route.upstream.name, route.pattern), request)
-        producer = Producer(stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage)
+        producer = Producer(
+            stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage, choices=choices
+        )
         self._running.add(producer)
         self._began.add(stream)
         self._streams_of[owner] += 1

@@ -14,18 +14,15 @@ from typing import Any, Protocol
 
 import aiohttp
 import httpx
-import orjson
 from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
-from relay.protocol.dialect import error_text
 from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
-_REFUSAL_BYTES = 64 * 1024
 _PIECE = 64 * 1024
 # With these nothing of a request was sent.
 _NOT_CONNECTED = (
@@ -33,11 +30,6 @@ _NOT_CONNECTED = (
     aiohttp.ClientHttpProxyError,
     aiohttp.ConnectionTimeoutError,
     ValueError,
-)
-
-NO_EVENT_STREAM = (
-    "The upstream answered a streaming request with something that is no event stream. "
-    "Check that the upstream supports streaming for this model."
 )
 
 
@@ -290,20 +282,6 @@ def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]]
         return head, []
     gone = (b"content-encoding", b"content-length") if listed else (b"content-encoding",)
     return [item for item in head if item[0].lower() not in gone], listed or None
-
-
-async def refusal_text(response: httpx.Response) -> str:
-    """The upstream's own words, for an error frame."""
-    body = b""
-    try:
-        async for chunk in body_of(response):
-            body += chunk
-            if len(body) > _REFUSAL_BYTES:
-                break
-        parsed = orjson.loads(body)
-    except (httpx.HTTPError, ValueError):
-        return "no message"
-    return error_text(parsed.get("error", parsed) if isinstance(parsed, dict) else parsed)[:2000]
 
 
 class UpstreamClient:

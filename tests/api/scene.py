@@ -57,7 +57,7 @@ def two_upstreams(folder: Path) -> Iterator[Scene]:
     ):
         config = {
             "upstreams": [
-                {"name": "main", "base_url": main.url, "models": ["model-*"]},
+                {"name": "main", "base_url": main.url, "models": ["model-*"], "malformed": "end"},
                 {
                     "name": "other",
                     "base_url": f"{other.url}/base",

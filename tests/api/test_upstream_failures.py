@@ -137,11 +137,11 @@ def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: s
 
 @each_api
 @pytest.mark.parametrize(
-    "data", ['{"id": "x", "cho', "not json", "[1, 2]", '"text"', "17", "null", "<html>", "[DONE", '{"a":1}{"a":2}']
+    "data", ['{"id": "x", "cho', "not json", "[1, 2]", '"text"', "17", "null", "[DONE", '{"a":1}{"a":2}']
 )
 def test_malformed_event(scene: Scene, api: Api, data: str) -> None:
     sample = SAMPLES[api]
-    kind = "" if api == "chat" else "ping"
+    kind = "" if api == "chat" else "unknown"
     model = scene.play(*stream(*sample.frames[:3], Event(data, kind).from_upstream(0), *sample.frames[3:]))
     code, message = ends_in_error(scene, sample, start(scene.relay, sample, model), 3)
     assert code == "upstream_malformed"

@@ -81,7 +81,8 @@ def test_the_last_event_of_each_api() -> None:
     assert not terminal("messages", b'event: message_delta\ndata: {"type":"message_delta"}\n\n')
     for name in ("completed", "failed", "incomplete"):
         assert terminal("responses", b'data: {"type":"response.%b"}\n\n' % name.encode())
-    assert terminal("responses", b'event: error\ndata: {"type":"error"}\n\n')
+    assert terminal("responses", at + b'event: error\ndata: {"type":"error"}\n\n')
+    assert not terminal("responses", b'event: error\ndata: {"type":"error"}\n\n')
     assert not terminal("responses", b'data: {"type":"response.output_text.done","text":"response.completed"}\n\n')
     assert not terminal("responses", b"data: [DONE]\n\n")
     assert not terminal("chat", b'data: no JSON, but an "error"\n\n')

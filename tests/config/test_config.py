@@ -95,6 +95,7 @@ OF_AN_UPSTREAM = [
         "keepalive",
         "buffer",
         "usage",
+        "malformed",
     ),
     *("upstream_answer_timeout", "unstreamed_answer_timeout", "first_token_timeout"),
     *("upstream_stall_timeout", "upstream_idle_timeout"),

@@ -16,6 +16,7 @@ import httpx
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
+from relay.protocol.ends import State as Stage
 from relay.protocol.errors import PositionUnknown, StoreBehind, StoreUnavailable, StreamNotFound
 from relay.protocol.ids import EventId, new_stream_id
 from relay.protocol.outcomes import Cause, Ending
@@ -24,6 +25,7 @@ from relay.store import topology as store_topology
 from relay.store.log import Log
 from relay.streams import tail as tail_module
 from relay.streams.account import Request
+from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
@@ -171,7 +173,12 @@ class Harness:
         self._producer = self.a.registry.begin(
             self._stream, DIALECTS["chat"], route, owner=OWNER, request=request, hide_usage=False, call=call
         )
+        making = asyncio.ensure_future(self._producer.ensure_created())  # its client's patience is over
         await self._release(self.a.node, "create")
+        await making
+        ingest = self._body.sink
+        assert isinstance(ingest, UpstreamIngest)
+        ingest._state = Stage.BEGUN  # the model's only event may be the last one, and [DONE] alone is no answer
         if with_client:
             self._client.reader = self.a.registry.lookup.first_reader(self.producer)
             self._client.replica = self.a

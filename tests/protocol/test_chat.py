@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.chat import Chat, ChatWatch
-from relay.protocol.dialect import DONE_MAY_FOLLOW, FAILED, HIDDEN, TERMINAL, TOKEN, Usage
+from relay.protocol.chat import Chat
+from relay.protocol.dialect import Usage
+from relay.protocol.ends import DONE_LINE, ERROR, FAILURE, HIDDEN, PART, TOKEN
 from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
     ABNORMAL,
     DONE_EVENT,
     NOT_OF_THE_FORMAT,
+    Followed,
     event,
     frames,
     hostile,
@@ -27,8 +29,8 @@ from tests.protocol.dialects import (
 CHAT = Chat()
 
 
-def watch(**options: bool) -> ChatWatch:
-    return CHAT.watch(**options)
+def watch(**options: bool) -> Followed:
+    return Followed("chat", CHAT.watch(**options))
 
 
 def chunk(delta: object = None, *, finish: str | None = None, index: int = 0, **more: Any) -> Event:
@@ -60,7 +62,7 @@ class TestFirstToken:
         ],
     )
     def test_a_token(self, delta: dict[str, Any]) -> None:
-        assert watch().see(chunk(delta)) == TOKEN
+        assert watch().see(chunk(delta)) & TOKEN
 
     @pytest.mark.parametrize(
         "delta",
@@ -78,28 +80,28 @@ class TestFirstToken:
         ],
     )
     def test_never_the_role_chunk_nor_an_empty_one(self, delta: dict[str, Any] | None) -> None:
-        assert watch().see(chunk(delta)) == 0
+        assert not watch().see(chunk(delta)) & ~PART
 
     def test_of_any_choice(self) -> None:
         two = {"choices": [{"index": 0, "delta": {"role": "assistant"}}, {"index": 1, "delta": {"content": "x"}}]}
-        assert watch().see(event(two)) == TOKEN
+        assert watch().see(event(two)) & TOKEN
 
     def test_it_may_stand_on_the_finish_chunk(self) -> None:
-        assert watch().see(chunk({"content": "!"}, finish="stop")) == TOKEN
+        assert watch().see(chunk({"content": "!"}, finish="stop")) & TOKEN
 
     @pytest.mark.parametrize("choices", [[], None])
     def test_a_chunk_without_choices_is_none(self, choices: object) -> None:
-        assert watch().see(event({"id": "x", "choices": choices, "prompt_filter_results": []})) == 0
+        assert not watch().see(event({"id": "x", "choices": choices, "prompt_filter_results": []})) & ~PART
 
 
 class TestTheEnd:
     def test_done(self) -> None:
-        assert watch().see(DONE_EVENT) == TERMINAL
+        assert watch().see(DONE_EVENT) == DONE_LINE
 
     def test_a_finish_reason_alone_does_not_end_it(self) -> None:
         w = watch()
         for reason in ("stop", "length", "tool_calls", "content_filter"):
-            assert w.see(chunk(finish=reason)) & TERMINAL == 0
+            assert w.see(chunk(finish=reason)) & (DONE_LINE | ERROR | FAILURE) == 0
 
     def test_at_the_end_of_the_body_it_is_probably_complete(self) -> None:
         w = watch()
@@ -127,11 +129,32 @@ class TestTheEnd:
     def test_nothing_at_all_is_not_complete(self) -> None:
         assert not watch().ended_at_eof()
 
-    def test_text_without_a_finish_reason_is_not_complete(self) -> None:
+    def test_usage_ends_the_answer_of_an_upstream_without_finish_reasons(self) -> None:
         w = watch()
         w.see(chunk({"content": "Hi"}))
         w.see(usage_chunk())
+        assert w.ended_at_eof()
+        w.see(chunk({"content": "!"}))
         assert not w.ended_at_eof()
+
+    @pytest.mark.parametrize("nothing", ["", "null", "None", "none"])
+    def test_a_reason_that_says_nothing_is_none(self, nothing: str) -> None:
+        w = watch()
+        w.see(chunk({"content": "Hi"}, finish=nothing))
+        assert not w.ended_at_eof()
+
+    def test_a_choice_that_was_asked_for_and_never_began(self) -> None:
+        w = Followed("chat", CHAT.watch(choices=2))
+        w.see(chunk({"content": "Hi"}))
+        w.see(chunk(finish="stop"))
+        w.see(usage_chunk())
+        assert not w.ended_at_eof()
+
+    @pytest.mark.parametrize("reason", ["abort", "network_error", "insufficient_system_resource", "error"])
+    def test_a_reason_that_is_a_failure_by_its_name(self, reason: str) -> None:
+        w = watch()
+        assert w.see(chunk(finish=reason)) & FAILURE
+        assert w.error.code == reason
 
 
 class TestErrors:
@@ -152,20 +175,20 @@ class TestErrors:
     )
     def test_each_form(self, sent: Event) -> None:
         w = watch()
-        assert w.see(chunk({"content": "Hi"})) == TOKEN
-        assert w.see(sent) == TERMINAL | DONE_MAY_FOLLOW | FAILED
-        assert w.error == "Provider disconnected"
-        assert w.see(DONE_EVENT) & TERMINAL
+        assert w.see(chunk({"content": "Hi"})) & TOKEN
+        assert w.see(sent) & (ERROR | FAILURE)
+        assert w.error.message == "Provider disconnected"
+        assert w.see(DONE_EVENT) & DONE_LINE
         assert w.ended_at_eof()
 
     def test_a_finish_reason_of_error_is_one(self) -> None:
         w = watch()
-        assert w.see(chunk(finish="error")) == TERMINAL | DONE_MAY_FOLLOW | FAILED
+        assert w.see(chunk(finish="error")) & (ERROR | FAILURE)
         assert w.error
 
     def test_an_error_that_is_null_is_none(self) -> None:
         w = watch()
-        assert w.see(chunk({"content": "Hi"}, error=None)) == TOKEN
+        assert w.see(chunk({"content": "Hi"}, error=None)) & TOKEN
         assert w.error is None
 
 
@@ -177,7 +200,7 @@ class TestUsage:
 
     def test_on_a_chunk_of_its_own(self) -> None:
         w = watch()
-        assert w.see(usage_chunk()) == 0
+        assert not w.see(usage_chunk()) & TOKEN
         assert w.usage == Usage(5, 7)
 
     def test_on_the_finish_chunk(self) -> None:
@@ -199,17 +222,17 @@ class TestUsage:
 
     def test_the_relays_own_question_is_hidden(self) -> None:
         w = watch(hide_usage=True)
-        assert w.see(chunk({"content": "Hi"}, usage=None)) == TOKEN
-        assert w.see(chunk(finish="stop")) == 0
+        assert w.see(chunk({"content": "Hi"}, usage=None)) & TOKEN
+        w.see(chunk(finish="stop"))
         assert w.see(usage_chunk()) == HIDDEN
         assert w.usage == Usage(5, 7)
 
     def test_a_chunk_with_choices_is_never_hidden(self) -> None:
         w = watch(hide_usage=True)
-        assert w.see(chunk({"content": "!"}, finish="stop", usage={"prompt_tokens": 5})) == TOKEN
+        assert w.see(chunk({"content": "!"}, finish="stop", usage={"prompt_tokens": 5})) & TOKEN
 
     def test_a_chunk_without_usage_is_never_hidden(self) -> None:
-        assert watch(hide_usage=True).see(event({"choices": [], "prompt_filter_results": [{}]})) == 0
+        assert not watch(hide_usage=True).see(event({"choices": [], "prompt_filter_results": [{}]})) & ~PART
 
     @pytest.mark.parametrize(
         ("body", "asked"),
@@ -253,7 +276,7 @@ class TestWhatUpstreamsReallySend:
         ],
     )
     def test_is_accepted(self, data: bytes) -> None:
-        assert watch().see(Event(b"", data)) == TOKEN
+        assert watch().see(Event(b"", data)) & TOKEN
 
     def test_the_first_id_is_the_answers(self) -> None:
         w = watch()
@@ -304,7 +327,7 @@ class TestStopped:
             w.see(known)
         *rest, done = w.stop_events("req_1")
         assert done == DONE_EVENT
-        assert [w.see(added) for added in rest] == [0] * len(rest)
+        assert not any(w.see(added) & TOKEN for added in rest)
         assert w.ended_at_eof()
         assert len(rest) == (0 if seen == 3 else 1)
 
@@ -336,8 +359,8 @@ class TestErrorFrames:
     def test_a_relay_behind_this_one_reads_them(self) -> None:
         w = watch()
         error, done = CHAT.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
-        assert w.see(error) == TERMINAL | DONE_MAY_FOLLOW | FAILED
-        assert w.see(done) & TERMINAL
+        assert w.see(error) & (ERROR | FAILURE)
+        assert w.see(done) & DONE_LINE
 
     def test_the_heartbeat_has_no_blank_line(self) -> None:
         assert CHAT.heartbeat == b": hb\n"

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.dialect import FAILED, KEEP_ALIVE, TERMINAL, TOKEN, Usage
-from relay.protocol.messages import Messages, MessagesWatch
+from relay.protocol.dialect import Usage
+from relay.protocol.ends import END, ERROR, FAILURE, KEEP_ALIVE, TOKEN
+from relay.protocol.messages import Messages
 from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
     ABNORMAL,
     DONE_EVENT,
     NOT_OF_THE_FORMAT,
+    Followed,
     event,
     frames,
     hostile,
@@ -27,8 +29,8 @@ from tests.protocol.dialects import (
 MESSAGES = Messages()
 
 
-def watch() -> MessagesWatch:
-    return MESSAGES.watch()
+def watch() -> Followed:
+    return Followed("messages", MESSAGES.watch())
 
 
 def named(kind: str, **fields: Any) -> Event:
@@ -48,11 +50,11 @@ class TestFirstToken:
         ],
     )
     def test_a_delta(self, delta: dict[str, Any]) -> None:
-        assert watch().see(named("content_block_delta", index=0, delta=delta)) == TOKEN
+        assert watch().see(named("content_block_delta", index=0, delta=delta)) & TOKEN
 
     def test_the_start_of_a_tool_call(self) -> None:
         block = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
-        assert watch().see(named("content_block_start", index=0, content_block=block)) == TOKEN
+        assert watch().see(named("content_block_start", index=0, content_block=block)) & TOKEN
 
     @pytest.mark.parametrize(
         "sent",
@@ -67,33 +69,42 @@ class TestFirstToken:
         ],
     )
     def test_nothing_else(self, sent: Event) -> None:
-        assert watch().see(sent) == 0
+        assert not watch().see(sent) & TOKEN
 
     def test_a_ping_only_keeps_alive(self) -> None:
         assert watch().see(named("ping")) == KEEP_ALIVE
 
     def test_the_type_may_stand_on_the_event_line_alone(self) -> None:
         delta = {"index": 0, "delta": {"type": "text_delta", "text": "x"}}
-        assert watch().see(event(delta, b"content_block_delta")) == TOKEN
-        assert watch().see(event({}, b"message_stop")) == TERMINAL
+        assert watch().see(event(delta, b"content_block_delta")) & TOKEN
+        assert watch().see(event({}, b"message_stop")) == END
 
     def test_the_type_may_stand_in_the_json_alone(self) -> None:
-        assert watch().see(event({"type": "message_stop"})) == TERMINAL
+        assert watch().see(event({"type": "message_stop"})) == END
 
 
 class TestTheEnd:
     def test_message_stop(self) -> None:
-        assert watch().see(named("message_stop")) == TERMINAL
+        assert watch().see(named("message_stop")) == END
 
-    def test_the_end_of_the_body_alone_is_none(self) -> None:
+    def test_a_message_is_whole_but_for_its_last_event(self) -> None:
         w = watch()
         assert not w.ended_at_eof()
-        for sent in (START, named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7})):
+        w.see(START)
+        assert not w.ended_at_eof()
+        w.see(named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7}))
+        assert w.ended_at_eof()
+        assert [e.type for e in w.left_out("req_1")] == [b"message_stop"]
+
+    def test_with_a_block_open_it_is_not(self) -> None:
+        w = watch()
+        for sent in (START, named("content_block_start", index=0, content_block={"type": "text"})):
             w.see(sent)
+        w.see(named("message_delta", delta={"stop_reason": "end_turn"}))
         assert not w.ended_at_eof()
 
     def test_a_done_is_not_malformed(self) -> None:
-        assert watch().see(DONE_EVENT) & FAILED == 0
+        assert watch().see(DONE_EVENT) & ERROR == 0
 
 
 class TestErrors:
@@ -111,8 +122,8 @@ class TestErrors:
     )
     def test_each_form(self, sent: Event) -> None:
         w = watch()
-        assert w.see(sent) == TERMINAL | FAILED
-        assert w.error == "Overloaded"
+        assert w.see(sent) & (ERROR | FAILURE)
+        assert w.error.message == "Overloaded"
 
 
 class TestUsage:
@@ -153,7 +164,7 @@ class TestWhatUpstreamsReallySend:
         ],
     )
     def test_is_accepted(self, data: bytes) -> None:
-        assert watch().see(Event(b"content_block_delta", data)) == TOKEN
+        assert watch().see(Event(b"content_block_delta", data)) & TOKEN
 
     def test_the_answers_own_id(self) -> None:
         w = watch()
@@ -193,7 +204,7 @@ class TestStopped:
         for known in sent[:seen]:
             w.see(known)
         rest = w.stop_events("req_1")
-        assert [w.see(added) & (TERMINAL | FAILED) for added in rest] == [0] * (len(rest) - 1) + [TERMINAL]
+        assert [w.see(added) & (END | ERROR | FAILURE) for added in rest] == [0] * (len(rest) - 1) + [END]
         kinds = [json.loads(e.data)["type"] for e in [*sent[:seen], *rest]]
         assert [e.type.decode() for e in rest] == kinds[seen:]
         assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
@@ -225,8 +236,8 @@ class TestErrorFrames:
     def test_a_relay_behind_this_one_reads_them(self) -> None:
         (error,) = MESSAGES.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
         w = watch()
-        assert w.see(error) == TERMINAL | FAILED
-        assert w.error == "Over."
+        assert w.see(error) & (ERROR | FAILURE)
+        assert w.error.message == "Over."
 
     def test_the_heartbeat_is_a_ping_without_an_id(self) -> None:
         assert MESSAGES.heartbeat == b'event: ping\ndata: {"type":"ping"}\n\n'

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.dialect import DONE_MAY_FOLLOW, FAILED, TERMINAL, TOKEN, Usage
+from relay.protocol.dialect import Usage
+from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, PART, TOKEN
 from relay.protocol.outcomes import Cause, Outcome
-from relay.protocol.responses import Responses, ResponsesWatch
+from relay.protocol.responses import Responses
 from relay.protocol.sse import Event
 from tests.protocol.dialects import (
     ABNORMAL,
     DONE_EVENT,
     NOT_OF_THE_FORMAT,
+    Followed,
     event,
     frames,
     hostile,
@@ -27,8 +29,8 @@ from tests.protocol.dialects import (
 RESPONSES = Responses()
 
 
-def watch() -> ResponsesWatch:
-    return RESPONSES.watch()
+def watch() -> Followed:
+    return Followed("responses", RESPONSES.watch())
 
 
 def typed(kind: str, **fields: Any) -> Event:
@@ -48,12 +50,12 @@ class TestFirstToken:
         ],
     )
     def test_a_delta(self, kind: str) -> None:
-        assert watch().see(typed(f"response.{kind}.delta", delta="x")) == TOKEN
-        assert watch().see(typed(f"response.{kind}.done")) == 0
+        assert watch().see(typed(f"response.{kind}.delta", delta="x")) & TOKEN
+        assert not watch().see(typed(f"response.{kind}.done")) & ~PART
 
     def test_a_function_call_added(self) -> None:
         item = {"type": "function_call", "name": "f", "arguments": ""}
-        assert watch().see(typed("response.output_item.added", item=item)) == TOKEN
+        assert watch().see(typed("response.output_item.added", item=item)) & TOKEN
 
     @pytest.mark.parametrize(
         "sent",
@@ -71,11 +73,11 @@ class TestFirstToken:
         ],
     )
     def test_nothing_else(self, sent: Event) -> None:
-        assert watch().see(sent) == 0
+        assert not watch().see(sent) & ~PART
 
     def test_the_event_line_is_optional(self) -> None:
-        assert watch().see(event({"type": "response.output_text.delta", "delta": "x"})) == TOKEN
-        assert watch().see(event({"delta": "x"}, b"response.output_text.delta")) == TOKEN
+        assert watch().see(event({"type": "response.output_text.delta", "delta": "x"})) & TOKEN
+        assert watch().see(event({"delta": "x"}, b"response.output_text.delta")) & TOKEN
 
 
 class TestTheEnd:
@@ -83,25 +85,25 @@ class TestTheEnd:
     def test_complete_or_cut_short_by_a_limit(self, kind: str) -> None:
         w = watch()
         assert not w.ended_at_eof()
-        assert w.see(typed(kind, response={"id": "resp_1"})) == TERMINAL | DONE_MAY_FOLLOW
+        assert w.see(typed(kind, response={"id": "resp_1"})) == END
         assert w.ended_at_eof()
         assert w.error is None
 
     def test_a_done_may_follow(self) -> None:
         w = watch()
         w.see(typed("response.completed", response={}))
-        assert w.see(DONE_EVENT) == TERMINAL
+        assert w.see(DONE_EVENT) == DONE_LINE
 
     def test_failed(self) -> None:
         w = watch()
         response = {"id": "resp_1", "error": {"code": "server_error", "message": "Broken"}}
-        assert w.see(typed("response.failed", response=response)) == TERMINAL | DONE_MAY_FOLLOW | FAILED
-        assert w.error == "Broken"
-        assert w.see(DONE_EVENT) & TERMINAL
+        assert w.see(typed("response.failed", response=response)) & (ERROR | FAILURE)
+        assert w.error.message == "Broken"
+        assert w.see(DONE_EVENT) & DONE_LINE
 
     @pytest.mark.parametrize("response", [None, {}, {"error": None}, {"error": "x"}, 5])
     def test_failed_without_words(self, response: object) -> None:
-        assert watch().see(typed("response.failed", response=response)) == TERMINAL | DONE_MAY_FOLLOW | FAILED
+        assert watch().see(typed("response.failed", response=response)) & (ERROR | FAILURE)
 
     def test_deltas_alone_are_no_end(self) -> None:
         w = watch()
@@ -125,13 +127,13 @@ class TestErrors:
     )
     def test_each_form(self, sent: Event) -> None:
         w = watch()
-        assert w.see(sent) == TERMINAL | DONE_MAY_FOLLOW | FAILED
-        assert w.error == "Broken"
+        assert w.see(sent) & (ERROR | FAILURE)
+        assert w.error.message == "Broken"
         assert w.ended_at_eof()
 
     def test_an_error_field_that_is_null_is_none(self) -> None:
         w = watch()
-        assert w.see(typed("response.created", response={"id": "resp_1", "error": None}, error=None)) == 0
+        assert not w.see(typed("response.created", response={"id": "resp_1", "error": None}, error=None)) & ~PART
         assert w.error is None
 
 
@@ -184,7 +186,7 @@ class TestWhatUpstreamsReallySend:
         ],
     )
     def test_is_accepted(self, data: bytes) -> None:
-        assert watch().see(Event(b"response.output_text.delta", data)) == TOKEN
+        assert watch().see(Event(b"response.output_text.delta", data)) & TOKEN
 
     def test_the_answers_own_id(self) -> None:
         w = watch()
@@ -226,7 +228,7 @@ class TestStopped:
         for known in sent[:seen]:
             w.see(known)
         rest = w.stop_events("req_1")
-        assert [w.see(added) & (TERMINAL | FAILED) for added in rest] == [0] * (len(rest) - 1) + [TERMINAL]
+        assert [w.see(added) & (END | ERROR | FAILURE) for added in rest] == [0] * (len(rest) - 1) + [END]
         messages = [json.loads(e.data) for e in [*sent[:seen], *rest]]
         assert [message["sequence_number"] for message in messages] == list(range(len(messages)))
         assert [e.type.decode() for e in rest] == [message["type"] for message in messages[seen:]]
@@ -247,11 +249,16 @@ class TestErrorFrames:
             b'id: st_x.8\nevent: error\ndata: {"type":"error","sequence_number":42,"code":"upstream_disconnected",'
             b'"message":"Gone.","param":null,"error":{"type":"server_error","code":"upstream_disconnected",'
             b'"message":"Gone.","param":null}}\n\n'
+            b'id: st_x.9\nevent: response.failed\ndata: {"type":"response.failed","sequence_number":43,'
+            b'"response":{"id":"resp_req_1","object":"response","created_at":0,"status":"failed","model":"",'
+            b'"output":[],"parallel_tool_calls":true,"tool_choice":"auto","tools":[],'
+            b'"error":{"code":"upstream_disconnected","message":"Gone."}}}\n\n'
         )
 
     @pytest.mark.parametrize("cause", ABNORMAL)
     def test_of_each_cause_flat_and_nested(self, cause: Outcome) -> None:
-        (error,) = RESPONSES.error_events(cause, 'It said "no"\nand 😀', 5, "req_1")
+        error, failed = RESPONSES.error_events(cause, 'It said "no"\nand 😀', 5, "req_1")
+        assert json.loads(failed.data)["sequence_number"] == 7
         assert error.type == b"error"
         body = json.loads(error.data)
         assert list(body) == ["type", "sequence_number", "code", "message", "param", "error"]
@@ -262,10 +269,11 @@ class TestErrorFrames:
             assert part["message"] == 'It said "no"\nand 😀'
 
     def test_a_relay_behind_this_one_reads_them(self) -> None:
-        (error,) = RESPONSES.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
+        error, failed = RESPONSES.error_events(Cause.SHUTDOWN, "Over.", None, "req_1")
         w = watch()
-        assert w.see(error) == TERMINAL | DONE_MAY_FOLLOW | FAILED
-        assert w.error == "Over."
+        assert w.watch.see(failed) & FAILURE
+        assert w.see(error) & (ERROR | FAILURE)
+        assert w.error.message == "Over."
 
     def test_the_heartbeat_has_no_blank_line(self) -> None:
         assert RESPONSES.heartbeat == b": hb\n"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from relay.protocol.apis import DIALECTS
-from relay.protocol.dialect import DONE, TERMINAL, Watch
+from relay.protocol.dialect import DONE, Watch
+from relay.protocol.ends import DONE_LINE, END
 from relay.protocol.sse import Event, Parser
 from tests.sdk import scenarios_chat as chat
 from tests.sdk import scenarios_messages as messages
@@ -54,11 +55,11 @@ def marked(sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("api", "name", "at"), POINTS)
 def test_a_whole_at_every_point(api: str, name: str, at: int) -> None:
     seen, events, bits = watch(api, *STREAMS[api, name][:at])
-    assert not bits & TERMINAL
+    assert not bits & (END | DONE_LINE)
     whole = events + seen.stop_events("req_1")
     {"chat": whole_chat, "messages": whole_messages, "responses": whole_responses}[api](whole)
     again = DIALECTS[api].watch()
-    assert [bool(again.see(event) & TERMINAL) for event in whole] == [False] * (len(whole) - 1) + [True]
+    assert [bool(again.see(event) & (END | DONE_LINE)) for event in whole] == [False] * (len(whole) - 1) + [True]
 
 
 def whole_chat(events: list[Event]) -> None:

@@ -106,6 +106,7 @@ class Replica:
             call=call,
         )
         reader = self.lookup.first_reader(producer)
+        await producer.ensure_created()  # as a client does whose patience is over before the first event
         await asyncio.wait_for(producer.answer, TIMEOUT)
         if read:
             await until(lambda: upstream._sink is not None, TIMEOUT, "the upstream to be read")

@@ -70,6 +70,7 @@ async def malformed(first: Replica, second: Replica) -> None:
     _, reader = await first.begin(upstream)
     upstream.number(1, 3)
     upstream.send(b"data: {nonsense\n\n")
+    upstream.complete()
     assert len(await take(reader)) == 5
     reader.close()
 

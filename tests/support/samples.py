@@ -145,7 +145,6 @@ _MESSAGES = tuple(
     _event(body, indent=1 if body.get("delta") == {"type": "text_delta", "text": "in lines"} else None)
     for body in (
         message_start({"input_tokens": 9}),
-        typed("ping"),
         *block(0, {"type": "text", "text": ""}, ({"type": "text_delta", "text": word} for word in _WORDS)),
         *block(1, _TOOL, ({"type": "input_json_delta", "partial_json": part} for part in _PARTS)),
         *message_end("tool_use", {"output_tokens": 12}),
@@ -201,17 +200,22 @@ def error_of(api: Api, frames: Sequence[RawEvent], last_sequence: int | None = N
         assert error.keys() == {"message", "type", "param", "code"}
         assert error["param"] is None
     else:
-        (frame,) = frames
+        frame, *failed = frames
         assert frame.event == "error"
         assert frame.json["type"] == "error"
         error = frame.json["error"]
         if api == "messages":
+            assert not failed
             assert frame.json["request_id"]
             assert error["type"]
         else:
             assert frame.json["sequence_number"] == (0 if last_sequence is None else last_sequence + 1)
             assert (frame.json["code"], frame.json["message"]) == (error["code"], error["message"])
             assert (frame.json["param"], error["param"]) == (None, None)
+            (last,) = failed
+            assert (last.event, last.json["sequence_number"]) == ("response.failed", frame.json["sequence_number"] + 1)
+            assert last.json["response"]["status"] == "failed"
+            assert last.json["response"]["error"] == {"code": error["code"], "message": error["message"]}
     assert error["message"]
     return error["code"], error["message"]
 

@@ -57,7 +57,8 @@ def error_code(api: Api, events: Sequence[RawEvent]) -> str:
         assert done.data == "[DONE]"
         assert (frame.event, frame.json.keys()) == (None, {"error"})
     else:
-        (frame,) = events
+        frame, *failed = events
+        assert [event.event for event in failed] == ([] if api == "messages" else ["response.failed"])
         assert (frame.event, frame.json["type"]) == ("error", "error")
     code: str = frame.json["error"]["code"]
     assert frame.json["error"]["message"]

@@ -53,7 +53,10 @@ class Upstream:
 
     def settings(self) -> list[dict[str, Any]]:
         """The relay's `upstreams`: one for each base URL."""
-        return [{"name": f"{self.name}-{api}", "base_url": self.base_url(api), "apis": [api]} for api in APIS]
+        return [
+            {"name": f"{self.name}-{api}", "base_url": self.base_url(api), "apis": [api], "malformed": "end"}
+            for api in APIS
+        ]
 
 
 @contextmanager

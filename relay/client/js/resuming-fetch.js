@@ -355,9 +355,9 @@ class ResumableStream {
     return false;
   }
 
-  /** An error of the chat API without an id is the relay's own, whose last frame is yet to come. */
+  /** An error of the chat or the responses API without an id is the relay's own, whose last frame is yet to come. */
   #isPart(kind, stream) {
-    return kind === "error" && stream === null && /completions|any/.test(this.#asked.api);
+    return kind === "error" && stream === null && /completions|responses|any/.test(this.#asked.api);
   }
 
   /** The connection has ended, cleanly or by this error: how long to wait before the next try. Throws ResumeError. */

@@ -1,0 +1,65 @@
+"""What an upstream's answer begins with, looked at before its client is answered: an error there is a refusal."""
+
+from __future__ import annotations
+
+from relay.protocol.dialect import Dialect
+from relay.protocol.ends import Name, name_of
+from relay.protocol.outcomes import StreamFailure
+from relay.protocol.sse import Parser
+from relay.protocol.upstream_error import UpstreamError, read_unframed
+
+
+class FirstEvent:
+    """Keeps an answer's first bytes, until somebody takes them.
+
+    `data` is all of them but for keep-alives, `ended` is True after their end. `refusal` is the error that they begin
+    with, `no_answer` is True where they have ended, or say so, before anything of an answer.
+    """
+
+    def __init__(self, dialect: Dialect, max_event_bytes: int) -> None:
+        self.data = b""
+        self.ended = False
+        self.refusal: UpstreamError | None = None
+        self.no_answer = False
+        self._parser = Parser(max_event_bytes)
+        self._watch = dialect.watch()
+        self._known = False
+
+    def feed(self, data: bytes) -> bool:
+        """The next bytes. True once it is known what they begin with."""
+        self.data += data
+        if not self._known:
+            try:
+                for event in self._parser.feed(data):
+                    if self._name(self._watch.see(event)):
+                        break
+            except StreamFailure:
+                self._known = True  # too large, or malformed: not for here to judge
+            if not self._known and self._parser.idle:
+                self.data = b""
+        return self._known
+
+    def end(self) -> None:
+        """There are no more bytes."""
+        self.ended = True
+        if self._known:
+            return
+        held = self._parser.held
+        try:
+            event = self._parser.rest()
+            if event is not None and self._name(self._watch.see(event)):
+                return
+        except StreamFailure:
+            pass
+        self.no_answer = True
+        self.refusal = read_unframed(held)
+
+    def _name(self, bits: int) -> bool:
+        name = name_of(bits)
+        if name is Name.KEEP_ALIVE:
+            return False
+        if name in (Name.ERROR, Name.FAILURE):
+            self.refusal = self._watch.error
+        self.no_answer = name is Name.DONE
+        self._known = True
+        return True

@@ -1,0 +1,77 @@
+"""An upstream's answer that is no event stream: what it says, for the client that asked for a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import httpx
+
+from relay.protocol.headers import of_stream
+from relay.protocol.outcomes import Cause, StreamFailure
+from relay.protocol.upstream_error import UpstreamError, read_body
+from relay.streams.answer import Failed
+from relay.streams.ingest import UpstreamIngest, no_events
+from relay.upstream.client import body_of
+
+_BYTES = 64 * 1024
+_SECONDS = 2.0
+
+
+async def read_refusal(response: httpx.Response) -> UpstreamError:
+    """What the body of an answer says, whatever it is; the response is closed."""
+    body = b""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for chunk in body_of(response):
+                body += chunk
+                if len(body) > _BYTES:
+                    break
+    except (httpx.HTTPError, TimeoutError):
+        pass  # what has come is all there is
+    finally:
+        await body_of(response).aclose()
+    return read_body(body, status=response.status_code, retry_after=response.headers.get("retry-after", ""))
+
+
+def no_event_stream(response: httpx.Response, error: UpstreamError) -> str:
+    """The message about an answer whose status promised a stream."""
+    kind = response.headers.get("content-type", "").split(";")[0].strip()[:100] or "something without a type"
+    return (
+        f"The upstream answered a streaming request with {kind}, which is no event stream: {error.message[:500]} "
+        "Check the upstream's base_url, and that it supports streaming for this model."
+    )
+
+
+def failed_answer(response: httpx.Response, error: UpstreamError, more: Sequence[str]) -> Failed:
+    """What the client gets for an answer that is an error and says 200. `more` are patterns of further headers."""
+    headers = of_stream(response.headers.raw, more)
+    after = error.retry_after or response.headers.get("retry-after", "")
+    if after.isdigit() and not any(name == b"retry-after" for name, _ in headers):
+        headers.append((b"retry-after", after.encode()))
+    return Failed(error, error.status or 502, headers)
+
+
+def begins_with_error(response: httpx.Response, ingest: UpstreamIngest, more: Sequence[str]) -> Failed | None:
+    """The error that a stream begins with, where its status is known. Raises StreamFailure for a stream that holds no
+    answer at all."""
+    opening = ingest.opening
+    if opening is None:
+        return None
+    if opening.refusal is not None and opening.refusal.status is not None:
+        return failed_answer(response, opening.refusal, more)
+    if opening.no_answer and opening.refusal is not None:
+        raise no_events(opening.refusal)
+    if opening.no_answer:
+        raise StreamFailure(Cause.UPSTREAM_DISCONNECTED)
+    return None
+
+
+def late_refusal(response: httpx.Response, error: UpstreamError) -> StreamFailure:
+    """How a stream fails that was begun before the upstream answered so."""
+    if response.status_code != 200:
+        told = f"The upstream answered {response.status_code}: {error.describe()}"
+        return StreamFailure(Cause.UPSTREAM_REFUSED, told, error)
+    if error.status is not None:
+        return StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream reported {error.status}: {error.describe()}", error)
+    return StreamFailure(Cause.UPSTREAM_MALFORMED, no_event_stream(response, error), error)

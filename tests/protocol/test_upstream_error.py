@@ -1,0 +1,133 @@
+"""The errors of upstreams in every shape that they come in, and what looks like one and is none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.protocol.upstream_error import is_keep_alive, read_body, read_object, read_text, read_unframed
+
+
+@pytest.mark.parametrize(
+    ("given_object", "message", "status"),
+    [
+        ({"error": {"message": "Busy", "type": "overloaded_error"}}, "Busy", 529),
+        ({"error": {"message": "Busy", "code": "503"}}, "Busy", 503),
+        ({"error": {"message": "Busy", "status": "RESOURCE_EXHAUSTED"}}, "Busy", 429),
+        ({"error": "Busy"}, "Busy", None),
+        ({"error": ["Busy"]}, "Busy", None),
+        ({"error": [{"message": "Busy", "code": 500}]}, "Busy", 500),
+        ({"error": True, "message": "Busy"}, "Busy", None),
+        ({"error": {"code": 418, "message": {"message": "Tea"}}}, "Tea", 418),
+        ({"errors": [{"code": 7003, "message": "Route"}], "success": False}, "Route", None),
+        ({"object": "error", "message": "Boom", "code": 500}, "Boom", 500),
+        ({"type": "error", "message": "Boom"}, "Boom", None),
+        ({"error_type": "rate_limit", "error_message": "Slow"}, "Slow", 429),
+        ({"error_code": 336003, "error_msg": "Slow"}, "Slow", None),
+        ({"code": 429, "msg": "Quota"}, "Quota", 429),
+        ({"detail": "Not Found", "code": 404}, "Not Found", 404),
+        ({"detail": [{"msg": "Field required"}]}, "Field required", None),
+        ({"base_resp": {"status_code": 1004, "status_msg": "Login"}}, "Login", None),
+        ({"fault": {"faultstring": "Spike", "detail": {"errorcode": "x"}}}, "Spike", None),
+        ({"__type": "ThrottlingException", "message": "Slow"}, "Slow", 429),
+        ([{"error": {"code": 429, "message": "Quota"}}], "Quota", 429),
+    ],
+)
+def test_an_error(given_object: object, message: str, status: int | None) -> None:
+    found = read_object(given_object)
+    assert found is not None
+    assert (found.message, found.status) == (message, status)
+
+
+@pytest.mark.parametrize("nothing", [{}, "", [], None, False, "null", {"message": "", "code": 0}, {"code": None}])
+def test_a_member_of_that_name_that_says_nothing(nothing: object) -> None:
+    assert read_object({"error": nothing, "choices": [{"delta": {}}], "id": "c"}) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": "c", "choices": [], "usage": {"prompt_tokens": 1}},
+        {"choices": [], "prompt_filter_results": [], "code": 0},
+        {"base_resp": {"status_code": 0, "status_msg": "success"}, "choices": None},
+        {"type": "an_event_of_its_own", "x": 1},
+        {},
+    ],
+)
+def test_no_error(answer: dict[str, Any]) -> None:
+    assert read_object(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "status"),
+    [
+        (b"error: worker died", "error: worker died", None),
+        (b"[ERROR] out of memory", "[ERROR] out of memory", None),
+        (b"429 Too Many Requests", "429 Too Many Requests", 429),
+        (b"HTTP/1.1 503 Service Unavailable", "HTTP/1.1 503 Service Unavailable", 503),
+        (b"Internal Server Error", "Internal Server Error", None),
+        (b'error: {"message":"Boom","code":500}', "Boom", 500),
+        (b"<html><title>502 Bad Gateway</title></html>", "502 Bad Gateway", 502),
+    ],
+)
+def test_an_errors_text(text: bytes, message: str, status: int | None) -> None:
+    found = read_text(text)
+    assert found is not None
+    assert (found.message, found.status) == (message, status)
+
+
+@pytest.mark.parametrize("text", [b'{"id":"c1","choi', b"Hello there", b"[DONE", b"1"])
+def test_no_errors_text(text: bytes) -> None:
+    assert read_text(text) is None
+
+
+@pytest.mark.parametrize("data", [b"", b" ", b": x", b"ping", b"[PING]", b"keep-alive", b"heartbeat", b": OPENROUTER"])
+def test_a_keep_alive(data: bytes) -> None:
+    assert is_keep_alive(data)
+
+
+@pytest.mark.parametrize("data", [b"pinging", b"{}", b"[DONE]", b"hello"])
+def test_no_keep_alive(data: bytes) -> None:
+    assert not is_keep_alive(data)
+
+
+def test_bodies() -> None:
+    told = read_body(b'{"error":{"message":"Slow","retry_after":7}}', status=429)
+    assert (told.message, told.status, told.retry_after) == ("Slow", 429, "7")
+    assert told.describe() == "Slow. Retry after 7 seconds."
+    assert read_body(b"", status=500).message == "no message"
+    assert read_body(b"<html><title>Sign in</title></html>", status=200).message == "Sign in"
+    assert read_body(b'{"object":"chat.completion"}', status=200).status is None
+
+
+def test_what_was_sent_as_an_event_stream_and_is_none() -> None:
+    assert read_unframed(b"data: {") is None
+    assert read_unframed(b" ") is None
+    compressed = read_unframed(b"\x1f\x8b\x08")
+    assert compressed is not None
+    assert "gzip" in compressed.message
+    words = read_unframed(b"upstream connect error or disconnect/reset before headers")
+    assert words is not None
+    assert words.message.startswith("upstream connect error")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["error", "code", "message", "detail", "type", "errors"]), inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+
+
+@given(_JSON, st.booleans())
+def test_never_a_fault_of_its_own(value: object, named: bool) -> None:
+    found = read_object(value, named=named)
+    assert found is None or found.message
+    assert read_body(json.dumps(value).encode(), status=200).message
+    read_text(json.dumps(value).encode())
