@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.metrics import Meter
-from relay.protocol.dialect import Usage, Watch
+from relay.protocol.dialect import Watch
 from relay.protocol.ids import is_logged
 from relay.protocol.outcomes import Cause, Outcome
 
@@ -39,29 +39,19 @@ class StreamAccount:
         self.resumes = 0
         self._first_token: float | None = None
         self._line: dict[str, Any] = {}
-        self._further: dict[str, Any] = {}
 
     def first_token(self, stream: str) -> None:
         self._first_token = time.monotonic() - self.request.received
         self.meter.first_token(self._first_token, stream)
 
-    def upstream(self, watch: Watch) -> None:
-        """What was wrong with the upstream's stream. Of its error code and type are logged, its words only at debug."""
-        error = watch.error
-        if error is not None:
-            self._further |= {k: v for k, v in (("error_code", error.code), ("error_type", error.type)) if v}
-            logger.debug("request %s: the upstream's error: %s", self.request.id, error.message)
-        if watch.malformed:
-            self._further["malformed_events"] = watch.malformed
-            self.meter.malformed(watch.malformed)
-        if watch.end_missing:
-            self._further["end_missing"] = True
-
-    def ended(self, stream: str, outcome: Outcome, events: int, usage: Usage | None, at: float) -> None:
-        """Count the end, which was at this monotonic time; `close` writes the line."""
-        seconds = at - self.request.received
+    def ended(self, stream: str, outcome: Outcome, events: int, watch: Watch, at: float = 0.0) -> None:
+        """Count the end, which was at this monotonic time or is now, once; `close` writes the line."""
+        if self._line:
+            return
+        seconds = (at or time.monotonic()) - self.request.received
         self.meter.ended(outcome, seconds, stream)
-        line = _line(self.meter, stream, outcome, events) | self._further
+        line = _line(self.meter, stream, outcome, events) | self._upstream(watch)
+        usage = watch.usage
         for kind, n in (("input", usage.input), ("output", usage.output)) if usage is not None else ():
             if n is not None:
                 self.meter.tokens(kind, n)
@@ -71,6 +61,20 @@ class StreamAccount:
         line["duration_seconds"] = round(seconds, 6)
         line["model"] = self.request.model[:200]
         self._line = line
+
+    def _upstream(self, watch: Watch) -> dict[str, Any]:
+        """What was wrong with the upstream's stream. Of its error code and type are logged, its words only at debug."""
+        found: dict[str, Any] = {}
+        error = watch.error
+        if error is not None:
+            found |= {k: v for k, v in (("error_code", error.code), ("error_type", error.type)) if v}
+            logger.debug("request %s: the upstream's error: %s", self.request.id, error.message)
+        if watch.malformed:
+            found["malformed_events"] = watch.malformed
+            self.meter.malformed(watch.malformed)
+        if watch.end_missing:
+            found["end_missing"] = True
+        return found
 
     def close(self, remote_readers: int, owner: str) -> None:
         """Write the line. `remote_readers` is how often a reader came to the stream on another replica, `owner` what

@@ -22,7 +22,7 @@ from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
-from relay.streams.answer import Answer, Call, Opened, Refused
+from relay.streams.answer import Answer, Call, Failed, Opened, Refused
 from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.hold import HoldWhileSilent
@@ -92,6 +92,7 @@ class Producer:
         self._call: Call | None = call
         self._making: asyncio.Future[None] | None = None
         self._promised = False  # the client is to be given the stream
+        self._owed: Failed | None = None
         self._response: httpx.Response | None = None
         self._stop: Outcome | None = None
         self._ingest: UpstreamIngest | None = None
@@ -228,8 +229,11 @@ class Producer:
         """Is there a stream, to end in-band? An answer is owed either way: the failure, as long as the client has not
         been promised the stream."""
         refusal = OUTCOMES[outcome].refusal
-        if refusal is not None and not self._promised and not self.answer.done():
-            self.answer.set_result(refusal(message))
+        owed = self._owed or (None if refusal is None else refusal(message))
+        if owed is not None and not self._promised and not self.answer.done():
+            if self._making is not None:
+                self.account.ended(self.stream, outcome, self.writer.last, self.watch)
+            self.answer.set_result(owed)
         if self._making is None:
             return False
         try:
@@ -290,9 +294,9 @@ class Producer:
                 await self._make()
             await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
             if not self._promised:
-                if (failed := begins_with_error(response, ingest, upstream.headers)) is not None:
-                    self.answer.set_result(failed)
-                    raise StreamFailure(Cause.UPSTREAM_ERROR, failed.error.describe(), failed.error)
+                self._owed = begins_with_error(response, ingest, upstream.headers)
+                if self._owed is not None:
+                    raise StreamFailure(Cause.UPSTREAM_ERROR, self._owed.error.describe(), self._owed.error)
                 if ingest.finished.done():
                     await ingest.finished
             await self.ensure_created()
@@ -320,8 +324,6 @@ class Producer:
                 self.writer.go_unlogged(new_stream_id(logged=False), self._context.log)
                 self.account.meter.degraded()
         self._context.host.on_created(self)
-
-    # -- events -------------------------------------------------------------------------------------------
 
     def _name(self, response_id: str) -> None:
         """Who has seen the event with this id may ask any replica for it: first the store is told, if it answers within
@@ -395,6 +397,4 @@ class Producer:
             except asyncio.CancelledError:
                 return  # the process ends: another replica ends the stream when its lease has lapsed
         if self.writer.state != FENCED and self.outcome is not None:
-            at = self._ended_at or time.monotonic()
-            self.account.upstream(self.watch)
-            self.account.ended(self.stream, self.outcome, self.writer.last, self.watch.usage, at)
+            self.account.ended(self.stream, self.outcome, self.writer.last, self.watch, self._ended_at)

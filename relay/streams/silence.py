@@ -9,6 +9,9 @@ from relay.config import Timeouts
 from relay.upstream.connections import READ_FIRST
 
 
+def _nothing(message: str) -> None: ...
+
+
 class Silence:
     """Calls `on_exceeded` with what was exceeded, once, unless it is closed before.
 
@@ -36,6 +39,8 @@ class Silence:
             self._timer = self._loop.call_at(due, self.listen)
 
     def close(self) -> None:
+        """Let go of its owner."""
+        self._on_exceeded = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
