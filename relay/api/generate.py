@@ -274,7 +274,7 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
             producer.stop(Ending.ABANDONED)
             raise
         # An upstream that has not answered yet has not named the request either.
-        return [exchange.id_header()] if producer.upstream_headers is None else producer.upstream_headers
+        return producer.upstream_headers or [exchange.id_header()]
     if producer.answer.cancelled():
         # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
         if producer.created.done() and producer.created.result():

@@ -286,7 +286,10 @@ class DrainSettings(Section):
 
 
 class LogSettings(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="What is logged. At `debug` the words of upstreams' errors are, too, which may quote a prompt.",
+    )
     format: Literal["text", "json"] = Field("text", description="For people or for machines.")
 
 

@@ -1,6 +1,7 @@
 """What is recorded of a stream: its metrics, and one line in the process's log at its end.
 
-Nothing of its prompt, its completion or a credential is ever in either.
+Nothing of its prompt, its completion or a credential is ever in either; at debug the process's log has the words of an
+upstream's error, which may quote them.
 """
 
 from __future__ import annotations

@@ -52,7 +52,12 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
         "store": {"url": store},
         "upstreams": [
             {"name": "openai", "base_url": upstream, "models": ["gpt-5-mini*", "gpt-5-large*", "o-*"]},
-            {"name": "anthropic", "base_url": upstream, "models": ["claude-haiku*", "claude-opus*"]},
+            {
+                "name": "anthropic",
+                "base_url": upstream,
+                "models": ["claude-haiku*", "claude-opus*"],
+                "malformed": "end",
+            },
             {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False},
         ],
         "streams": {"heartbeat": "200ms", "upstream_idle_timeout": "2s", "abandon_after": "500ms"},

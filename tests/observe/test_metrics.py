@@ -41,7 +41,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def config(upstream: ScriptedUpstream, **more: Any) -> dict[str, Any]:
     streams = {"heartbeat": "200ms", "lease": "1s", **more.pop("streams", {})}
-    return {"upstreams": [{"name": "up", "base_url": upstream.url, "models": ["m*"]}], "streams": streams, **more}
+    up = {"name": "up", "base_url": upstream.url, "models": ["m*"], "malformed": "end"}
+    return {"upstreams": [up], "streams": streams, **more}
 
 
 def ask(relay: RelayProcess, path: str = PATHS["chat"], model: str = "m") -> RawStream:

@@ -277,9 +277,7 @@ FIRST_TOKENS: dict[str, Answer] = {
     "messages-thinking": _block_token(
         {"type": "thinking", "thinking": ""}, {"type": "thinking_delta", "thinking": "a"}
     ),
-    "messages-tool": _messages(
-        [typed("ping")], [block_start(0, {"type": "tool_use", "id": "t", "name": "f", "input": {}})], _USAGE
-    ),
+    "messages-tool": _messages([], [block_start(0, {"type": "tool_use", "id": "t", "name": "f", "input": {}})], _USAGE),
     "responses-text": _item_token("message", "response.output_text.delta"),
     "responses-reasoning": _item_token("reasoning", "response.reasoning_summary_text.delta"),
     "responses-tool": _responses(
