@@ -19,6 +19,7 @@ from tests.support.scripted import Gate as Held
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import open_stream
 from tests.support.streams import PATHS
+from tests.support.waiting import wait_until
 
 
 class Clock:
@@ -210,6 +211,7 @@ class TestOwners:
             answer.events(1)
             path = f"/streams/{answer.headers['relay-stream-id']}"
             get(relay, "one", path).take(1)
+            wait_until(lambda: rate_told(get(relay, "one", path)) == TOLD, 5, "the second reader to be gone")
             for _ in range(4):
                 assert rate_told(get(relay, "one", path)) == TOLD
             upstream.open("end")

@@ -104,8 +104,10 @@ def test_the_proxies_stream_and_never_send_a_post_again() -> None:
     assert chart.of(found, "HTTPRoute")["spec"]["rules"][0]["timeouts"] == {"request": "0s", "backendRequest": "0s"}
     policy = chart.of(found, "BackendTrafficPolicy")["spec"]
     assert policy["retry"]["numRetries"] == 0
-    # Longer than the longest silence: ten minutes of an answer that is not streamed.
-    assert policy["timeout"]["http"] == {"requestTimeout": "0s", "maxStreamDuration": "0s", "streamIdleTimeout": "610s"}
+    # Longer than the longest silence: what these values give an answer that is not streamed.
+    assert chart.settings(found)["streams"]["unstreamed_answer_timeout"] == "20m"
+    idle = {"requestTimeout": "0s", "maxStreamDuration": "0s", "streamIdleTimeout": "1210s"}
+    assert policy["timeout"]["http"] == idle
     assert min(policy["circuitBreaker"].values()) == 100000
 
 

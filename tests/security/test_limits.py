@@ -348,8 +348,8 @@ def test_a_stream_is_asked_for_without_coding(site: Site, asked: str | None) -> 
     assert [value for name, value in call.headers if name.lower() == "accept-encoding"] == ["identity"]
 
 
-@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate", "x-gzip"])
-def test_a_coded_stream_is_refused(site: Site, coding: str) -> None:
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, br"])
+def test_a_coded_stream_that_cannot_be_read_is_refused(site: Site, coding: str) -> None:
     head = Head(200, {"content-type": "text/event-stream", "content-encoding": coding})
     site.upstream.on("coded", head, Send(gzip.compress(b"data: {}\n\n" * 100_000)), End())
     body = {"model": "coded", "stream": True, "messages": []}

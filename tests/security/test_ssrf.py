@@ -226,10 +226,10 @@ def test_redirects_are_not_followed(trap: Trap, status: int, way: str) -> None:
     assert len(trap.upstream.calls) == before + 1
 
 
-def test_no_proxy_of_the_environment_comes_between(trap: Trap) -> None:
+def test_no_proxy_of_the_environment_comes_between_where_it_is_off(trap: Trap) -> None:
     here = f"http://127.0.0.1:{trap.bait.port}"
     names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    config = {"upstreams": [{"name": "plain", "base_url": trap.upstream.url}]}
+    config = {"upstreams": [{"name": "plain", "base_url": trap.upstream.url, "proxy": "off"}]}
     with RelayProcess(config, {**dict.fromkeys(names, here), "no_proxy": "", "NO_PROXY": ""}) as relay:
         before = len(trap.upstream.calls)
         with open_stream(relay.url + "/v1/models", "GET") as answer:

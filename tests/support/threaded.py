@@ -102,9 +102,18 @@ class ServerThread(LoopThread):
 
     async def closing(self) -> None:
         if self.server is not None:
+            for listening in self.server.sockets:
+                self.loop.remove_reader(listening.fileno())
+            for _ in range(5):  # asyncio loses a connection that is accepted in the turn in which its server is closed
+                await asyncio.sleep(0)
             self.server.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = self.loop.create_task(self.serve(reader, writer))
         self.clients[task] = writer
-        task.add_done_callback(self.clients.pop)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        writer = self.clients.pop(task)
+        if task.cancelled():  # perhaps before it began
+            writer.transport.abort()
