@@ -263,6 +263,7 @@ class Load:
 _FAILURES = (
     ("gpt-5-large-cut", "upstream_disconnected"),
     ("claude-haiku-malformed", "upstream_malformed"),
+    ("gpt-5-mini-malformed", "upstream_disconnected"),  # it is forwarded there, and the body ends too early
     ("gpt-5-mini-error", "overloaded"),
     ("o-deep-silent", "upstream_timeout"),
 )

@@ -86,10 +86,16 @@ class Replica:
         self.tail = registry._tail
 
     async def begin(
-        self, upstream: Upstream, *, api: str = "chat", read: bool = True, request: object = None
+        self,
+        upstream: Upstream,
+        *,
+        api: str = "chat",
+        read: bool = True,
+        request: object = None,
+        patience: bool = False,
     ) -> tuple[Producer, Reader]:
         """A generation that the upstream has answered, and its first reader; with `read` the upstream is being read.
-        The call upstream holds the `request`."""
+        The call upstream holds the `request`. With `patience` the client waits for the first event."""
 
         async def call(_: object, request: object = request) -> httpx.Response:
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=upstream)
@@ -106,8 +112,9 @@ class Replica:
             call=call,
         )
         reader = self.lookup.first_reader(producer)
-        await producer.ensure_created()  # as a client does whose patience is over before the first event
-        await asyncio.wait_for(producer.answer, TIMEOUT)
+        if not patience:
+            await producer.ensure_created()
+            await asyncio.wait_for(producer.answer, TIMEOUT)
         if read:
             await until(lambda: upstream._sink is not None, TIMEOUT, "the upstream to be read")
         return producer, reader
