@@ -69,7 +69,7 @@ class StreamAccount:
         error = watch.error
         if error is not None:
             found |= {k: v for k, v in (("error_code", error.code), ("error_type", error.type)) if v}
-            logger.debug("request %s: the upstream's error: %s", self.request.id, error.message)
+            logger.debug("request %s: the upstream's error: %r", self.request.id, error.message)
         if watch.malformed:
             found["malformed_events"] = watch.malformed
             self.meter.malformed(watch.malformed)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from relay.protocol import end_mark
@@ -117,6 +117,8 @@ def test_what_an_upstream_sends_stays_in_its_frame(body: bytes, logged: bool, cu
         assert b"\r" not in frame
         assert (frame.count(b"\n\n"), frame[-2:]) == (1, b"\n\n")
     out, theirs = Browser.of(b"".join(frames)), Browser.of(body)
+    bare = {event.data for event in taken if event.data.startswith((b"{", b"[", b"<"))}
+    assume(bare <= {event.data for event in theirs.events})  # a body that is no event stream is read as an error's
     meant = [(event.type, event.data) for event in theirs.events if event.data]
     assert [(event.type, event.data) for event in out.events] == meant
     assert [event.id for event in out.events] == [b"st_x.%d" % n if logged else b"" for n in range(1, len(meant) + 1)]
@@ -204,6 +206,7 @@ def own(browser: Browser, stream: str, *, logged: bool = True, sent: int | None 
 
 TEXT = 'a"\u2028\u2029\x85 id: st_x.1 \\r\\n\\n data: {} \ufeff'
 CHUNK = json.dumps({"choices": [{"index": 0, "delta": {"content": TEXT}}]}, ensure_ascii=False).replace("\\\\", "\\")
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'  # [DONE] alone is no answer
 FRAMES: dict[str, tuple[bytes, int]] = {
     # name: what the upstream sends, how many events it means
     "ids, events and retries of its own": (b"id: evil\nretry: 1\nevent: odd\ndata: {}\n\n" * 3, 3),
@@ -226,12 +229,12 @@ def test_an_upstream_forges_nothing(site: Site, case: str, logged: bool) -> None
     frames, meant = FRAMES[case]
     model = ("" if logged else "unlogged-") + case
     head = Head(200, {"content-type": "text/event-stream"})
-    site.upstream.on(model, head, Send(frames), Send(b"data: [DONE]\n\n"), End())
+    site.upstream.on(model, head, Send(frames), Send(LAST + b"data: [DONE]\n\n"), End())
     with ask(site, model) as answer:
         stream = answer.headers["relay-stream-id"]
         browser = Browser.of(answer.read())
     own(browser, stream, logged=logged)
-    assert [event.data for event in browser.events][meant:] == [b"[DONE]"]
+    assert [event.data for event in browser.events][meant:] == [LAST[6:-2], b"[DONE]"]
     theirs = [event for event in Browser.of(frames).events if event.data]
     assert [(event.type, event.data) for event in browser.events[:meant]] == [(e.type, e.data) for e in theirs]
     if logged:
@@ -291,12 +294,12 @@ def test_a_stop_forges_nothing(site: Site, api: str) -> None:
     "model", ["m\r\nrelay-stream-id: st_forged", "m\n\nid: 1\n\n", "m\r\r", "m\0\u2028", "unlogged-\r\n"]
 )
 def test_a_models_name_forges_neither_header_nor_event_nor_log_line(site: Site, model: str) -> None:
-    site.upstream.on(model, Head(200, {"content-type": "text/event-stream"}), Send(b"data: [DONE]\n\n"), End())
+    site.upstream.on(model, Head(200, {"content-type": "text/event-stream"}), Send(LAST + b"data: [DONE]\n\n"), End())
     with ask(site, model) as answer:
         names = [name.lower() for name, _ in answer.header_list]
         assert len(names) == len(set(names))
         assert re.fullmatch(r"st_[A-Za-z0-9_-]{22}(_u)?", answer.headers["relay-stream-id"])
-        assert [event.data for event in Browser.of(answer.read()).events] == [b"[DONE]"]
+        assert [event.data for event in Browser.of(answer.read()).events] == [LAST[6:-2], b"[DONE]"]
     assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in site.relay.log().splitlines())
 
 

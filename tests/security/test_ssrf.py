@@ -16,6 +16,7 @@ from tests.support.site import Site
 from tests.support.sseclient import open_stream
 
 KEY = "sk-of-the-relay"
+END = ('data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', "data: [DONE]\n\n")
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def test_nor_do_authority_and_scheme(trap: Trap) -> None:
 def test_no_header_names_another_host(trap: Trap, name: str, streamed: bool) -> None:
     before = len(trap.upstream.calls)
     model = f"header-{name}-{streamed}"
-    trap.upstream.on(model, *(stream("data: [DONE]\n\n") if streamed else json_response(200, {})))
+    trap.upstream.on(model, *(stream(*END) if streamed else json_response(200, {})))
     here = f"127.0.0.1:{trap.bait.port}"
     for value in (here, f"http://{here}/v1"):
         body = {"model": model, "stream": streamed, "messages": []}
@@ -172,7 +173,7 @@ def test_no_body_names_another_host(trap: Trap, streamed: bool) -> None:
     """What libraries that relays are built with take out of a request."""
     before = len(trap.upstream.calls)
     here = f"http://127.0.0.1:{trap.bait.port}/v1"
-    trap.upstream.on("body", *(stream("data: [DONE]\n\n") if streamed else json_response(200, {})))
+    trap.upstream.on("body", *(stream(*END) if streamed else json_response(200, {})))
     names = (
         "base_url",
         "api_base",
