@@ -306,6 +306,10 @@ class UpstreamTimeout(ApiError):
     status = 504
     code = "upstream_timeout"
 
+    def __init__(self, message: str) -> None:
+        """SDKs are told not to try again by themselves: what was generated is paid for."""
+        super().__init__(message, headers={"x-should-retry": "false"})
+
 
 class Unavailable(ApiError):
     """This relay cannot take the request now; another one may (RFC 9110, section 15.6.4)."""

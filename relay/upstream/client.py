@@ -332,8 +332,7 @@ class UpstreamClient:
         except aiohttp.SocketTimeoutError:
             raise UpstreamTimeout(
                 f"The upstream did not answer within {setting} ({seconds:g} s). It may have generated all the same, so "
-                "another try may be paid for twice; if answers take so long, raise the limit.",
-                headers={"x-should-retry": "false"},
+                "another try may be paid for twice; if answers take so long, raise the limit."
             ) from None
         except _NOT_CONNECTED as error:
             raise UpstreamUnreachable(

@@ -51,7 +51,7 @@ def site() -> Iterator[Site]:
 
 def config(upstream: ScriptedUpstream, settings: Mapping[str, str], **limits: int) -> dict[str, Any]:
     return {
-        "upstreams": [{"name": "scripted", "base_url": upstream.url}],
+        "upstreams": [{"name": "scripted", "base_url": upstream.url, "malformed": "end"}],
         "streams": dict(settings),
         "limits": {"write_timeout": f"{WRITE_TIMEOUT:g}s", **limits},
     }
@@ -100,7 +100,6 @@ FAULTS: dict[str, tuple[tuple[Step, ...], int, str]] = {
         1,
         "upstream_timeout",
     ),
-    "only-comments": ((EVENT_STREAM, Send(b": hello\n\n"), End()), 0, "upstream_disconnected"),
     "malformed-json": (
         (EVENT_STREAM, Send(frame(1)), Send(b"data: {nonsense\n\n"), Gate("for-ever")),
         1,
@@ -109,7 +108,7 @@ FAULTS: dict[str, tuple[tuple[Step, ...], int, str]] = {
     "malformed-sse": (
         (EVENT_STREAM, Send(frame(1)), Send(b"<html>502 Bad Gateway</html>\n\n"), End()),
         1,
-        "upstream_disconnected",
+        "upstream_error",
     ),
     "binary": ((EVENT_STREAM, Send(frame(1)), Send(b"data: \x00\xff\xfe\n\n"), End()), 1, "upstream_malformed"),
     "10-MB-event": (
@@ -148,6 +147,13 @@ def test_an_upstreams_fault_has_its_cause(site: Site, fault: str) -> None:
     assert call.ended.wait(3), "the upstream's connection is still open"
     assert rss(site.relay.pid) < before + (24 << 20)
     assert check(read(site.relay, stream_id(answer)).events()) == (events, cause)
+
+
+def test_comments_alone_are_no_answer(site: Site) -> None:
+    site.upstream.on("only-comments", EVENT_STREAM, Send(b": hello\n\n"), End())
+    with post(site.relay, "only-comments") as answer:
+        assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_disconnected")
+        assert answer.headers["x-should-retry"] == "false"
 
 
 def test_what_came_whole_before_a_fault_in_the_same_packet_is_kept(site: Site) -> None:
