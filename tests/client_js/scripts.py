@@ -9,7 +9,7 @@ from tests.support.scripted import Gate, Pause, Step, stream
 
 FRAMES: dict[str, tuple[str, ...]] = {
     "chat": (chat.ROLE, *chat.DELTAS, *chat.TOOLS[1:]),
-    "messages": (messages.START, messages.PING, *messages.TOOLS[1:]),
+    "messages": messages.TOOLS,
     "responses": responses.frames(*responses.whole(responses.message(0), responses.function_call(1))),
 }
 SDKS = (
