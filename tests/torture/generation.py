@@ -208,7 +208,9 @@ def closing(api: Api, type_: str | None, data: str) -> Closing | None:
             return Closing("stopped", kind == "message_stop")
         return None
     if kind == "error":
-        return Closing(str(event.get("code")), True)
+        return Closing(str(event.get("code")), False)
+    if kind == "response.failed":
+        return Closing(str(event["response"]["error"]["code"]), True)
     if kind == "response.completed" and event["response"].get("status") == "cancelled":
         return Closing("stopped", True)
     return Closing("stopped", False) if kind == "response.created" else None

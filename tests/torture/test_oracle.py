@@ -29,7 +29,11 @@ def error(api: Api, after: int, code: str = "producer_lost") -> list[Event]:
         return [Event(None, None, json.dumps({"error": {"code": code}})), Event(last, None, DONE)]
     if api == "messages":
         return [Event(last, "error", json.dumps({"type": "error", "error": {"code": code}}))]
-    return [Event(last, "error", json.dumps({"type": "error", "code": code}))]
+    failed = {"type": "response.failed", "response": {"status": "failed", "error": {"code": code}}}
+    return [
+        Event(None, "error", json.dumps({"type": "error", "code": code})),
+        Event(last, "response.failed", json.dumps(failed)),
+    ]
 
 
 def witness(api: Api = "chat", *, ending: str = "complete", calls: dict[str, int] | None = None) -> Witness:
