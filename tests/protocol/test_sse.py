@@ -55,25 +55,32 @@ def plain(*data: str) -> list[Event]:
 
 
 def by_the_standard(body: bytes) -> Heard:
-    """The standard's algorithm, line by line on the whole body, with the parser's two stated departures."""
+    """The standard's algorithm, line by line on the whole body, with the parser's stated departures."""
     heard = Heard()
     body = body.removeprefix(b"\xef\xbb\xbf")
     lines = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
-    kind, data = b"", b""
+    kind, data, error, block = b"", b"", b"", b""
     last_id, retry = heard.last_event_id, heard.retry
     for line in lines:
         if not line:
             if data.removesuffix(b"\n"):
                 heard.events.append(Event(kind, data.removesuffix(b"\n")))
+            elif not data and error:
+                heard.events.append(Event(b"error", error))
+            elif not data and block.lstrip()[:1] in (b"{", b"[", b"<"):
+                heard.events.append(Event(kind, block.strip()))
             heard.last_event_id, heard.retry = last_id, retry
-            kind, data = b"", b""
+            kind, data, error, block = b"", b"", b"", b""
             continue
+        block += line + b"\n"
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             data += value + b"\n"
         elif name == b"event":
             kind = value
+        elif name == b"error":
+            error = value
         elif name == b"id" and b"\0" not in value:
             last_id = value
         elif name == b"retry" and value and all(c in b"0123456789" for c in value):
