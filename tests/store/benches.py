@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import fakeredis
+import pytest
 import redis.exceptions
 
 from relay.config import StoreSettings, StreamSettings
@@ -23,6 +24,7 @@ from relay.store.names import Names
 from relay.store.scripts import OK
 from relay.store.topology import Topology
 
+STORES = ["fakeredis", "valkey", pytest.param("cluster", marks=pytest.mark.slow)]
 SETTINGS = StreamSettings(lease=10, retention=30, tombstone=90, max_duration=60)
 NEVER = float("inf")
 LONGEST = 1000 * (30 + 90 + 60)

@@ -10,11 +10,11 @@ import pytest
 
 from relay.config import StreamSettings
 from relay.store.topology import Topology, connect
-from tests.store.benches import SETTINGS, Bench, FakeTopology, Play, Story
+from tests.store.benches import SETTINGS, STORES, Bench, FakeTopology, Play, Story
 from tests.support.stores import valkey_cluster, valkey_server
 
 
-@pytest.fixture(scope="module", params=["fakeredis", "valkey", pytest.param("cluster", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Topology]]:
     folder = tmp_path_factory.mktemp(str(request.param))
     if request.param == "fakeredis":

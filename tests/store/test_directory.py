@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,9 +18,8 @@ from relay.protocol.errors import ResponseIdAmbiguous, StoreUnavailable
 from relay.protocol.ids import new_stream_id
 from relay.store.directory import Claim, Directory, new_secret
 from relay.store.log import Log
-from relay.store.topology import Topology, connect
-from tests.store.benches import FakeTopology, just_below
-from tests.support.stores import valkey_cluster, valkey_server
+from relay.store.topology import Topology
+from tests.store.benches import STORES, FakeTopology, just_below
 
 SETTINGS = StreamSettings(lease=10, retention=30, tombstone=90, max_duration=60)
 LONGEST = 1000 * (30 + 60)
@@ -70,21 +69,6 @@ class Bench:
 
 Story = Callable[[Bench], Awaitable[None]]
 Play = Callable[[Story], None]
-STORES = ["fakeredis", "valkey", pytest.param("cluster", marks=pytest.mark.slow)]
-
-
-@pytest.fixture(scope="module", params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Topology]]:
-    folder = tmp_path_factory.mktemp(str(request.param))
-    if request.param == "fakeredis":
-        fake: Any = FakeTopology()
-        yield lambda: fake
-    elif request.param == "valkey":
-        with valkey_server(folder) as server:
-            yield lambda: connect(server.url)
-    else:
-        with valkey_cluster(folder) as cluster:
-            yield lambda: connect(cluster.url)
 
 
 @pytest.fixture
