@@ -150,3 +150,10 @@ class _Search(Generic[S]):
             trace.append((self._names[place], self._states[place]))
             place = self._parents[place]
         return trace[::-1]
+
+
+def show(what: str, report: Report[S]) -> None:
+    """Print how much was searched, and the trace to what must not be."""
+    print(f"{what}: {report.states} states, {report.moves} moves, {report.seconds:.1f} s")
+    if report.violation is not None:
+        print(report.violation)

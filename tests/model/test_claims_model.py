@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.model.claims import ClaimModel, ClaimMutation, ClaimState
-from tests.model.explorer import Report, explore
+from tests.model.claims import ClaimModel, ClaimMutation
+from tests.model.explorer import explore, show
 
 # Larger bounds, for runs by hand: RELAY_MODEL_REQUESTS=3 RELAY_MODEL_FAULTS=3.
 REQUESTS = int(os.environ.get("RELAY_MODEL_REQUESTS", "2"))
 FAULTS = int(os.environ.get("RELAY_MODEL_FAULTS", "2"))
-
-
-def show(what: str, report: Report[ClaimState]) -> None:
-    print(f"{what}: {report.states} states, {report.moves} moves, {report.seconds:.1f} s")
-    if report.violation is not None:
-        print(report.violation)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.model.explorer import Report, explore
+from tests.model.explorer import Report, explore, show
 from tests.model.rules import Mutation
 from tests.model.state import Client, State
 from tests.model.stream import StreamModel
@@ -16,12 +16,6 @@ from tests.model.stream import StreamModel
 # Larger bounds, for runs by hand: RELAY_MODEL_EVENTS=3 RELAY_MODEL_FAULTS=3.
 EVENTS = int(os.environ.get("RELAY_MODEL_EVENTS", "2"))
 FAULTS = int(os.environ.get("RELAY_MODEL_FAULTS", "2"))
-
-
-def show(what: str, report: Report[State]) -> None:
-    print(f"{what}: {report.states} states, {report.moves} moves, {report.seconds:.1f} s")
-    if report.violation is not None:
-        print(report.violation)
 
 
 @pytest.mark.slow
