@@ -9,12 +9,11 @@ from relay.config.settings import (
     LogSettings,
     Settings,
     StoreSettings,
-    StreamSettings,
     TicketSettings,
-    Timeouts,
-    UpstreamSettings,
 )
+from relay.config.streams import StreamSettings
 from relay.config.units import parse_duration
+from relay.config.upstreams import Timeouts, UpstreamSettings
 
 __all__ = [
     "AuthSettings",

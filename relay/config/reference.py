@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from relay.config.auth import KeySettings
-from relay.config.settings import Settings, UpstreamSettings
+from relay.config.settings import Settings
 from relay.config.units import off_to_none
+from relay.config.upstreams import UpstreamSettings
 
 
 def reference() -> str:

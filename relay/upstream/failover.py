@@ -16,7 +16,7 @@ from typing import get_args
 
 import httpx
 
-from relay.config.settings import Refusal
+from relay.config.upstreams import Refusal
 from relay.protocol.errors import UpstreamUnreachable
 from relay.upstream.client import body_of
 from relay.upstream.routing import Route

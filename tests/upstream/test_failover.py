@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from relay.config import UpstreamSettings
-from relay.config.settings import Refusal
+from relay.config.upstreams import Refusal
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.upstream import failover
 from relay.upstream.client import Body

@@ -1,0 +1,56 @@
+"""What can be set of streams, whatever upstream they come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from relay.config.units import Duration, DurationOrNever, DurationOrOff, DurationOrZero, Section, Size
+
+
+class StreamSettings(Section):
+    heartbeat: Duration = Field(15.0, description="A silent stream gets a sign of life this often.")
+    patience: Duration = Field(
+        10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
+    )
+    upstream_answer_timeout: DurationOrOff = Field(
+        120.0,
+        description="How long an upstream that has a request for a stream may take to answer at all. `off`: for ever.",
+    )
+    unstreamed_answer_timeout: Duration = Field(
+        600.0, description="The same for every other request: the whole answer may be made before its first byte."
+    )
+    first_token_timeout: DurationOrOff = Field(
+        float("inf"), description="How long the first output may take, from the request on. `off`: no limit."
+    )
+    upstream_stall_timeout: DurationOrOff = Field(
+        120.0,
+        description="An upstream that has sent no event of its answer for so long has failed, whatever keeps its "
+        "connection alive. `off`: no limit.",
+    )
+    upstream_idle_timeout: Duration = Field(
+        300.0, description="An upstream that has sent nothing at all for so long, keep-alives included, has failed."
+    )
+    max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
+    abandon_after: DurationOrNever = Field(
+        60.0,
+        description="No reader for so long: the upstream call is cancelled, or drained where its `after_abandon` says "
+        "so. `0s`: at once. `off`: never.",
+    )
+    detached: DurationOrNever = Field(
+        600.0,
+        description="How long a detached generation (`Prefer: respond-async`) runs before its first reader. `off`: to "
+        "its end.",
+    )
+    retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
+    tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
+    lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
+    event_ids: Literal["always", "ask"] = Field(
+        "always",
+        description="Which frames have their ids. `ask`: those of requests with `Relay-Event-Ids: include`, and of "
+        "resumes. With either, `Relay-Event-Ids: omit` leaves them out.",
+    )
+    max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
+    max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
+    attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")
