@@ -121,7 +121,8 @@ class ChatWatch(Watch):
         self.readable = isinstance(given, dict) and bool(given.get("message")) and isinstance(given["message"], str)
 
     def stop_events(self, request_id: str) -> list[Event]:
-        """A last chunk with `finish_reason: "stop"` for each unfinished choice, then `[DONE]`."""
+        """A last chunk with `finish_reason: "length"` for each unfinished choice, then `[DONE]`."""
+        # "stop" would say that the model had come to its end; clients take "length" for an answer that is cut short.
         unfinished = sorted(self._open - self._finished) or ([] if self._finished else [0])
         if self.error is not None:
             unfinished = []
@@ -134,7 +135,7 @@ class ChatWatch(Watch):
                 "object": "chat.completion.chunk",
                 "created": self._first.get("created", 0),
                 "model": self._first.get("model", ""),
-                "choices": [{"index": i, "delta": begun, "finish_reason": "stop"} for i in unfinished],
+                "choices": [{"index": i, "delta": begun, "finish_reason": "length"} for i in unfinished],
                 "relay": STOPPED,
             }
             events.insert(0, Event(b"", dump_json(chunk)))

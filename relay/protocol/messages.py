@@ -122,7 +122,7 @@ class MessagesWatch(Watch):
         return [Event(b"message_stop", b'{"type":"message_stop"}')]
 
     def stop_events(self, request_id: str) -> list[Event]:
-        """Ends the open content blocks, then `message_delta` with `stop_reason: "end_turn"`, then `message_stop`."""
+        """Ends the open content blocks, then `message_delta` with `stop_reason: "max_tokens"`, then `message_stop`."""
         usage = self.usage or Usage()
         made = {"output_tokens": usage.output or 0}
         messages: list[JsonObject] = []
@@ -140,7 +140,8 @@ class MessagesWatch(Watch):
             messages.append({"type": "message_start", "message": empty})
         messages += ({"type": "content_block_stop", "index": i} for i in sorted(self._open))
         if not self._closing:
-            delta = {"stop_reason": "end_turn", "stop_sequence": None}
+            # "end_turn" would say that the answer is whole.
+            delta = {"stop_reason": "max_tokens", "stop_sequence": None}
             messages.append({"type": "message_delta", "delta": delta, "usage": made, "relay": STOPPED})
             messages.append({"type": "message_stop"})
         else:

@@ -68,6 +68,7 @@ def whole_chat(events: list[Event]) -> None:
     assert len(chunks) == len(events) - 1
     finished = [choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
     assert finished == [0]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in marked(chunks)] in ([], ["length"])
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all(event.type == b"" for event in events)
 
@@ -80,6 +81,7 @@ def whole_messages(events: list[Event]) -> None:
     assert re.fullmatch(f"message_start ({block})*message_delta message_stop", kinds), kinds
     (mark,) = marked(sent)
     assert mark["type"] in ("message_delta", "message_stop")
+    assert mark.get("delta", {}).get("stop_reason") in (None, "max_tokens")
     started = [body["index"] for body in sent if body["type"] == "content_block_start"]
     assert started == [body["index"] for body in sent if body["type"] == "content_block_stop"]
 
