@@ -3,7 +3,9 @@
     python driver.py BASE_URL '[["chat", "model-name", "raw"], …]'
 
 A job is an API (chat, messages, responses), a model and a mode: "raw" iterates `create(stream=True)`,
-"helper" the SDK's own accumulating stream. All jobs run at once, each in a thread; the output is one JSON
+"helper" the SDK's own accumulating stream, "get" asks for the path that stands in the model's place. A fourth part may
+hold `key`, `retries`, `headers` and `body` of the request, `stop_after` so many events by a DELETE of the stream, and
+`once`, a file that is to be there before it begins. All jobs run at once, each in a thread; the output is one JSON
 list of transcripts in the jobs' order. Nothing of the relay may be imported here: this file runs with one SDK
 generation on its path and nothing else.
 """
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -37,10 +42,13 @@ def main() -> None:
     json.dump(transcripts, sys.stdout)
 
 
-def run(api: str, model: str, mode: str) -> Transcript:
+def run(api: str, model: str, mode: str, options: dict[str, Any] | None = None) -> Transcript:
     seen: Transcript = {"events": [], "headers": {}, "final": None, "error": None}
+    options = options or {}
+    while "once" in options and not Path(options["once"]).exists():
+        time.sleep(0.02)
     try:
-        RUNNERS[api, mode](model, seen)
+        RUNNERS[api, mode](model, seen, options)
     except Exception as error:
         seen["error"] = describe(error)
     return {**seen, **ASSEMBLERS[api](seen["events"])} if mode == "raw" else seen
@@ -70,55 +78,81 @@ def collect(stream: Any, seen: Transcript) -> None:
         seen["events"].append(dump(event))
 
 
-def collect_raw(stream: Any, seen: Transcript) -> None:
+def collect_raw(stream: Any, seen: Transcript, options: dict[str, Any]) -> None:
     seen["headers"] = telling(stream.response.headers)
-    collect(stream, seen)
+    for event in stream:
+        seen["events"].append(dump(event))
+        if len(seen["events"]) == options.get("stop_after"):
+            stop(stream.response.headers["relay-stream-id"], options["headers"])
+
+
+def stop(name: str, headers: dict[str, str]) -> None:
+    url = f"{BASE_URL}/streams/{name}"
+    urllib.request.urlopen(urllib.request.Request(url, headers=headers, method="DELETE")).close()
 
 
 @cache
-def openai_client() -> Any:
-    return openai.OpenAI(base_url=f"{BASE_URL}/v1", api_key="sk-test", max_retries=0, timeout=30)
+def openai_client(key: str = "sk-test", retries: int = 0) -> Any:
+    return openai.OpenAI(base_url=f"{BASE_URL}/v1", api_key=key, max_retries=retries, timeout=30)
 
 
 @cache
-def anthropic_client() -> Any:
-    return anthropic.Anthropic(base_url=BASE_URL, api_key="sk-ant-test", max_retries=0, timeout=30)
+def anthropic_client(key: str = "sk-ant-test", retries: int = 0) -> Any:
+    return anthropic.Anthropic(base_url=BASE_URL, api_key=key, max_retries=retries, timeout=30)
 
 
 # One function for each API and mode. The clients are shared: making one costs 100 ms of certificate parsing.
 
 
-def chat_raw(model: str, seen: Transcript) -> None:
-    create = openai_client().chat.completions.create
-    options = {"include_usage": True}
-    collect_raw(create(model=model, messages=PROMPT, stream=True, stream_options=options), seen)
+def client_of(make: Callable[..., Any], options: dict[str, Any]) -> Any:
+    return make(**{name: options[name] for name in ("key", "retries") if name in options})
 
 
-def chat_helper(model: str, seen: Transcript) -> None:
+def more_of(options: dict[str, Any]) -> dict[str, Any]:
+    return {f"extra_{name}": options[name] for name in ("headers", "body") if name in options}
+
+
+def chat_raw(model: str, seen: Transcript, options: dict[str, Any]) -> None:
+    create = client_of(openai_client, options).chat.completions.create
+    usage = {"include_usage": True}
+    stream = create(model=model, messages=PROMPT, stream=True, stream_options=usage, **more_of(options))
+    collect_raw(stream, seen, options)
+
+
+def chat_helper(model: str, seen: Transcript, options: dict[str, Any]) -> None:
     with openai_client().chat.completions.stream(model=model, messages=PROMPT) as stream:
         collect(stream, seen)
         seen["final"] = dump(stream.get_final_completion())
 
 
-def responses_raw(model: str, seen: Transcript) -> None:
-    collect_raw(openai_client().responses.create(model=model, input="Say hello.", stream=True), seen)
+def responses_raw(model: str, seen: Transcript, options: dict[str, Any]) -> None:
+    create = client_of(openai_client, options).responses.create
+    collect_raw(create(model=model, input="Say hello.", stream=True, **more_of(options)), seen, options)
 
 
-def responses_helper(model: str, seen: Transcript) -> None:
+def responses_helper(model: str, seen: Transcript, options: dict[str, Any]) -> None:
     with openai_client().responses.stream(model=model, input="Say hello.") as stream:
         collect(stream, seen)
         seen["final"] = dump(stream.get_final_response())
 
 
-def messages_raw(model: str, seen: Transcript) -> None:
-    create = anthropic_client().messages.create
-    collect_raw(create(model=model, messages=PROMPT, max_tokens=64, stream=True), seen)
+def messages_raw(model: str, seen: Transcript, options: dict[str, Any]) -> None:
+    create = client_of(anthropic_client, options).messages.create
+    collect_raw(create(model=model, messages=PROMPT, max_tokens=64, stream=True, **more_of(options)), seen, options)
 
 
-def messages_helper(model: str, seen: Transcript) -> None:
+def messages_helper(model: str, seen: Transcript, options: dict[str, Any]) -> None:
     with anthropic_client().messages.stream(model=model, messages=PROMPT, max_tokens=64) as stream:
         collect(stream, seen)
         seen["final"] = dump(stream.get_final_message())
+
+
+def get_from(make: Callable[..., Any], prefix: str) -> Callable[[str, Transcript, dict[str, Any]], None]:
+    def get(path: str, seen: Transcript, options: dict[str, Any]) -> None:
+        answer = client_of(make, options).get(prefix + path, cast_to=object, options={"headers": options["headers"]})
+        seen["final"] = answer
+
+    return get
 
 
 # What a user makes of the raw events.
@@ -177,13 +211,16 @@ def assemble_responses(events: Iterable[Any]) -> Transcript:
     return {"text": text, "tools": list(tools.values()), "reasoning": reasoning, "usage": usage}
 
 
-RUNNERS: dict[tuple[str, str], Callable[[str, Transcript], None]] = {
+RUNNERS: dict[tuple[str, str], Callable[[str, Transcript, dict[str, Any]], None]] = {
     ("chat", "raw"): chat_raw,
     ("chat", "helper"): chat_helper,
+    ("chat", "get"): get_from(openai_client, ""),
     ("messages", "raw"): messages_raw,
     ("messages", "helper"): messages_helper,
+    ("messages", "get"): get_from(anthropic_client, "/v1"),
     ("responses", "raw"): responses_raw,
     ("responses", "helper"): responses_helper,
+    ("responses", "get"): get_from(openai_client, ""),
 }
 ASSEMBLERS: dict[str, Callable[[Iterable[Any]], Transcript]] = {
     "chat": assemble_chat,

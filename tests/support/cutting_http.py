@@ -152,6 +152,7 @@ class CuttingProxy(ServerThread):
             while data := await server.read(65536):
                 client.write(data)
                 await client.drain()
+                self._count(asked, data)
             return
         while data := await read_chunk(server):
             left = None if fate.cut_at is None else fate.cut_at - asked.sent
@@ -167,6 +168,9 @@ class CuttingProxy(ServerThread):
             return
         client.write(chunk(data))
         await client.drain()
+        self._count(asked, data)
+
+    def _count(self, asked: Asked, data: bytes) -> None:
         with self._changed:
             asked.sent += len(data)
             self._changed.notify_all()

@@ -2,7 +2,10 @@
 //
 //   node driver.mjs BASE_URL '[["chat", "model-name", "raw"], …]'
 //
-// Prints one JSON list of transcripts in the jobs' order. Nothing of the relay may be imported here.
+// A job's fourth part is as in driver.py. Prints one JSON list of transcripts in the jobs' order. Nothing of the relay may be imported here.
+
+import { existsSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
@@ -12,8 +15,13 @@ const TELLING_HEADERS = ["x-request-id", "request-id", "retry-after", "www-authe
 const TELLING_PREFIXES = ["x-ratelimit-", "anthropic-ratelimit-"];
 
 const [baseURL, jobs] = [process.argv[2], JSON.parse(process.argv[3])];
-const openai = new OpenAI({ baseURL: `${baseURL}/v1`, apiKey: "sk-test", maxRetries: 0, timeout: 30_000 });
-const anthropic = new Anthropic({ baseURL, apiKey: "sk-ant-test", maxRetries: 0, timeout: 30_000 });
+const KEYS = { chat: "sk-test", responses: "sk-test", messages: "sk-ant-test" };
+const client = (api, { key = KEYS[api], retries = 0 } = {}) =>
+  api === "messages"
+    ? new Anthropic({ baseURL, apiKey: key, maxRetries: retries, timeout: 30_000 })
+    : new OpenAI({ baseURL: `${baseURL}/v1`, apiKey: key, maxRetries: retries, timeout: 30_000 });
+const openai = client("chat");
+const anthropic = client("messages");
 
 const telling = (headers) =>
   Object.fromEntries(
@@ -36,10 +44,14 @@ async function collect(stream, seen) {
   for await (const event of stream) seen.events.push(structuredClone(event));
 }
 
-async function raw(promise, seen) {
-  const { data, response } = await promise.withResponse();
+async function raw(create, body, seen, { headers, body: more, stop_after: stopAfter }) {
+  const { data, response } = await create({ ...body, ...more }, { headers }).withResponse();
   seen.headers = telling(response.headers);
-  await collect(data, seen);
+  for await (const event of data) {
+    seen.events.push(structuredClone(event));
+    if (seen.events.length === stopAfter)
+      await fetch(`${baseURL}/streams/${response.headers.get("relay-stream-id")}`, { method: "DELETE", headers });
+  }
 }
 
 async function helper(stream, seen, final) {
@@ -49,26 +61,34 @@ async function helper(stream, seen, final) {
 
 const RUNNERS = {
   chat: {
-    raw: (model, seen) =>
-      raw(
-        openai.chat.completions.create({
-          model, messages: PROMPT, stream: true, stream_options: { include_usage: true },
-        }),
-        seen,
-      ),
+    raw: (model, seen, options) => {
+      const { completions } = client("chat", options).chat;
+      const body = { model, messages: PROMPT, stream: true, stream_options: { include_usage: true } };
+      return raw(completions.create.bind(completions), body, seen, options);
+    },
     helper: (model, seen) =>
       helper(openai.chat.completions.stream({ model, messages: PROMPT }), seen, "finalChatCompletion"),
+    get: async (path, seen, options) => (seen.final = await client("chat", options).get(path, { headers: options.headers })),
   },
   responses: {
-    raw: (model, seen) => raw(openai.responses.create({ model, input: "Say hello.", stream: true }), seen),
+    raw: (model, seen, options) => {
+      const { responses } = client("responses", options);
+      return raw(responses.create.bind(responses), { model, input: "Say hello.", stream: true }, seen, options);
+    },
     helper: (model, seen) =>
       helper(openai.responses.stream({ model, input: "Say hello." }), seen, "finalResponse"),
+    get: async (path, seen, options) => (seen.final = await client("responses", options).get(path, { headers: options.headers })),
   },
   messages: {
-    raw: (model, seen) =>
-      raw(anthropic.messages.create({ model, messages: PROMPT, max_tokens: 64, stream: true }), seen),
+    raw: (model, seen, options) => {
+      const { messages } = client("messages", options);
+      const body = { model, messages: PROMPT, max_tokens: 64, stream: true };
+      return raw(messages.create.bind(messages), body, seen, options);
+    },
     helper: (model, seen) =>
       helper(anthropic.messages.stream({ model, messages: PROMPT, max_tokens: 64 }), seen, "finalMessage"),
+    get: async (path, seen, options) =>
+      (seen.final = await client("messages", options).get(`/v1${path}`, { headers: options.headers })),
   },
 };
 
@@ -123,10 +143,11 @@ const ASSEMBLERS = {
   },
 };
 
-async function run([api, model, mode]) {
+async function run([api, model, mode, options = {}]) {
   const seen = { events: [], headers: {}, final: null, error: null };
+  while (options.once && !existsSync(options.once)) await sleep(20);
   try {
-    await RUNNERS[api][mode](model, seen);
+    await RUNNERS[api][mode](model, seen, options);
   } catch (error) {
     seen.error = describe(error);
   }
