@@ -105,8 +105,8 @@ class Watch(ABC):
 
     @abstractmethod
     def stop_events(self, request_id: str) -> list[Event]:
-        """What makes the stream, as far as it has come, a well-formed whole that no SDK raises on: its owner
-        has stopped it. The last object of it says so to who looks (`"relay": "stopped"`)."""
+        """What makes the stream, as far as it has come, a well-formed answer that was cut short, and no failure: its
+        owner has stopped it. The last object of it says so to who looks (`"relay": "stopped"`)."""
 
 
 class Dialect(Protocol):

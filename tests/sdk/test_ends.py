@@ -35,7 +35,7 @@ def test_an_end_that_is_no_whole_answer_is_told(by_sdk: Ends, sdk: str, api: str
     error = seen.transcript["error"]
     assert (error is None) == (not case.words)
     assert [word for word in case.words if word not in json.dumps(error)] == []
-    # A stop raises nowhere, and looks like no whole answer either.
+    # A stop raises nothing, and looks like no whole answer either.
     assert (seen.told() == "an answer") == name.startswith("complete")
     assert seen.requests >= 1
     assert seen.calls == case.asks * seen.requests
