@@ -127,11 +127,17 @@ class Log:
         """Make a stream; no effect where it is there."""
         settings = self.settings
         longest = settings.max_duration + settings.retention + settings.tombstone
-        flat = [part for item in fields.items() for part in item]
-        args: list[Any] = [millis(settings.lease), millis(longest), "fence", fence, *flat]
-        if headers:
-            args += ["headers", self._headers_at_rest(stream, headers)]
+        args = [millis(settings.lease), millis(longest), "fence", fence, *self._flat(stream, fields, headers)]
         await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
+
+    async def learn(self, stream: str, fields: dict[str, str], fence: str, headers: Headers) -> None:
+        """Write what is known of a stream only after it was made; no effect where another replica has ended it."""
+        args = [fence, *self._flat(stream, fields, headers)]
+        await self.commands.run(self.names.meta(stream), scripts.LEARN, [self.names.meta(stream)], args)
+
+    def _flat(self, stream: str, fields: dict[str, str], headers: Headers) -> list[Any]:
+        flat: list[Any] = [part for item in fields.items() for part in item]
+        return [*flat, "headers", self._headers_at_rest(stream, headers)] if headers else flat
 
     async def get_status(
         self, stream: str, *, owner: str | None = None, read_at: str = "", came: bool = False

@@ -21,6 +21,9 @@ _PAUSE = 0.25
 class Host(Protocol):
     """The replica, as its producers know it."""
 
+    def on_making(self, producer: Producer) -> None:
+        """Its stream is about to be made in the store, with all that is known by now."""
+
     def on_created(self, producer: Producer) -> None:
         """The stream has come to be."""
 
@@ -29,6 +32,9 @@ class Host(Protocol):
 
     def on_moved(self, producer: Producer) -> None:
         """Its request goes to another upstream than before."""
+
+    def on_answered(self, producer: Producer) -> None:
+        """Its upstream has answered with a stream."""
 
     def on_ended(self, producer: Producer) -> None:
         """The producer is done, and there will be nothing more of it."""
@@ -47,17 +53,18 @@ class ProducerContext:
 
     async def put_into_store(self, producer: Producer) -> None:
         """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
-        fields = {
-            "api": producer.dialect.name,
-            "owner": producer.owner,
-            "upstream": producer.route.upstream.name,
-            "model": producer.route.pattern,
-            "replica": self.replica,
-        }
+        self.host.on_making(producer)
+        fields = {"api": producer.dialect.name, "owner": producer.owner, "replica": self.replica}
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),
-            self.log.create(producer.stream, fields, producer.writer.fence, producer.kept_headers),
+            self.log.create(
+                producer.stream, fields | _upstream(producer), producer.writer.fence, producer.kept_headers
+            ),
         )
+
+    async def learn(self, producer: Producer) -> None:
+        """Tell the store what has come of the request since the stream was made."""
+        await self.log.learn(producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers)
 
     async def put_again(self, producer: Producer) -> None:
         """The store has come back without the stream, or not yet."""
@@ -66,3 +73,7 @@ class ProducerContext:
                 return await self.put_into_store(producer)
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE)
+
+
+def _upstream(producer: Producer) -> dict[str, str]:
+    return {"upstream": producer.route.upstream.name, "model": producer.route.pattern}

@@ -272,9 +272,9 @@ class Producer:
     async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
-        self._response = response
-        raw, upstream = response.headers.raw, self.route.upstream
+        self._response, raw, upstream = response, response.headers.raw, self.route.upstream
         self.kept_headers, self.upstream_headers = of_resume(raw, upstream.headers), of_stream(raw, upstream.headers)
+        self._context.host.on_answered(self)
         ingest = self._ingest = UpstreamIngest(
             body_of(response),
             self.dialect,

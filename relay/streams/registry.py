@@ -55,6 +55,7 @@ class Registry:
         self._began: set[str] = set()  # their ids, whether the streams are made yet or not
         self._streams_of: Counter[str] = Counter()
         self._unnamed: set[Producer] = set()  # whose response's id the store may not know
+        self._learnt: dict[Producer, bool | None] = {}  # has the store what was learnt since? None: nothing was
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._committer = Committer(log, metrics)
@@ -177,9 +178,14 @@ class Registry:
 
     # -- what producers say -------------------------------------------------------------------------------
 
+    def on_making(self, producer: Producer) -> None:
+        self._learnt[producer] = None
+
     def on_created(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
         producer.account.meter.streams_active.inc()
+        if self._learnt.get(producer) is False:
+            self._learn_soon(producer)
 
     def on_moved(self, producer: Producer) -> None:
         account, route = producer.account, producer.route
@@ -189,6 +195,24 @@ class Registry:
             meter.streams_active.inc()
         producer.writer.meter = account.meter = meter
         account.request = replace(account.request, model=route.model)
+        self._learn_soon(producer)
+
+    def on_answered(self, producer: Producer) -> None:
+        if producer.kept_headers:
+            self._learn_soon(producer)
+
+    def _learn_soon(self, producer: Producer) -> None:
+        """What is known before the stream is made goes along with it, and needs no write of its own."""
+        if producer in self._learnt and producer.logged:
+            self._learnt[producer] = False
+            if producer.stream in self.producers:
+                self.later(self._learn(producer))
+
+    async def _learn(self, producer: Producer) -> None:
+        told = producer.route, producer.kept_headers
+        await self._context.learn(producer)
+        if producer in self._learnt and told == (producer.route, producer.kept_headers):
+            self._learnt[producer] = True
 
     def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
         if producer.logged and producer.dialect.name == "responses":
@@ -202,14 +226,17 @@ class Registry:
         self._unnamed.discard(producer)
 
     def _on_store_returned(self) -> None:
-        """It may have lost what responses are called, and which keys were given back."""
+        """It may have lost what responses are called, what was learnt of streams, and which keys were given back."""
         self.claims.store_returned()
+        self._learnt = {p: None if told is None else False for p, told in self._learnt.items()}
         self._unnamed.update(p for p in self.producers.values() if p.response_id and p.dialect.name == "responses")
 
     def on_ended(self, producer: Producer) -> None:
         self._running.discard(producer)
         self._began.discard(producer.first_stream)
         self._unnamed.discard(producer)
+        if self._learnt.pop(producer, None) is False:
+            self.later(self._learn(producer))
         self._abandonment.forget(producer)
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
@@ -240,7 +267,10 @@ class Registry:
 
     async def renew_names(self) -> None:
         self.claims.renew()
-        await asyncio.gather(self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)))
+        untold = [producer for producer, told in self._learnt.items() if told is False]
+        await asyncio.gather(
+            self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)), *map(self._learn, untold)
+        )
 
     async def _renew_one(self, producer: Producer) -> None:
         if producer.renewable:

@@ -50,6 +50,35 @@ class TestCreate:
         play(story)
 
 
+class TestLearn:
+    def test_what_is_known_later_takes_the_place_of_what_was(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made(frames=2)
+            await bench.log.learn(stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")])
+            status = await bench.status(stream)
+            assert (status.upstream, status.model, status.headers) == ("up2", "*", [(b"turn", b"t1")])
+            assert (status.api, status.owner, status.top, status.fence) == ("chat", "o1", 2, "1")
+            assert just_below(await bench.raw(stream, "PTTL", meta_key(stream)), LONGEST)
+
+        play(story)
+
+    def test_who_is_fenced_off_tells_nothing(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made()
+            await bench.log.learn(stream, {"upstream": "up2"}, "0", [])
+            assert (await bench.status(stream)).upstream == "up"
+
+        play(story)
+
+    def test_a_stream_that_is_gone_is_not_made(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = new_stream_id()
+            await bench.log.learn(stream, {"upstream": "up2"}, "1", [])
+            assert await bench.log.get_status(stream) is None
+
+        play(story)
+
+
 class TestAppend:
     def test_in_order_under_consecutive_ids(self, play: Play) -> None:
         async def story(bench: Bench) -> None:

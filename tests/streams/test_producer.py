@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 
+from relay.config import UpstreamSettings
+from relay.protocol.apis import DIALECTS
+from relay.protocol.errors import StoreUnavailable
+from relay.protocol.ids import new_stream_id
 from relay.protocol.outcomes import Ending
+from relay.streams.account import Request
+from relay.streams.answer import Asking
 from relay.streams.reader import Lost
-from tests.streams.scene import TIMEOUT, Replica, Upstream, ids, replica, take
+from relay.upstream.routing import Route
+from tests.streams.scene import OWNER, TIMEOUT, Held, Replica, Upstream, ids, replica, take, until_it_says
 from tests.support.stores import Store, valkey_server
 from tests.support.waiting import until
 
@@ -146,6 +156,114 @@ def test_a_stop_while_the_stream_is_being_made_is_its_end(store: Store) -> None:
         status = await first.log.get_status(producer.stream)
         assert status is not None
         assert status.outcome == "stopped"
+        reader.close()
+
+    async def run() -> None:
+        async with replica(store.url, abandon_after="never") as first:
+            await scene(first)
+
+    asyncio.run(run())
+
+
+def counted(owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """The calls of a method of a real object."""
+    method, calls = getattr(owner, name), []
+
+    async def call(*args: Any) -> Any:
+        calls.append(args)
+        return await method(*args)
+
+    setattr(owner, name, call)
+    return calls
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("when", ["after", "meanwhile", "before"])
+def test_what_is_learnt_of_a_stream_reaches_the_store(store: Store, when: str, named: bool, moves: bool) -> None:
+    """Another replica resumes with the upstream's headers, and says whose stream it was that it has ended."""
+
+    async def scene(first: Replica) -> None:
+        upstream, going_on = Upstream(), asyncio.Event()
+        other = Route(UpstreamSettings(name="u2", base_url="http://u2", models=["m*"], headers=["kept"]), "m", "m*")
+        route = Route(UpstreamSettings(name="u1", base_url="http://u1", headers=["kept"]), "m", "*", other)
+
+        async def call(asking: Asking) -> httpx.Response:
+            asking(route, False)
+            await going_on.wait()
+            if moves:
+                asking(other, False)
+            headers = {"content-type": "text/event-stream", **({"kept": "yes"} if named else {})}
+            return httpx.Response(200, headers=headers, stream=upstream)
+
+        learn = counted(first.log, "learn")
+        create = Held(first.log, "create", answers=True)
+        asked = Request("req_1", time.monotonic(), "m", None)
+        producer = first.registry.begin(
+            new_stream_id(), DIALECTS["chat"], route, owner=OWNER, request=asked, hide_usage=False, call=call
+        )
+        reader = first.lookup.first_reader(producer)
+        if when == "before":
+            going_on.set()
+            create.released.set()
+        making = asyncio.create_task(producer.ensure_created()) if when != "before" else None
+        if when == "after":
+            create.released.set()
+            await producer.created
+        elif when == "meanwhile":
+            await create.reached.wait()
+        going_on.set()
+        await until(lambda: upstream._sink is not None, TIMEOUT)
+        create.released.set()
+        upstream.number(1, 1)
+        await take(reader, 1)
+        if making is not None:
+            await making
+        late = when != "before" and (named or moves)
+        told = ("u2", "m*") if moves else ("u1", "*"), [(b"kept", b"yes")] if named else []
+
+        async def stored() -> object:
+            status = await first.log.get_status(producer.stream)
+            return status and ((status.upstream, status.model), status.headers)
+
+        await until_it_says(told, stored)
+        assert bool(learn) == late  # what is known in time costs nothing more
+        upstream.complete()
+        await take(reader)
+        reader.close()
+
+    async def run() -> None:
+        async with replica(store.url, abandon_after="never") as first:
+            await scene(first)
+
+    asyncio.run(run())
+
+
+def test_what_a_store_that_was_away_has_not_taken_is_told_again(store: Store) -> None:
+    async def scene(first: Replica) -> None:
+        producer, reader = await first.begin(Upstream())
+        learn, refused = first.log.learn, 0
+
+        async def away(*args: object) -> None:
+            nonlocal refused
+            refused += 1
+            raise StoreUnavailable
+
+        first.log.learn = away  # type: ignore[assignment,method-assign]
+        producer.kept_headers = [(b"kept", b"yes")]
+        first.registry.on_answered(producer)
+        await until(lambda: refused, TIMEOUT)
+        first.log.learn = learn  # type: ignore[method-assign]
+        await first.registry.renew_names()
+        status = await first.log.get_status(producer.stream)
+        assert status is not None
+        assert status.headers == [(b"kept", b"yes")]
+        # A server that has taken over may not have it.
+        first.registry._on_store_returned()
+        calls = counted(first.log, "learn")
+        await first.registry.renew_names()
+        await first.registry.renew_names()
+        assert len(calls) == 1
         reader.close()
 
     async def run() -> None:

@@ -19,6 +19,7 @@ def _read(name: str) -> Script:
 
 
 CREATE = _read("create")
+LEARN = _read("learn")
 APPEND = _read("append")
 RENEW = _read("renew")
 STATUS = _read("status")
@@ -30,7 +31,7 @@ RELEASE = _read("release")
 ALIAS = _read("alias")
 SIGN = _read("sign")
 
-SCRIPTS = (CREATE, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN)
+SCRIPTS = (CREATE, LEARN, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN)
 
 # Codes that the scripts answer.
 OK, FENCED, MISMATCH, GONE, ENDED, ALIVE = 1, 2, 3, 4, 5, 6
