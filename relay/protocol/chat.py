@@ -2,7 +2,7 @@
 
 Upstreams differ on where usage stands (a chunk of its own with `choices: []`, or the finish chunk), on
 reasoning (`reasoning_content`, `reasoning`, `reasoning_details`), on the role chunk, and on errors: with
-or without `event: error`, with or without `choices` and `finish_reason: "error"`. All are accepted.
+or without `event: error`, with or without `choices` and `finish_reason: "error"`, or in `x_groq`. All are accepted.
 """
 
 from __future__ import annotations
@@ -80,9 +80,15 @@ class ChatWatch(Watch):
             self.response_id = chunk["id"] or None
         if not self._first and chunk.get("model"):
             self._first = chunk
-        usage = chunk.get("usage")
-        if isinstance(usage, dict):
-            self.usage = Usage(parse_count(usage.get("prompt_tokens")), parse_count(usage.get("completion_tokens")))
+        usage = counted = chunk.get("usage")
+        if "x_groq" in chunk and isinstance(own := chunk["x_groq"], dict):
+            if own.get("error"):
+                self.error = read_object(own, named=True)
+                self.readable = False
+                return ERROR
+            counted = counted or own.get("usage")
+        if isinstance(counted, dict):
+            self.usage = Usage(parse_count(counted.get("prompt_tokens")), parse_count(counted.get("completion_tokens")))
         if not isinstance(choices, list) or not choices:
             if not isinstance(usage, dict) or choices is None:
                 return 0

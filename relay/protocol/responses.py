@@ -96,7 +96,11 @@ class ResponsesWatch(Watch):
             if isinstance(usage, dict):
                 self.usage = Usage(parse_count(usage.get("input_tokens")), parse_count(usage.get("output_tokens")))
         status = response.get("status") if isinstance(response, dict) else None
-        if kind in _FAILURES or (kind == "response.done" and status in _FAILED):
+        # Of the two ends of a whole answer the status has the last word, but for a relay's own stop.
+        failed = (
+            status in _FAILED and kind in ("response.done", "response.completed") and message.get("relay") != STOPPED
+        )
+        if kind in _FAILURES or failed:
             return self._fail(kind, response.get("error") if isinstance(response, dict) else message, status)
         if kind in _ENDS:
             self._over = True

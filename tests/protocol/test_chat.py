@@ -208,6 +208,11 @@ class TestUsage:
         w.see(chunk(finish="stop", usage={"prompt_tokens": 5, "completion_tokens": 7}))
         assert w.usage == Usage(5, 7)
 
+    def test_in_a_vendors_own_member(self) -> None:
+        w = watch()
+        w.see(chunk(finish="stop", x_groq={"id": "r", "usage": {"prompt_tokens": 5, "completion_tokens": 7}}))
+        assert w.usage == Usage(5, 7)
+
     def test_on_every_chunk_the_last_counts(self) -> None:
         w = watch()
         for made in (1, 2, 3):

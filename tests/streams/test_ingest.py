@@ -293,6 +293,67 @@ async def _taken(api: str, data: bytes, cut: bool, more: Any) -> tuple[Any, list
         ("chat", HI[:-1] + HI + DONE, Ending.COMPLETED, 3),
         ("chat", HI + b"data: {torn\n\n" + HI + DONE, Ending.COMPLETED, 4),
         ("chat", b"upstream connect error", Cause.UPSTREAM_MALFORMED, 0),
+        # Errors in a vendor's own member, in a list, beside a finish reason, after an event's name or no name at all.
+        ("chat", HI + b'data: {"choices":[],"x_groq":{"error":"over capacity"}}\n\n' + DONE, Cause.UPSTREAM_ERROR, 3),
+        ("chat", HI + b'data: {"choices":[],"x_groq":{"id":"r","error":null}}\n\n' + DONE, Ending.COMPLETED, 3),
+        ("chat", HI + b'data: [{"error":{"code":503,"message":"Overloaded"}}]\n\n', Cause.UPSTREAM_ERROR, 2),
+        (
+            "chat",
+            HI + b'data: {"error":{"code":502,"message":"Lost"},"choices":[{"delta":{"content":""},'
+            b'"finish_reason":"error"}]}\n\n',
+            Cause.UPSTREAM_ERROR,
+            2,
+        ),
+        (
+            "chat",
+            HI + b'event: error\ndata: {"error":"Request failed","error_type":"generation"}\n\n',
+            Cause.UPSTREAM_ERROR,
+            2,
+        ),
+        ("chat", HI + b'{"error":"unexpected EOF"}\n', Cause.UPSTREAM_ERROR, 2),
+        ("chat", b'[{"error":{"code":429,"message":"Quota","status":"RESOURCE_EXHAUSTED"}}]', Cause.UPSTREAM_ERROR, 1),
+        ("chat", b'data: {"success":false,"error":[{"code":2009,"message":"No"}]}\n\n', Cause.UPSTREAM_ERROR, 1),
+        # What comes beside an answer: a filter's chunks without choices or without a delta, no space after `data:`.
+        (
+            "chat",
+            b'data: {"choices":[],"prompt_filter_results":[{"prompt_index":0}]}\n\n'
+            + HI
+            + b'data: {"choices":[{"index":0,"finish_reason":null,"content_filter_offsets":{}}]}\n\n'
+            + STOP
+            + DONE,
+            Ending.COMPLETED,
+            5,
+        ),
+        ("chat", HI + STOP.replace(b"data: ", b"data:") + b"data:[DONE]\n\n", Ending.COMPLETED, 3),
+        ("messages", START + b'event: vertex_event\ndata: {"type":"vertex_event"}\n\n' + CLOSING, Ending.COMPLETED, 4),
+        (
+            "messages",
+            START + b'event: error\ndata: {"message":"Slow down","__type":"ThrottlingException"}\n\n',
+            Cause.UPSTREAM_ERROR,
+            2,
+        ),
+        (
+            "responses",
+            CREATED
+            + b'data: {"type":"response.queued","response":{"id":"resp_1"}}\n\n'
+            + COMPLETED.replace(b"completed", b"incomplete"),
+            Ending.COMPLETED,
+            3,
+        ),
+        (
+            "responses",
+            CREATED + b'data: {"type":"response.completed","response":{"id":"resp_1","status":"failed",'
+            b'"error":{"code":"server_error","message":"Boom"}}}\n\n',
+            Cause.UPSTREAM_ERROR,
+            3,
+        ),
+        (
+            "responses",
+            CREATED + b'data: {"type":"response.completed","relay":"stopped","response":{"id":"resp_1",'
+            b'"status":"cancelled"}}\n\n',
+            Ending.COMPLETED,
+            2,
+        ),
         ("messages", START + CLOSING, Ending.COMPLETED, 3),
         ("messages", START, Cause.UPSTREAM_DISCONNECTED, 1),
         ("messages", START + b'data: {"error":{"message":"Busy","code":"503"}}\n\n', Cause.UPSTREAM_ERROR, 2),
