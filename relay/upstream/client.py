@@ -97,17 +97,17 @@ class Body(httpx.AsyncByteStream):
     that a direct client would see is lost whenever this process was busy as the connection died.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, codings: list[str] | None = None) -> None:
-        """`codings` are taken off; None where the first bytes of an event stream tell which those are."""
+    def __init__(self, response: aiohttp.ClientResponse, decoders: list[Decoder] | None = None) -> None:
+        """`decoders` take its codings off; None where the first bytes of an event stream tell which those are."""
         self._response = response
-        self._codings = codings
+        self._decoders = decoders
 
     def push_to(self, sink: Sink) -> None:
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
-        if self._codings != []:
-            sink = _Decoding(sink, self._codings, self._hand_to)
+        if self._decoders != []:
+            sink = _Decoding(sink, self._decoders, self._hand_to)
         early = b""
         error = None
         while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
@@ -152,11 +152,11 @@ class Body(httpx.AsyncByteStream):
         return None if connection is None or connection.protocol is None else connection.protocol.transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._codings == []:
+        if self._decoders == []:
             async for chunk in self._raw():
                 yield chunk
             return
-        decoding = _Undone(self._codings)
+        decoding = _Undone(self._decoders)
         async for chunk in self._raw():
             try:
                 for piece in decoding.feed(chunk):
@@ -186,8 +186,8 @@ class Body(httpx.AsyncByteStream):
 class _Undone:
     """Takes the codings of an event stream off; None for those that its first bytes tell."""
 
-    def __init__(self, codings: list[str] | None) -> None:
-        self._decoders = None if codings is None else [Decoder(coding) for coding in codings]
+    def __init__(self, decoders: list[Decoder] | None) -> None:
+        self._decoders = decoders
         self._start = b""
 
     @property
@@ -224,9 +224,9 @@ def _through(decoders: Sequence[Decoder], data: bytes) -> Iterator[bytes]:
 class _Decoding:
     """A sink before another, for as long as it has something to take off: an event costs no more than without it."""
 
-    def __init__(self, sink: Sink, codings: list[str] | None, hand_to: Callable[[Sink], None]) -> None:
+    def __init__(self, sink: Sink, decoders: list[Decoder] | None, hand_to: Callable[[Sink], None]) -> None:
         self._sink = sink
-        self._undone = _Undone(codings)
+        self._undone = _Undone(decoders)
         self._hand_to = hand_to
         self._broken = False
 
@@ -267,21 +267,20 @@ def is_event_stream(response: httpx.Response) -> bool:
     return kind.split(";")[0].strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
 
 
-def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[str] | None]:
-    """The head of an answer as it is once its body's codings are taken off, and these (see `Body`). Only those of event
-    streams are: all else goes to its client as it is."""
+def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[Decoder] | None]:
+    """The head of an answer as it is once its body's codings are taken off, and what takes them off (see `Body`). That
+    is so for event streams only: all else goes to its client as it is."""
     head = list(response.raw_headers)
     kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "text/event-stream":
         return head, []
     listed = of_header(response.headers.get("content-encoding"))
     try:
-        for coding in listed:
-            Decoder(coding)
+        decoders = [Decoder(coding) for coding in listed]
     except Unknown:
         return head, []
     gone = (b"content-encoding", b"content-length") if listed else (b"content-encoding",)
-    return [item for item in head if item[0].lower() not in gone], listed or None
+    return [item for item in head if item[0].lower() not in gone], decoders or None
 
 
 class UpstreamClient:
@@ -347,8 +346,8 @@ class UpstreamClient:
         if response.connection is not None and (protocol := response.connection.protocol) is not None:
             protocol.read_timeout = idle
             protocol.start_timeout()
-        head, codings = _undone(response)
-        return httpx.Response(response.status, headers=head, stream=Body(response, codings))
+        head, decoders = _undone(response)
+        return httpx.Response(response.status, headers=head, stream=Body(response, decoders))
 
     async def close(self) -> None:
         await self._connections.close()
