@@ -73,6 +73,8 @@ class Meter:
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
         metrics.malformed.labels(*labels)
+        for result in ("resumed", "lost"):
+            metrics.upstream_resumes.labels(*labels, result)
         for outcome in (*Ending, _FAILED):
             metrics.streams.labels(*labels, outcome)
         for cause in Cause:
@@ -112,6 +114,10 @@ class Meter:
     def malformed(self, n: int) -> None:
         """Events of the upstream that were forwarded and are not of its API's format."""
         self._metrics.malformed.labels(*self._labels).inc(n)
+
+    def upstream_resumed(self, resumed: bool) -> None:
+        """An upstream's answer that broke off has been gone on with, or is given up."""
+        self._metrics.upstream_resumes.labels(*self._labels, "resumed" if resumed else "lost").inc()
 
     def tokens(self, kind: str, n: int) -> None:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)
@@ -171,6 +177,12 @@ class Metrics:
             "relay_malformed_events_total",
             "Events that are not of their API's format, forwarded as they are.",
             _GENERATION,
+            registry=registry,
+        )
+        self.upstream_resumes = Counter(
+            "relay_upstream_resumes_total",
+            "Answers of upstreams that broke off, and were gone on with or lost, where the upstream can go on.",
+            (*_GENERATION, "result"),
             registry=registry,
         )
         self.streams_active = Gauge(

@@ -34,9 +34,6 @@ from relay.upstream.client import body_of
 from relay.upstream.failover import ask
 from relay.upstream.routing import Route
 
-# A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
-_SMALL_BODY = 16 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -51,6 +48,7 @@ class _Request:
     joining: Joining | None = None
     asks_for_usage: bool = False
     choices: int = 1
+    background: bool = False
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
@@ -94,7 +92,8 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
         raw = orjson.dumps(asking)
     spare = RequestBody(b"" if route.settled else original)
     choices = parse_count(body.get("n")) or 1
-    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None, choices)
+    background = body.get("background") is True
+    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None, choices, background)
 
 
 async def _stream(
@@ -169,6 +168,7 @@ async def _stream(
 def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:
     """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it."""
     route, body, original = request.route, request.body, request.original
+    key = f"relay-{request.stream}"
     hidden = request.asks_for_usage and route.upstream.usage == "observe"
     headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
 
@@ -187,7 +187,7 @@ def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Re
 
     async def once(asking: Asking) -> httpx.Response:
         asking(route, hidden)
-        return await to(route, body.size).send(body.take() if body.size <= _SMALL_BODY else body)
+        return await to(route, body.size).stream(body, dialect.name, key, background=request.background)
 
     async def in_turn(asking: Asking) -> httpx.Response:
         own, client_s = body.take(), original.take()
@@ -198,7 +198,7 @@ def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Re
             last = at
             data, hide = (own, hidden) if at is route else _written_for(at, dialect, client_s)
             asking(at, hide)
-            return await to(at, len(data)).send(data)
+            return await to(at, len(data)).stream(RequestBody(data), dialect.name, key, background=request.background)
 
         answered, response = await ask(route, send)
         if answered is not last:

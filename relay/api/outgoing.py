@@ -15,8 +15,11 @@ from relay.protocol import headers as rules
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.client import UpstreamClient
+from relay.upstream.resuming import StreamRequest
 from relay.upstream.routing import Route
 
+# A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
+_SMALL_BODY = 16 * 1024
 _NO_ANSWER = {UpstreamUnreachable: "unreachable", UpstreamDisconnected: "disconnected", UpstreamTimeout: "timeout"}
 
 
@@ -49,13 +52,43 @@ class UpstreamRequest:
     headers: Headers
     answer: tuple[str, float]
     """The setting that says how long the answer may take, and its seconds."""
-    idle: float
+    timeouts: Timeouts
+
+    async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
+        """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
+        this generation and no other. Raises as `UpstreamClient.send` does."""
+        upstream = self.upstream
+        joins = upstream.resume == "auto" and upstream.base_url in self.client.relays
+        kept = body.take() if joins or upstream.resume == "last-event-id" or body.size <= _SMALL_BODY else b""
+        sent = StreamRequest(
+            upstream,
+            self.timeouts,
+            api,
+            self.url,
+            self.headers,
+            self._ask,
+            key,
+            self.meter.upstream_resumed,
+            background,
+        )
+        response = await (sent.joining(kept) if joins else self.send(kept or body))
+        resumable = sent.resumable(response, kept if upstream.resume == "last-event-id" else b"")
+        if resumable is not response and upstream.resume == "auto":
+            self.client.relays.add(upstream.base_url)
+        return resumable
+
+    async def _ask(self, method: str, url: str, headers: Headers, body: bytes) -> httpx.Response:
+        """One request that generates nothing of its own."""
+        return await self.client.send(
+            self.upstream, method, url, headers, body, answer=self.answer, idle=self.timeouts.upstream_idle_timeout
+        )
 
     async def send(self, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
+        idle = self.timeouts.upstream_idle_timeout
         try:
             response = await self.client.send(
-                self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=self.idle
+                self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=idle
             )
         except ApiError as error:
             self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
@@ -102,7 +135,7 @@ def upstream_request(
         url,
         crossing,
         _answer_limit(timeouts, streamed=streamed),
-        timeouts.upstream_idle_timeout,
+        timeouts,
     )
 
 

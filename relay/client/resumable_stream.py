@@ -161,7 +161,7 @@ class ResumableStream:
         whole: list[bytes] = []
         try:
             for piece in self._decoder.feed(data):
-                whole.extend(block.raw for block in self._splitter.feed(piece) if self._take(block))
+                whole.extend(self._shown(block) for block in self._splitter.feed(piece) if self._take(block))
             if self._budget.deadline_passed and not self._finished:
                 raise self._gave_up()
         except EventTooLarge:
@@ -175,6 +175,10 @@ class ResumableStream:
         if not whole:
             self.raise_pending()
         return b"".join(whole)
+
+    def _shown(self, block: Block) -> bytes:
+        """What is handed out of a block."""
+        return block.raw
 
     def raise_pending(self) -> None:
         """Raises Unresumable where the last bytes ended with something that must not be handed out."""
@@ -267,8 +271,7 @@ class ResumableStream:
         if status == 200 and headers.get("content-type", "").startswith("text/html"):
             return self._reconnect(retry_after(headers), "a page instead of the stream", status)
         if status == 200 or status == 204:
-            found = resumable_stream_id(200, headers) if status == 200 else headers.get("relay-stream-id")
-            if found != self.stream:
+            if not self._is_of_stream(status, headers):
                 raise self._wrong_stream(f"Answered {status}.", status)
             if status == 204 and self._expected_again:
                 raise self._unresumable(DIFFERENT_AFTER_RESUME, Reason.WITHOUT_IDS, status)
@@ -283,6 +286,11 @@ class ResumableStream:
             return self._reconnect(retry_after(headers), f"{status} {code or ''}".strip(), status, code)
         message = f"Answered {status} {code}. {ADVICE.get(code or '', ADVICE_WITHOUT_CODE)}"
         raise self._unresumable(message, Reason.REFUSED, status, code)
+
+    def _is_of_stream(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Is this, by its head, an answer with this stream?"""
+        found = resumable_stream_id(200, headers) if status == 200 else headers.get("relay-stream-id")
+        return found == self.stream
 
     def _begin_connection(self, encoding: str) -> None:
         self._since = self._policy.clock()

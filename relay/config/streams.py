@@ -32,6 +32,11 @@ class StreamSettings(Section):
     upstream_idle_timeout: Duration = Field(
         300.0, description="An upstream that has sent nothing at all for so long, keep-alives included, has failed."
     )
+    upstream_resume: DurationOrZero = Field(
+        60.0,
+        description="How long the relay tries to come back to an upstream whose answer broke off, where that can go on "
+        "(`upstreams[].resume`); readers get heartbeats meanwhile.",
+    )
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(
         60.0,

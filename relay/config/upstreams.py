@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +25,17 @@ class Timeouts:
     first_token_timeout: float
     upstream_stall_timeout: float
     upstream_idle_timeout: float
+    upstream_resume: float
+
+    def extended(self, grace: float) -> Timeouts:
+        """The same with so much more time for silence, in which an answer that broke off is gone on with."""
+        if not grace:
+            return self
+        return replace(
+            self,
+            upstream_stall_timeout=self.upstream_stall_timeout + grace,
+            upstream_idle_timeout=self.upstream_idle_timeout + grace,
+        )
 
 
 # With these an upstream says that it has not begun. Others (500, 502, 504, a time-out) leave that open.
@@ -105,6 +116,14 @@ class UpstreamSettings(Section):
         description="An event that is not of its API's format. `forward`: it goes on as it is, and is counted. "
         "`end`: the stream ends as `upstream_malformed`.",
     )
+    resume: Annotated[Literal["auto", "off", "last-event-id", "responses"], BeforeValidator(off_to_word)] = Field(
+        "auto",
+        description="How an answer of it that broke off is gone on with. `auto`: where it is a relay, known by its "
+        "answer's headers, by its stream's ids. `last-event-id`: by its own `id:` lines, with the same request and "
+        "`Last-Event-ID`; only for an upstream that documents it, for another one generates anew. `responses`: "
+        "responses that run in the background are retrieved after their last `sequence_number`.",
+    )
+    upstream_resume: DurationOrZero | None = Field(None, description=_OWN)
     upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
     unstreamed_answer_timeout: Duration | None = Field(None, description=_OWN)
     first_token_timeout: DurationOrOff | None = Field(None, description=_OWN)

@@ -101,7 +101,7 @@ class UpstreamIngest:
         self._plain = -1  # an event whose bits are not above it leaves the stream as it is
         self._error: httpx.TransportError | None = None
         self._unframed: UpstreamError | None = None
-        self._silence = Silence(upstream.timeouts(settings), asked, self._on_silent)
+        self._silence = Silence(upstream.timeouts(settings).extended(body.grace), asked, self._on_silent)
         self._parser = sse.Parser(settings.max_event_bytes)
         self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False

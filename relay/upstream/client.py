@@ -95,7 +95,11 @@ class Body(httpx.AsyncByteStream):
 
     aiohttp's reader raises a broken connection's error BEFORE it hands out what had arrived in time, so text
     that a direct client would see is lost whenever this process was busy as the connection died.
+
+    `grace` is for how many seconds more than its upstream's limits say it may be silent: it is being gone on with.
     """
+
+    grace = 0.0
 
     def __init__(self, response: aiohttp.ClientResponse, decoders: list[Decoder] | None = None) -> None:
         """`decoders` take its codings off; None where the first bytes of an event stream tell which those are."""
@@ -287,6 +291,8 @@ class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
     def __init__(self) -> None:
+        self.relays: set[str] = set()
+        """The base URLs of upstreams whose answers have said that they are relays."""
         self._connections = Connections()
 
     async def send(

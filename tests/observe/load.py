@@ -23,7 +23,7 @@ import yaml
 
 from tests.support.processes import RelayProcess, free_port
 from tests.support.samples import SAMPLES
-from tests.support.scripted import Cut, Head, Pause, ScriptedUpstream, Step, json_response, stream
+from tests.support.scripted import Cut, Gate, Head, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import Server
 from tests.support.streams import Api, answer
@@ -57,6 +57,7 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
                 "base_url": upstream,
                 "models": ["claude-haiku*", "claude-opus*"],
                 "malformed": "end",
+                "resume": "last-event-id",
             },
             {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False},
         ],
@@ -107,6 +108,7 @@ class Load:
             self.resumed_live,
             self.resumed_after_the_end,
             self.joined,
+            self.came_back_upstream,
             self.missed,
             self.not_logged,
             self.passed_through,
@@ -189,6 +191,17 @@ class Load:
             with self.post("gpt-5-large-slow", relay=1, more=key) as second:
                 assert second.headers["relay-stream-id"] == first.headers["relay-stream-id"]
                 assert second.events()[-1].data == "[DONE]"
+
+    def came_back_upstream(self) -> None:
+        """An answer that breaks off, of an upstream that goes on with it."""
+        model = f"claude-haiku-{self._random.random()}"
+        frames = [f"id: {n}\n{event}" for n, event in enumerate(answer("messages", ["One ", "two."]).events, 1)]
+        self.upstream.on(model, *stream(*frames[:4], Gate(model), Cut()))
+        with self.post(model) as read:
+            self.upstream.wait_reached(model)
+            self.upstream.on(model, *stream(*frames[4:]))
+            self.upstream.open(model)
+            assert len(read.events()) == len(frames)
 
     def missed(self) -> None:
         with self.post("gpt-5-mini", relay=1) as first:

@@ -43,6 +43,8 @@ DONE = b"data: [DONE]\n\n"
 class Body:
     """An upstream's answer that arrives through a socket, as the loop reads it."""
 
+    grace = 0.0
+
     def __init__(self) -> None:
         self.theirs, self._ours = socket.socketpair()
         self._ours.setblocking(False)
@@ -77,6 +79,8 @@ class Sink:
 
 class Silent:
     """A body that the test makes arrive."""
+
+    grace = 0.0
 
     def push_to(self, sink: Any) -> None: ...
 

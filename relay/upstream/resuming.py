@@ -1,0 +1,137 @@
+"""A request for a stream, sent so that its answer survives the loss of its connection where the upstream can go on.
+
+Another relay is known by its answers' headers, and from then on by its address: its requests have an `Idempotency-Key`,
+so that one that dies before its answer joins what it began, and ask for ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+
+from relay.client.events import KEY_IN_FLIGHT, error_code
+from relay.client.policy import Policy, RetryBudget, heartbeat_interval, retry_after
+from relay.client.resumable_stream import ResumableStream, resumable_stream_id
+from relay.config import Timeouts, UpstreamSettings
+from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
+from relay.protocol.headers import Headers
+from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
+from relay.upstream.resuming_body import ResumingBody, beginning_of
+
+Send = Callable[[str, str, Headers, bytes], Awaitable[httpx.Response]]
+"""Sends a request upstream: method, url, headers, body. Raises as `UpstreamClient.send` does."""
+
+_OF_ONE_REQUEST = (b"content-length", b"content-encoding", b"idempotency-key", b"last-event-id", b"prefer")
+_GATEWAY = (502, 503, 504)
+_RESPONSES = re.compile(r"(.*/responses)/?(?:\?(.*))?")
+_KEY = b"idempotency-key"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
+    runs in the background; `on_result` hears of each loss of its answer whether it was gone on with."""
+
+    upstream: UpstreamSettings
+    timeouts: Timeouts
+    api: str
+    url: str
+    headers: Headers
+    send: Send
+    key: str
+    on_result: Callable[[bool], None]
+    background: bool = False
+
+    def _policy(self) -> Policy:
+        return Policy(
+            max_attempts=1 << 30, max_elapsed=self.timeouts.upstream_resume, longest_delay=5.0, max_event_bytes=1 << 40
+        )
+
+    async def joining(self, body: bytes) -> httpx.Response:
+        """The answer of another relay. A request that is lost before it is sent again, for it joins what it began.
+        Raises as `UpstreamClient.send` does."""
+        headers = [*self.headers, (b"relay-event-ids", b"include")]
+        if all(name != _KEY for name, _ in headers):
+            headers.append((_KEY, self.key.encode()))
+        budget = RetryBudget(self._policy())
+        lost: UpstreamDisconnected | None = None
+        while True:
+            try:
+                response = await self.send("POST", self.url, headers, body)
+            except (UpstreamDisconnected, UpstreamUnreachable) as error:
+                if isinstance(error, UpstreamDisconnected):
+                    lost = lost or error
+                wait = None if lost is None else budget.next_wait(0.0)
+                if wait is None:
+                    raise lost or error from None
+            else:
+                passes = lost is not None and response.status_code in (*_GATEWAY, 409)
+                wait = budget.next_wait(retry_after(response.headers)) if passes else None
+                if wait is None:
+                    return response
+                code = error_code(await beginning_of(body_of(response)))
+                await body_of(response).aclose()
+                if response.status_code == 409 and code != KEY_IN_FLIGHT:
+                    raise lost from None  # type: ignore[misc]
+            await asyncio.sleep(wait)
+
+    def resumable(self, response: httpx.Response, body: bytes) -> httpx.Response:
+        """The answer, whose body goes on after a loss where the upstream can do that; `body` is that of the request."""
+        stream = self._stream_of(response)
+        if stream is None or self.timeouts.upstream_resume <= 0:
+            return response
+        is_relay = isinstance(stream, RelayStream)
+        heartbeat = heartbeat_interval(response.headers) if is_relay else None
+        idle = self.timeouts.upstream_idle_timeout
+
+        async def ask(position: str) -> httpx.Response:
+            return await self._ask(stream, position, b"{}" if is_relay else body)
+
+        async def stop() -> None:
+            base = re.sub(r"/v1$", "", self.upstream.base_url.rstrip("/"))
+            answer = await self.send("DELETE", f"{base}/streams/{stream.stream}", self._again(b""), b"")
+            await body_of(answer).aclose()
+
+        going_on = ResumingBody(
+            body_of(response),
+            stream,
+            ask,
+            stop if is_relay else None,
+            silence=idle if heartbeat is None else min(idle, 2 * heartbeat + 1),
+            timeouts=self.timeouts,
+            on_result=self.on_result,
+        )
+        return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
+
+    def _stream_of(self, response: httpx.Response) -> ResumableStream | None:
+        """What is known of the answer; None where nobody can go on with it."""
+        if response.status_code != 200 or not is_event_stream(response):
+            return None
+        mode = self.upstream.resume
+        if mode == "last-event-id":
+            return OwnIdsStream(self.api, self._policy())
+        if mode == "responses":
+            return NumberedStream(self._policy()) if self.api == "responses" and self.background else None
+        found = resumable_stream_id(200, response.headers) if mode == "auto" else None
+        return None if found is None else RelayStream(self.api, found, self._policy())
+
+    async def _ask(self, stream: ResumableStream, position: str, body: bytes) -> httpx.Response:
+        found = _RESPONSES.fullmatch(self.url)
+        if isinstance(stream, NumberedStream) and stream.response_id is not None and found is not None:
+            query = "&".join(filter(None, (found[2], "stream=true", f"starting_after={position}")))
+            url = f"{found[1]}/{quote(stream.response_id, safe='')}?{query}"
+            return await self.send("GET", url, self._again(b""), b"")
+        headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
+        return await self.send("POST", self.url, headers, body)
+
+    def _again(self, body: bytes) -> Headers:
+        """The request's headers for another one."""
+        dropped = _OF_ONE_REQUEST if body else (*_OF_ONE_REQUEST, b"content-type")
+        kept = [item for item in self.headers if item[0] not in dropped]
+        return [*kept, (b"content-length", b"%d" % len(body))] if body else kept
