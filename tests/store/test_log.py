@@ -45,7 +45,7 @@ class TestCreate:
             stream = new_stream_id()
             assert await bench.log.get_status(stream) is None
             assert await bench.log.read(stream, 0) == Page([], None, True, False)
-            assert await bench.log.last_frame(stream) == b""
+            assert await bench.log.frame(stream, 1) == b""
 
         play(story)
 
@@ -129,7 +129,7 @@ class TestTheEnd:
             status = await bench.status(stream)
             assert (status.top, status.outcome, status.usage, status.kept) == (3, "completed", "5 7", True)
             assert 0 <= status.ended - status.born < 60
-            assert await bench.log.last_frame(stream) == numbered(3, 3)[0]
+            assert await bench.log.frame(stream, 3) == numbered(3, 3)[0]
 
         play(story)
 
