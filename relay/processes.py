@@ -1,12 +1,14 @@
-"""Child processes that answer HTTP: starting them apart from the terminal, waiting for them, and ending them.
+"""Child processes: what they are given of the relay's environment, starting them apart from the terminal, waiting for
+those that answer HTTP, and ending them.
 
-The demo and the benchmark start such processes. What is started in here is ended by its id, and in the order in which
-its parent ends it: Ctrl-C at a terminal reaches the parent alone.
+The demo and the benchmark start such processes, and the embedded store its server. What is started in here is ended by
+its id, and in the order in which its parent ends it: Ctrl-C at a terminal reaches the parent alone.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import subprocess
 import time
@@ -16,6 +18,11 @@ from typing import Any
 _POLL = 0.05
 _ANSWER_TIMEOUT = 2.0
 _STOP_TIMEOUT = 5.0
+# Where programs, libraries, a user's Python packages and temporary files are, and how text and times are written.
+_NEEDED = (
+    *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "HOME", "TMPDIR"),
+    *("LANG", "LC_ALL", "LC_CTYPE", "TZ"),
+)
 
 
 class ProcessEnded(RuntimeError):
@@ -34,9 +41,19 @@ def free_port() -> int:
         return port
 
 
-def start(command: list[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a process in a session of its own; `options` are those of subprocess.Popen. Raises OSError."""
-    return subprocess.Popen(command, start_new_session=True, **options)
+def environment(*further: str) -> dict[str, str]:
+    """What a child needs of this process's environment, and of that the names in `further`, where they are set.
+
+    `/proc` shows a process's environment for as long as it lives, and a crash report may: no child is given the keys of
+    upstreams, clients, events and tickets.
+    """
+    return {name: os.environ[name] for name in (*_NEEDED, *further) if name in os.environ}
+
+
+def start(command: list[str], env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+    """Start a process in a session of its own, without `env` with what `environment()` gives; `options` are those of
+    subprocess.Popen. Raises OSError."""
+    return subprocess.Popen(command, start_new_session=True, env=environment() if env is None else env, **options)
 
 
 def wait_ready(

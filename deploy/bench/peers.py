@@ -25,7 +25,7 @@ import redis
 from relay.bench import gateways
 from relay.bench.gateways import nginx_binary, started
 from relay.bench.measure import BenchError, Target, pinned
-from relay.processes import free_port, stop
+from relay.processes import environment, free_port, stop
 from relay.protocol.keys import hash_of, new_key
 from relay.store.embedded import server_binary
 
@@ -133,9 +133,9 @@ def portkey(upstream: str, core: int | None) -> Iterator[Target]:
     port = free_port()
     program = HOME / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
-        environment = {**os.environ, "NODE_ENV": "production"}
+        variables = {**environment(), "NODE_ENV": "production"}
         command = ["node", str(program), f"--port={port}", "--headless"]
-        with started(command, port, core, Path(folder), environment, ready="/") as pid:
+        with started(command, port, core, Path(folder), variables, ready="/") as pid:
             headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"}
             yield Target("portkey", f"http://127.0.0.1:{port}", headers, pids=(pid,))
 
@@ -151,15 +151,15 @@ def litellm(upstream: str, core: int | None) -> Iterator[Target]:
         }
         path = Path(folder) / "config.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
-        environment = {
-            **os.environ,
+        variables = {
+            **environment(),
             "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOG": "ERROR",
         }
         flags = ("--config", str(path), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
         command = [str(HOME / "litellm/bin/litellm"), *flags]
-        with started(command, port, core, Path(folder), environment, ready="/health/liveliness") as pid:
+        with started(command, port, core, Path(folder), variables, ready="/health/liveliness") as pid:
             yield Target("litellm", f"http://127.0.0.1:{port}", pids=(pid,))
 
 

@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
+from relay.auth.owners import Use
 from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyKeyReused, StoreUnavailable
 from relay.protocol.outcomes import Cause, Ending
 from relay.store.directory import Claim
@@ -47,8 +48,9 @@ class Joining:
         count = exchange.header(b"x-stainless-retry-count") or "0"
         self._retries = int(count[:4]) if count.isascii() and count.isdigit() else 0
         # Without the secret that the replicas share, no name is the same on another one.
-        joins = self._registry.owners.secret_known and (self._key is not None or self._settings.attach_retries)
-        self._request_digest = self._registry.owners.digest(exchange.scope["path"].encode(), body) if joins else None
+        owners = self._registry.owners
+        joins = owners.secret_known and (self._key is not None or self._settings.attach_retries)
+        self._request_digest = owners.digest(Use.REQUEST, exchange.scope["path"].encode(), body) if joins else None
 
     async def join(self) -> str | None:
         """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyKeyReused,
@@ -91,11 +93,13 @@ class Joining:
     # -- by key ---------------------------------------------------------------------------------------------
 
     async def _by_key(self, key: str, request_digest: str) -> str | None:
-        name = "key:" + self._registry.owners.digest(self._owner.encode(), key.encode("latin-1"))
+        name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
         loop = asyncio.get_running_loop()
         until = loop.time() + self._settings.patience + self._settings.lease
         while True:
-            claim = await self._registry.claims.claim(name, self._stream, request_digest)
+            claim = await self._registry.claims.claim(
+                name, self._stream, self._claim_digest(request_digest, self._stream)
+            )
             if claim.stream == self._stream:
                 self._claimed = name
                 self.expected = True
@@ -103,12 +107,16 @@ class Joining:
             state = await self._state(name, claim)
             if state is _State.OVER:
                 await self._registry.directory.release(name, claim.stream)
-            elif claim.digest != request_digest:
+            elif claim.digest != self._claim_digest(request_digest, claim.stream):
                 raise IdempotencyKeyReused
             elif state is _State.READABLE:
                 return claim.stream
             else:
                 await self._wait(name, claim, until)
+
+    def _claim_digest(self, request_digest: str, stream: str) -> str:
+        """That this request generates that stream: who can write to the store cannot have it lead to another answer."""
+        return self._registry.owners.digest(Use.CLAIM, request_digest.encode(), stream.encode())
 
     async def _state(self, name: str, claim: Claim) -> _State:
         if not claim.joinable:  # even where a late command has made its stream: nothing is written there
@@ -147,7 +155,7 @@ class Joining:
     # -- by retry -------------------------------------------------------------------------------------------
 
     async def _by_retry(self, request_digest: str) -> str | None:
-        name = "retry:" + self._registry.owners.digest(self._owner.encode(), request_digest.encode())
+        name = "retry:" + self._registry.owners.digest(Use.RETRY, self._owner.encode(), request_digest.encode())
         if self._retries:
             stream = await self._registry.directory.resolve_alias(name)
             if stream is not None:

@@ -30,6 +30,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import EventId
 from relay.protocol.outcomes import StreamFailure
+from relay.store.log import Status
 from relay.streams.registry import response_name
 
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
@@ -39,9 +40,9 @@ _DONE = b"data: [DONE]\n"
 async def retrieve(services: Services, exchange: Exchange) -> None:
     query = parse_qs(exchange.query)
     if exchange.method == "GET" and query.get("stream", [""])[-1].lower() == "true":
-        stream = await _stream_of(services, exchange)
-        if stream is not None:
-            await _from_log(services, exchange, stream, query.get("starting_after", [""])[-1])
+        status = await _stream_of(services, exchange)
+        if status is not None:
+            await _from_log(services, exchange, status, query.get("starting_after", [""])[-1])
             return
     own = False
     if exchange.method == "GET" and exchange.caller.key is not None:
@@ -53,23 +54,23 @@ async def retrieve(services: Services, exchange: Exchange) -> None:
 
 
 async def cancel(services: Services, exchange: Exchange) -> None:
-    stream = await _stream_of(services, exchange) if exchange.method == "POST" else None
-    if stream is None:
+    status = await _stream_of(services, exchange) if exchange.method == "POST" else None
+    if status is None:
         await _upstream_s(services, exchange, own=False)
         return
     await exchange.discard_body()
     owner = await services.registry.owners.of_credential(exchange.caller.identity)
-    await services.registry.lookup.stop(stream, owner)
-    await exchange.answer(200, orjson.dumps(await _last_response(services, stream)))
+    await services.registry.lookup.stop(status.stream, owner)
+    await exchange.answer(200, orjson.dumps(await _last_response(services, status)))
 
 
-async def _from_log(services: Services, exchange: Exchange, stream: str, after: str) -> None:
+async def _from_log(services: Services, exchange: Exchange, status: Status, after: str) -> None:
     await exchange.discard_body()
     with counted(services, "responses"):
         if after and not re.fullmatch(r"[0-9]{1,18}", after):
             raise BadRequest("`starting_after` is not a sequence number. Send the last event's `sequence_number`.")
-        n, end = await _position_after(services, stream, int(after)) if after else (0, False)
-    await proceed(services, exchange, EventId(stream, n, end), "responses", exchange.caller.identity)
+        n, end = await _position_after(services, status, int(after)) if after else (0, False)
+    await proceed(services, exchange, EventId(status.stream, n, end), "responses", exchange.caller.identity)
 
 
 async def _upstream_s(services: Services, exchange: Exchange, *, own: bool) -> None:
@@ -82,7 +83,7 @@ async def _upstream_s(services: Services, exchange: Exchange, *, own: bool) -> N
     await any_path(services, exchange, own=own)
 
 
-async def _stream_of(services: Services, exchange: Exchange) -> str | None:
+async def _stream_of(services: Services, exchange: Exchange) -> Status | None:
     """The stream of the response in the path, where its owner asks and the log still knows it. Raises
     ResponseIdAmbiguous."""
     registry = services.registry
@@ -94,8 +95,8 @@ async def _stream_of(services: Services, exchange: Exchange) -> str | None:
             name = response_name(owner, exchange.scope["path_params"]["id"])
             stream: str | None = await registry.directory.resolve_alias(name)
         if stream is not None:
-            await registry.lookup.status(stream, owner)
-        return stream
+            return await registry.lookup.status(stream, owner)
+        return None
     except StreamNotFound:
         return None
 
@@ -144,13 +145,13 @@ class Numbers:
         return self._events, False
 
 
-async def _position_after(services: Services, stream: str, sequence: int) -> tuple[int, bool]:
+async def _position_after(services: Services, status: Status, sequence: int) -> tuple[int, bool]:
     """The position of the event with that sequence number, and whether the end after it was told. Raises
     PositionUnknown, StoreBehind."""
     numbers = Numbers(sequence)
     n = 0
     while True:
-        page = await services.registry.log.read(stream, n)
+        page = await services.registry.log.read(status.stream, n, status.binding)
         for frame in page.frames:
             numbers.take(frame)
         n += len(page.frames)
@@ -177,12 +178,12 @@ def _number(event: sse.Event) -> int | None:
         return None
 
 
-async def _last_response(services: Services, stream: str) -> JsonObject:
+async def _last_response(services: Services, status: Status) -> JsonObject:
     """The response object of the last event that carries one."""
     found: JsonObject | None = None
     n = 0
     while True:
-        page = await services.registry.log.read(stream, n)
+        page = await services.registry.log.read(status.stream, n, status.binding)
         for frame in [*page.frames, *([page.end.closing] if page.end is not None else [])]:
             if b'"response":' in frame:
                 for event in sse.Parser(len(frame)).feed(frame):

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from relay.api.exchange import Exchange
 from relay.api.services import Services
-from relay.auth.owners import TICKET_HOLDER, Principal
+from relay.auth.owners import TICKET_HOLDER, Principal, Use
 from relay.protocol.errors import BadRequest, TicketRefused
 from relay.protocol.headers import Headers
 
@@ -61,4 +61,4 @@ async def authenticate(services: Services, exchange: Exchange, stream: str, *, s
 
 
 def _mac(services: Services, stream: str, expiry: str, scope: str) -> str:
-    return services.registry.owners.digest(b"ticket", stream.encode(), expiry.encode(), scope.encode())
+    return services.registry.owners.digest(Use.TICKET, stream.encode(), expiry.encode(), scope.encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from enum import Enum
 
 from relay.protocol.errors import StoreUnavailable
 from relay.store.directory import Directory, new_secret
@@ -22,6 +23,16 @@ class _TicketHolder:
 TICKET_HOLDER = _TicketHolder()
 Principal = bytes | _TicketHolder
 """Who asks for a stream: the identity of a credential, or the holder of a ticket for it."""
+
+
+class Use(Enum):
+    """What a digest with the deployment's secret is for."""
+
+    TICKET = "ticket"
+    KEY = "idempotency key"
+    REQUEST = "request"
+    CLAIM = "claim"
+    RETRY = "retry"
 
 
 class Owners:
@@ -55,7 +66,7 @@ class Owners:
     async def of_credential(self, identity: bytes) -> str:
         """The owner that a credential's identity stands for. Raises StoreUnavailable."""
         await self.know_secret()
-        return self.digest(identity)
+        return self._owner(identity)
 
     async def of_principal(self, principal: Principal) -> str | None:
         """The owner who asks; None with a ticket. Raises StoreUnavailable."""
@@ -69,11 +80,18 @@ class Owners:
         except StoreUnavailable:
             if not may_degrade:
                 raise
-            return self.digest(identity)
+            return self._owner(identity)
 
-    def digest(self, *parts: bytes) -> str:
-        """What stands for secrets in a name, or signs them; to be called once the secret is known."""
-        return hmac.digest(self._secret, b"\0".join(parts), "sha256").hex()
+    def _owner(self, identity: bytes) -> str:
+        """As in version 0.1, whose streams have such owners."""
+        return hmac.digest(self._secret, identity, "sha256").hex()
+
+    def digest(self, use: Use, *parts: bytes) -> str:
+        """What stands for secrets in a name, or signs them; to be called once the secret is known. No two uses have a
+        digest in common, whatever their parts are, and none has one with an owner."""
+        # No identity begins with two NULs: it is a header's value, or `\0owner\0…`. Each part says its length.
+        message = b"".join(len(part).to_bytes(8) + part for part in (use.value.encode(), *parts))
+        return hmac.digest(self._secret, b"\0\0" + message, "sha256").hex()
 
 
 def owns(asking: str | None, owner: str) -> bool:

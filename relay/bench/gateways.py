@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from relay.bench.measure import BenchError, Target, pinned
-from relay.processes import ProcessEnded, free_port, start, stop, wait_ready
+from relay.processes import ProcessEnded, environment, free_port, start, stop, wait_ready
 
 _START_TIMEOUT = 60.0
 _LOG_END = 2000
@@ -75,15 +75,15 @@ def relay(
 ) -> Iterator[Target]:
     """One replica with its default settings, but for the limits. `settings`: more of its environment."""
     port = free_port()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
-    environment["RELAY_UPSTREAMS"] = json.dumps([{"name": "upstream", "base_url": upstream}])
+    served = {"RELAY_UPSTREAMS": json.dumps([{"name": "upstream", "base_url": upstream}])}
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         command = [
             *(sys.executable, *program, "--store", store),
             *("--bind", f"127.0.0.1:{port}", "--metrics-bind", f"127.0.0.1:{free_port()}"),
             *("--data-dir", f"{folder}/data"),
         ]
-        with started(command, port, core, Path(folder), {**environment, **RELAY_SETTINGS, **(settings or {})}) as pid:
+        whole = {**environment(), **served, **RELAY_SETTINGS, **(settings or {})}
+        with started(command, port, core, Path(folder), whole) as pid:
             yield Target(name, f"http://127.0.0.1:{port}", pids=(pid,))
 
 
@@ -120,11 +120,12 @@ def started(
     port: int,
     core: int | None,
     folder: Path,
-    environment: dict[str, str] | None = None,
+    variables: dict[str, str] | None = None,
     *,
     ready: str = "/readyz",
 ) -> Iterator[int]:
-    """A gateway's process, from the moment that it answers HTTP with anything but 503."""
+    """A gateway's process, from the moment that it answers HTTP with anything but 503. `variables` is its environment,
+    without which it has what `relay.processes` gives a child."""
     log = folder / "output.log"
     with log.open("wb") as output:
         process = start(
@@ -132,7 +133,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=variables,
         )
     try:
         try:

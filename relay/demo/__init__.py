@@ -6,7 +6,6 @@ Everything it starts it stops, by its id, and its data goes with it.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -107,6 +106,8 @@ def _playground(other: int) -> dict[str, str]:
         "RELAY_PLAYGROUND_REPLICAS": json.dumps(origins[:1]),
         "RELAY_CORS__ORIGINS": json.dumps(origins),
         "RELAY_STREAMS__HEARTBEAT": "1s",
+        "RELAY_DRAIN__TIMEOUT": "0s",
+        "RELAY_LOG__LEVEL": "warning",
     }
 
 
@@ -116,7 +117,7 @@ def _start(
     process = processes.start(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "RELAY_DRAIN__TIMEOUT": "0s", "RELAY_LOG__LEVEL": "warning", **(environment or {})},
+        env={**processes.environment(), **(environment or {})},
     )
     stack.callback(processes.stop, process)
     return process

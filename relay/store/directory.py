@@ -6,13 +6,15 @@
 * `relay:replicas` when each replica was last heard of; `relay:replica:{…}` the streams that it runs, for the sweep.
 * the shard channel of a replica's name carries messages to it: a verb, a space, a stream id. Whoever is subscribed to
   it lives, if only as a process that is stopped: the server ends a dead one's subscription, not a paused one's.
-* `relay:secret` the deployment's secret. `store.prefix` stands for `relay:`.
+* `relay:secret` the deployment's secret. With `store.encryption_env` it is `relay:secret:sealed`, encrypted, and an
+  alias has a `proof` that a relay has given it. `store.prefix` stands for `relay:`.
 
 All times are the store's own clock. Every call raises StoreUnavailable where the store cannot be reached.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -20,11 +22,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.config import StreamSettings
-from relay.protocol.errors import ResponseIdAmbiguous, StoreUnavailable
+from relay.encryption import Cipher, Tampered
+from relay.protocol.errors import EncryptionKeyMissing, ResponseIdAmbiguous, StoreUnavailable
 from relay.store import scripts
 from relay.store.commands import millis
 from relay.store.names import Names
 from relay.store.scripts import Script
+
+logger = logging.getLogger(__name__)
 
 # Within so many seconds of a store's return each replica has redialled it and said again what it knows.
 _SAID_AGAIN = 2.0
@@ -63,9 +68,10 @@ class Claim:
 class Directory:
     """Claims, aliases, replicas and the secret, on a store."""
 
-    def __init__(self, commands: Commands, names: Names, streams: StreamSettings) -> None:
+    def __init__(self, commands: Commands, names: Names, streams: StreamSettings, cipher: Cipher | None = None) -> None:
         self._commands = commands
         self._names = names
+        self._cipher = cipher or Cipher()
         self._lease = streams.lease
         self._began = time.monotonic()
         self._announced_at = float("-inf")
@@ -124,21 +130,28 @@ class Directory:
 
     async def _alias(self, name: str, stream: str, *, latest: bool) -> None:
         key = self._names.name_key(name)
-        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, "1" if latest else "0"])
+        proof = self._cipher.proof(key, stream)
+        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, "1" if latest else "0", proof])
 
     async def resolve_alias(self, name: str) -> str | None:
-        """The stream that has the name. Raises ResponseIdAmbiguous, and StoreUnavailable where the store has just come
+        """The stream that has the name; none where no relay has given it that name, but whoever else can write to the
+        store. Raises ResponseIdAmbiguous, and StoreUnavailable where the store has just come
         back and does not know the name: the stream's producer may be about to say it again, or another server of the
         store may know it."""
         key = self._names.name_key(name)
-        stream, ambiguous = await self._commands.call(key, "HMGET", key, "stream", "ambiguous")
+        stream, ambiguous, proof = await self._commands.call(key, "HMGET", key, "stream", "ambiguous", "proof")
         if ambiguous is not None:
             raise ResponseIdAmbiguous
         if stream is None:
             if self._commands.returned_for(key) < self._lease:
                 raise StoreUnavailable
             await self._commands.confirm(key)
-        return None if stream is None else str(stream.decode())
+            return None
+        found = str(stream.decode("utf-8", "replace"))
+        if not self._cipher.proves((proof or b"").decode("utf-8", "replace"), key, found):
+            logger.error("stream %s: no relay has given it the name under which it was looked for", found)
+            return None
+        return found
 
     # -- replicas -------------------------------------------------------------------------------------------
 
@@ -200,19 +213,61 @@ class Directory:
         its own only where those who know the secret have had the time to say it again, and theirs is set over a newer
         one, from which nobody could tell the owners of what runs. Raises StoreUnavailable in that time.
         """
-        key = self._names.secret
-        held: bytes | None = await self._commands.call(key, "GET", key)
+        cipher = self._cipher
+        key = self._names.sealed_secret if cipher.encrypts else self._names.secret
+        stored: bytes | None = await self._commands.call(key, "GET", key)
+        held = self._opened_secret(stored)
         if held is None:
             if not shared and self._commands.returned_for(key) < min(self._lease, _SAID_AGAIN):
                 raise StoreUnavailable
-            await self._commands.call(key, "SET", key, mine, "NX")
-            held = await self._commands.call(key, "GET", key)
+            mine = (None if shared else await self._secret_of_other_form()) or mine
+            await self._commands.call(key, "SET", key, self._sealed_secret(mine), *(["NX"] if stored is None else []))
+            stored = await self._commands.call(key, "GET", key)
+            held = self._opened_secret(stored)
             if held is None:
                 raise StoreUnavailable
-        if shared and _made_at(mine) < _made_at(held):
-            await self._commands.call(key, "SET", key, mine)
-            return mine
+        if not shared and not cipher.reads_plain:
+            await self._commands.call(self._names.secret, "DEL", self._names.secret)  # of before anything was encrypted
+        older = shared and _made_at(mine) < _made_at(held)
+        if older or (cipher.encrypts and stored is not None and not cipher.is_current(stored)):
+            held = mine if older else held
+            await self._commands.call(key, "SET", key, self._sealed_secret(held))
         return held
+
+    async def _secret_of_other_form(self) -> bytes | None:
+        """From before events were encrypted, or no longer were: the owners of what runs are derived from it. It is only
+        believed where what is not encrypted is."""
+        cipher = self._cipher
+        if not cipher.names or not cipher.reads_plain:
+            return None
+        key = self._names.secret if cipher.encrypts else self._names.sealed_secret
+        stored: bytes | None = await self._commands.call(key, "GET", key)
+        if stored is None or cipher.encrypts:
+            return stored
+        return self._unsealed_secret(stored)
+
+    def _sealed_secret(self, secret: bytes) -> bytes:
+        return self._cipher.seal(self._names.sealed_secret, secret)
+
+    def _opened_secret(self, stored: bytes | None) -> bytes | None:
+        return stored if stored is None or not self._cipher.encrypts else self._unsealed_secret(stored)
+
+    def _unsealed_secret(self, stored: bytes) -> bytes | None:
+        """None where no relay has put it there. Raises EncryptionKeyMissing."""
+        key = self._names.sealed_secret
+        try:
+            return self._cipher.unseal(key, stored)
+        except EncryptionKeyMissing as error:
+            logger.error(
+                "the deployment's secret is encrypted under key %s; give this replica that key, too "
+                "(store.encryption_env), or delete %s from the store, with which all owners and tickets end",
+                error.key,
+                key.decode(),
+            )
+            raise
+        except Tampered:
+            logger.error("the deployment's secret in the store is not what a relay has put there")
+            return None
 
 
 def new_secret() -> bytes:

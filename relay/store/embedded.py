@@ -7,7 +7,8 @@ Promises:
 - the server ends with its owner, even when the owner is killed;
 - what was written survives: `stop` and an owner's death flush everything, a killed server loses at most
   its last second (`appendfsync everysec`), a killed machine the same;
-- nobody but the relay's user reaches the server or its files: no TCP port, socket and files are private.
+- nobody but the relay's user reaches the server or its files: no TCP port, socket and files are private;
+- the server has none of the relay's secrets: its environment shows where programs are, and no more.
 
 This module knows nothing of streams and speaks no Redis beyond PING and SHUTDOWN. It blocks.
 """
@@ -29,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
+
+from relay.processes import environment
 
 _SETTINGS = {
     "port": "0",
@@ -235,7 +238,7 @@ class EmbeddedStore:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
-                        env={"GLIBC_TUNABLES": _MALLOC, **os.environ},
+                        env={"GLIBC_TUNABLES": _MALLOC, **environment("GLIBC_TUNABLES")},
                         pass_fds=(lock,),
                         umask=0o077,  # the append-only file holds what people asked a model
                         start_new_session=True,  # a terminal's Ctrl-C is for the relay, which drains first

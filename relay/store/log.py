@@ -5,7 +5,8 @@ Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
   goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
-  With `store.encryption_env` each content is encrypted (see `relay.encryption`).
+  With `store.encryption_env` each content is encrypted (see `relay.encryption`), and what the hash says of owner, API,
+  end and usage is believed only where the entries bear it out.
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
   visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log
   by `streams.tombstone`.
@@ -21,12 +22,12 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
-from relay.encryption import ENCRYPTED, Tampered
+from relay.encryption import ENCRYPTED, UNBOUND, Binding, Tampered
 from relay.protocol.end_mark import End, decode_end
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.protocol.headers import Headers
@@ -46,12 +47,15 @@ _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as afte
 _RENEWED_AT_ONCE = 500
 _HEADER_BYTES = 16 << 10  # of those that resumes have of an upstream's answer; with more there are none
 
+_Place = tuple[str, int, Binding]
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a stream is: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds (below 0:
-    its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds, `headers` what
-    every answer with it has of its upstream's."""
+    """What a stream is, as its hash says: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds
+    (below 0: its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds,
+    `headers` what every answer with it has of its upstream's, `end_mark` the log's own word of the end: see
+    `Log.confirm_end`."""
 
     stream: str
     top: int
@@ -68,6 +72,11 @@ class Status:
     replica: str
     usage: str
     headers: Headers
+    end_mark: bytes
+
+    @property
+    def binding(self) -> Binding:
+        return Binding(self.owner, self.api)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,26 +127,27 @@ class Log:
         self.names = Names(store.prefix)
         self.cipher = store.cipher()
         self.commands = Commands(topology)
-        self.directory = Directory(self.commands, self.names, streams)
-        self._recent: OrderedDict[tuple[str, int], Page] = OrderedDict()
+        self.directory = Directory(self.commands, self.names, streams, self.cipher)
+        self._recent: OrderedDict[_Place, Page] = OrderedDict()
         self._recent_bytes = 0
-        self._pages: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        self._pages: dict[_Place, asyncio.Future[Any]] = {}
 
     async def create(self, stream: str, fields: dict[str, str], fence: str, headers: Headers = ()) -> None:  # type: ignore[assignment]
         """Make a stream; no effect where it is there."""
         settings = self.settings
         longest = settings.max_duration + settings.retention + settings.tombstone
-        args = [millis(settings.lease), millis(longest), "fence", fence, *self._flat(stream, fields, headers)]
+        binding = Binding(fields["owner"], fields["api"])
+        args = [millis(settings.lease), millis(longest), "fence", fence, *self._flat(stream, fields, headers, binding)]
         await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
 
-    async def learn(self, stream: str, fields: dict[str, str], fence: str, headers: Headers) -> None:
+    async def learn(self, stream: str, fields: dict[str, str], fence: str, headers: Headers, binding: Binding) -> None:
         """Write what is known of a stream only after it was made; no effect where another replica has ended it."""
-        args = [fence, *self._flat(stream, fields, headers)]
+        args = [fence, *self._flat(stream, fields, headers, binding)]
         await self.commands.run(self.names.meta(stream), scripts.LEARN, [self.names.meta(stream)], args)
 
-    def _flat(self, stream: str, fields: dict[str, str], headers: Headers) -> list[Any]:
+    def _flat(self, stream: str, fields: dict[str, str], headers: Headers, binding: Binding) -> list[Any]:
         flat: list[Any] = [part for item in fields.items() for part in item]
-        return [*flat, "headers", self._headers_at_rest(stream, headers)] if headers else flat
+        return [*flat, "headers", self._headers_at_rest(stream, headers, binding)] if headers else flat
 
     async def get_status(
         self, stream: str, *, owner: str | None = None, read_at: str = "", came: bool = False
@@ -152,13 +162,12 @@ class Log:
             self._check_settled(key, asked_at)
             await self.commands.confirm(key)
             return None
-        top, outcome, lease, kept, born, ended, *texts = reply
-        headers = texts.pop()
-        fence, api, owner, upstream, model, replica, usage = (t.decode() for t in texts)
+        top, outcome, lease, kept, born, ended, *texts, headers, end_mark = reply
+        fence, api, owner, upstream, model, replica, usage = (t.decode("utf-8", "replace") for t in texts)
         return Status(
             stream=stream,
             top=top,
-            outcome=outcome.decode(),
+            outcome=outcome.decode("utf-8", "replace"),
             lease_left=lease / 1000,
             kept=bool(kept),
             born=born / 1000,
@@ -170,22 +179,33 @@ class Log:
             model=model,
             replica=replica,
             usage=usage,
-            headers=self._headers_of(stream, headers),
+            headers=self._headers_of(stream, headers, Binding(owner, api)),
+            end_mark=end_mark,
         )
 
-    def _headers_at_rest(self, stream: str, headers: Headers) -> bytes:
+    def confirm_end(self, status: Status) -> Status:
+        """A stream that has ended and is kept, with the outcome and the usage that its end mark tells: its hash says
+        what anybody has written there who can write to the store. Raises EncryptionKeyMissing, and Tampered where the
+        mark is not the one of that stream, owner and event."""
+        if not self.cipher.names:
+            return status
+        entry = b"%d-1" % status.top
+        end, usage = self._open_end(status.stream, entry, status.top, status.end_mark, status.binding)
+        return replace(status, outcome=end.outcome, usage=status.usage if usage is None else usage)
+
+    def _headers_at_rest(self, stream: str, headers: Headers, binding: Binding) -> bytes:
         lines = b"\r\n".join(b"%b:%b" % item for item in headers)
         if len(lines) > _HEADER_BYTES:
             return b""
-        encryptor = self.cipher.encryptor(stream)
+        encryptor = self.cipher.encryptor(stream, binding)
         return lines if encryptor is None else encryptor.head(lines)
 
-    def _headers_of(self, stream: str, content: bytes) -> Headers:
+    def _headers_of(self, stream: str, content: bytes, binding: Binding) -> Headers:
         """Those that cannot be had are missing: what the stream is and says does not depend on them."""
         if not content:
             return []
         try:
-            lines = self.cipher.decrypt(stream, 0, b"headers", content)
+            lines = self.cipher.decrypt(stream, 0, b"headers", content, binding)
         except (EncryptionKeyMissing, Tampered):
             return []
         return [(name, value) for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))]
@@ -203,25 +223,25 @@ class Log:
         """How often a reader has come on a replica that does not produce the stream."""
         return int(await self.commands.call(self.names.meta(stream), "HGET", self.names.meta(stream), "visits") or 0)
 
-    async def read(self, stream: str, after: int, *, shared: bool = True) -> Page:
+    async def read(self, stream: str, after: int, binding: Binding = UNBOUND, *, shared: bool = True) -> Page:
         """The next events after a position. Readers at the same position share one call, and whoever comes to it soon
         after them their page, where it is a full one: what is in it does not change. Who must not miss what is there by
-        now shares none."""
+        now shares none. What is not bound to `binding` is none of the stream's."""
         if not shared:
-            return await self._read(stream, after)
-        key = (stream, after)
+            return await self._read(stream, after, binding)
+        key = (stream, after, binding)
         if (recent := self._recent.get(key)) is not None:
             self._recent.move_to_end(key)
             return recent
         future = self._pages.get(key)
         joined = future is not None
         if future is None:
-            future = asyncio.ensure_future(self._read(stream, after))
+            future = asyncio.ensure_future(self._read(stream, after, binding))
             self._pages[key] = future
             future.add_done_callback(lambda _: self._pages.pop(key, None))
         page: Page = await asyncio.shield(future)
         if joined and not page.frames:
-            return await self._read(stream, after)  # it was asked for before there was anything
+            return await self._read(stream, after, binding)  # it was asked for before there was anything
         if page.full and not page.gap and key not in self._recent:
             self._recent[key] = page
             self._recent_bytes += page.size
@@ -229,7 +249,7 @@ class Log:
                 self._recent_bytes -= self._recent.popitem(last=False)[1].size
         return page
 
-    async def _read(self, stream: str, after: int) -> Page:
+    async def _read(self, stream: str, after: int, binding: Binding) -> Page:
         log = self.names.log(stream)
         keys, args = [log, self.names.meta(stream)], [after, _PAGE_EVENTS, _PAGE_BYTES]
         asked_at = time.monotonic()
@@ -244,19 +264,32 @@ class Log:
         for entry_id, (field, content) in entries:
             n = int(entry_id.partition(b"-")[0])
             try:
-                content = self._open(stream, entry_id, n, field, content)
+                if field == b"end" and n == after + len(frames):
+                    return Page(frames, self._open_end(stream, entry_id, n, content, binding)[0], False, False)
+                content = self._open(stream, entry_id, n, field, content, binding)
             except Tampered:
                 return Page(frames, None, True, False)
-            if field == b"end" and n == after + len(frames):
-                return Page(frames, decode_end(content), False, False)
             if n != after + len(frames) + 1 or field == b"end":
                 return Page(frames, None, True, False)
             frames.append(content)
         return Page(frames, None, False, bool(more))
 
-    def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes) -> bytes:
+    def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes, binding: Binding) -> bytes:
+        with self._told(stream, entry_id):
+            return self.cipher.decrypt(stream, n, field, content, binding)
+
+    def _open_end(
+        self, stream: str, entry_id: bytes, n: int, content: bytes, binding: Binding
+    ) -> tuple[End, str | None]:
+        with self._told(stream, entry_id):
+            text, usage = self.cipher.decrypt_end(stream, n, content, binding)
+        return decode_end(text), usage
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _told(stream: str, entry_id: bytes) -> Iterator[None]:
         try:
-            return self.cipher.decrypt(stream, n, field, content)
+            yield
         except EncryptionKeyMissing as error:
             logger.error(
                 "stream %s: entry %s was encrypted under key %s; give this replica that key, too "
@@ -270,20 +303,12 @@ class Log:
             logger.error("stream %s: entry %s is not what a relay has put there", stream, entry_id.decode())
             raise
 
-    async def last_frame(self, stream: str) -> bytes:
-        """The last event's frame, empty where there is none that can be read."""
-        return await self._frame(stream, "XREVRANGE", "+", "-")
-
-    async def first_frame(self, stream: str) -> bytes:
-        """The first event's frame, empty where there is none that can be read."""
-        return await self._frame(stream, "XRANGE", "-", "+")
-
-    async def _frame(self, stream: str, command: str, start: str, stop: str) -> bytes:
-        key = self.names.log(stream)
-        for entry_id, (field, content) in await self.commands.call(key, command, key, start, stop, "COUNT", 2):
-            if field != b"end":
-                with contextlib.suppress(EncryptionKeyMissing, Tampered):
-                    return self._open(stream, entry_id, int(entry_id.partition(b"-")[0]), field, content)
+    async def frame(self, stream: str, n: int, binding: Binding = UNBOUND) -> bytes:
+        """The frame of event n, empty where there is none that can be read."""
+        key, entry = self.names.log(stream), b"%d-0" % n
+        for entry_id, (field, content) in await self.commands.call(key, "XRANGE", key, entry, entry):
+            with contextlib.suppress(EncryptionKeyMissing, Tampered):
+                return self._open(stream, entry_id, n, field, content, binding)
         return b""
 
     def by_node(self, streams: Sequence[str]) -> dict[Node, list[str]]:
@@ -309,10 +334,12 @@ class Log:
         args = [millis(self.settings.lease), *(fence for _, fence in batch)]
         return await self.commands.run(keys[0], scripts.RENEW, keys, args)
 
-    async def force_end(self, stream: str, expected_top: int, outcome: str) -> tuple[int, int]:
+    async def force_end(
+        self, stream: str, expected_top: int, outcome: str, binding: Binding = UNBOUND
+    ) -> tuple[int, int]:
         """End a stream whose producer's lease has lapsed. Answers (code, top), codes as in `force_end.lua`."""
         content = End(outcome).encode()
-        if (encryptor := self.cipher.encryptor(stream)) is not None:
+        if (encryptor := self.cipher.encryptor(stream, binding)) is not None:
             content = encryptor.end(expected_top, content)
         args = [expected_top, outcome, millis(self.settings.retention), millis(self.settings.tombstone), content]
         keys = [self.names.log(stream), self.names.meta(stream)]

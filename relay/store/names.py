@@ -36,3 +36,8 @@ class Names:
     @property
     def secret(self) -> bytes:
         return f"{self.prefix}secret".encode()
+
+    @property
+    def sealed_secret(self) -> bytes:
+        """Of its own, for replicas of version 0.1 would take what is sealed for the secret itself."""
+        return f"{self.prefix}secret:sealed".encode()

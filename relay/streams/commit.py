@@ -174,8 +174,7 @@ class Committer:
             if not ended:
                 args += (writer.fence, writer.acked, "", "", len(frames), *frames)
                 continue
-            usage = writer.listener.usage_summary()
-            end = writer.end_content(sent)
+            usage, end = writer.end_content(sent, writer.listener.usage_summary())
             args += (writer.fence, writer.acked, writer.outcome, usage, len(frames) + 1, *frames, end)
         return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *self._kept, *args)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from relay.config import StreamSettings
+from relay.encryption import Binding
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
@@ -64,7 +65,10 @@ class ProducerContext:
 
     async def learn(self, producer: Producer) -> None:
         """Tell the store what has come of the request since the stream was made."""
-        await self.log.learn(producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers)
+        binding = Binding(producer.owner, producer.dialect.name)
+        await self.log.learn(
+            producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers, binding
+        )
 
     async def put_again(self, producer: Producer) -> None:
         """The store has come back without the stream, or not yet."""

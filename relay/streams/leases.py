@@ -17,6 +17,7 @@ from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.end_mark import outcome_from_log
 from relay.protocol.errors import StoreUnavailable
+from relay.protocol.outcomes import Cause, Outcome
 from relay.store import scripts
 from relay.store.log import Log, Renewed, Status
 from relay.store.node import Node
@@ -156,9 +157,11 @@ class Leases:
         await self._log.commands.confirm(self._log.names.log(status.stream))
         top = status.top
         for _ in range(_FORCE_TRIES):
-            last = await self._log.last_frame(status.stream)
-            outcome = outcome_from_log(DIALECTS[status.api], last)
-            code, top = await self._log.force_end(status.stream, top, outcome.value)
+            # The event at just this top: what stands behind it in the log may be gone by the time of the end.
+            last = await self._log.frame(status.stream, top, status.binding)
+            dialect = DIALECTS.get(status.api)
+            outcome: Outcome = Cause.PRODUCER_LOST if dialect is None else outcome_from_log(dialect, last)
+            code, top = await self._log.force_end(status.stream, top, outcome.value, status.binding)
             if code != scripts.MISMATCH:
                 if code == scripts.OK:
                     meter = self._metrics.meter(status.api, status.upstream, status.model)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.auth.owners import owns
+from relay.encryption import Binding, Tampered
 from relay.metrics import Meter, Metrics
 from relay.protocol.apis import DIALECTS
 from relay.protocol.dialect import Dialect
@@ -119,12 +120,12 @@ class Lookup:
                     # The end that it was told the store has lost since: there is none that it has not been told.
                     return self._attached(dialect, None, False, 0, status.headers)
                 return await self._attach_elsewhere(status, n)
-        if told or (n == status.top and not sent_by_relay(status.outcome)):
+        if told or (n == status.top and not sent_by_relay(self._confirm_end(status).outcome)):
             return self._attached(dialect, None, False, 0, status.headers)
         if n > status.top:
             raise PositionUnknown
         meter = self._metrics.meter(status.api, status.upstream, status.model)
-        reader = self._reader(stream, n, dialect, meter, None)
+        reader = self._reader(stream, n, dialect, meter, None, status.binding)
         await self._check_readable(reader)
         return self._attached(dialect, reader, False, status.top - n, status.headers)
 
@@ -149,7 +150,9 @@ class Lookup:
         meter = self._metrics.meter(status.api, status.upstream, status.model)
         feed = self._tail.enter(status)
         try:
-            reader = self._reader(status.stream, n, dialect, meter, feed, on_close=lambda: self._tail.leave(feed))
+            reader = self._reader(
+                status.stream, n, dialect, meter, feed, status.binding, on_close=lambda: self._tail.leave(feed)
+            )
         except TooManyRequests:
             self._tail.leave(feed)
             raise
@@ -192,7 +195,9 @@ class Lookup:
             self._abandonment.reader_left(producer)
 
         consumed = producer.writer.consumed if not producer.logged else None
-        reader = self._reader(producer.stream, n, producer.dialect, producer.account.meter, feed, left, consumed)
+        binding = Binding(producer.owner, producer.dialect.name)
+        meter = producer.account.meter
+        reader = self._reader(producer.stream, n, producer.dialect, meter, feed, binding, left, consumed)
         feed.readers += 1
         producer.account.readers += 1
         self._abandonment.reader_came(producer)
@@ -205,6 +210,7 @@ class Lookup:
         dialect: Dialect,
         meter: Meter,
         feed: Feed | None,
+        binding: Binding,
         on_close: Callable[[], None] = lambda: None,
         on_consumed: Callable[[int], None] | None = None,
     ) -> Reader:
@@ -226,18 +232,27 @@ class Lookup:
                 del self._readers[stream]
             on_close()
 
-        return Reader(stream, n, dialect, meter, self._log, feed, on_consumed=on_consumed, on_close=closed)
+        return Reader(stream, n, dialect, meter, self._log, feed, binding, on_consumed=on_consumed, on_close=closed)
 
     # -- what a stream is ---------------------------------------------------------------------------------
 
     async def status(self, stream: str, asking: str | None) -> Status:
-        """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, ResumeNotSupported."""
+        """What a stream is, for its owner. Raises StreamNotFound, StreamExpired, PositionUnknown,
+        ResumeNotSupported."""
         if not is_logged(stream):
             raise ResumeNotSupported
         status = await self._get_status(stream, asking)
         if not status.kept:
             raise StreamExpired
-        return status
+        return self._confirm_end(status) if status.outcome else status
+
+    def _confirm_end(self, status: Status) -> Status:
+        """Nobody is told of an end, let alone that it was a whole answer's, on the word of the stream's hash alone.
+        Raises PositionUnknown, EncryptionKeyMissing."""
+        try:
+            return self._log.confirm_end(status)
+        except Tampered:
+            raise PositionUnknown from None
 
     def _own(self, stream: str, owner: str | None) -> Producer | None:
         """The producer of a stream, if it is here and the asker's. Another's is looked for in the log, as one is that
@@ -252,7 +267,7 @@ class Lookup:
         if status is not None and not status.outcome and status.lease_left < 0:
             await self._leases.force_end(status)
             status = await self._log.get_status(stream, owner=owner)
-        if status is None or not owns(owner, status.owner):
+        if status is None or not owns(owner, status.owner) or status.api not in DIALECTS:
             raise StreamNotFound
         return status
 

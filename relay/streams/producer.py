@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from relay.encryption import Binding
 from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
@@ -75,11 +76,11 @@ class Producer:
             ahead=context.ahead,
             max_bytes=context.settings.max_stream_bytes,
             logged=is_logged(stream),
+            binding=Binding(owner, dialect.name),
         )
         self.feed: Feed = self.writer.feed
-        loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Answer] = loop.create_future()
-        self.created: asyncio.Future[bool] = loop.create_future()
+        self.answer: asyncio.Future[Answer] = asyncio.Future()
+        self.created: asyncio.Future[bool] = asyncio.Future()
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
         self.kept_headers: Headers = []
@@ -87,8 +88,7 @@ class Producer:
         self.upstream_headers: Headers | None = None
         """Those that the first one has, None until the upstream has answered."""
         self._ended_at = self._asked = 0.0
-        self._settings = context.settings
-        self._context = context
+        self._settings, self._context = context.settings, context
         self._call: Call | None = call
         self._making: asyncio.Future[None] | None = None
         self._promised = False  # the client is to be given the stream

@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from relay.encryption import Binding
 from relay.metrics import Meter
 from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect
@@ -44,6 +45,7 @@ class Reader:
         meter: Meter,
         log: Log,
         feed: Feed | None,
+        binding: Binding,
         *,
         on_consumed: Callable[[int], None] | None = None,
         on_close: Callable[[Reader], None],
@@ -55,6 +57,7 @@ class Reader:
         self.end: End | None = None
         self._log = log
         self._feed = feed
+        self._binding = binding
         self._on_consumed = on_consumed
         self._on_close = on_close
         self._page: Page | None = None
@@ -76,7 +79,7 @@ class Reader:
     async def begin(self) -> Page | None:
         """Read the first page, where that comes from the log. Raises StoreUnavailable."""
         if self._feed is None or self.cursor < self._feed.base:
-            self._page = await self._log.read(self.stream, self.cursor)
+            self._page = await self._log.read(self.stream, self.cursor, self._binding)
         return self._page
 
     async def read(self) -> bytes | None:
@@ -111,7 +114,7 @@ class Reader:
     async def _from_log(self) -> bytes:
         page, self._page = self._page, None
         if page is None:
-            page = await self._log.read(self.stream, self.cursor)
+            page = await self._log.read(self.stream, self.cursor, self._binding)
         self.cursor += len(page.frames)
         self.end = page.end
         if not page.frames and page.end is None:
@@ -125,8 +128,8 @@ class Reader:
         self._told = True
         if end.closing:
             return end.closing
-        last = await self._log.last_frame(self.stream)
-        first = await self._log.first_frame(self.stream) if self.dialect.name == "responses" else b""
+        last = await self._log.frame(self.stream, self.cursor, self._binding)
+        first = await self._log.frame(self.stream, 1, self._binding) if self.dialect.name == "responses" else b""
         request = f"req_{secrets.token_hex(12)}"
         return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request, first)
 

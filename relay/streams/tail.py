@@ -35,14 +35,15 @@ Background = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 class TailFeed(Feed):
     """`opened` is done when its channel is subscribed and the log has been read once since; `producer` is the replica
-    that runs the stream."""
+    that runs the stream; `binding` is that of its first reader, and nobody else shares it."""
 
-    __slots__ = ("checking", "dirty", "fetching", "opened", "producer", "stream")
+    __slots__ = ("binding", "checking", "dirty", "fetching", "opened", "producer", "stream")
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.top)
         self.stream = status.stream
         self.producer = status.replica
+        self.binding = status.binding
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.dirty = True
         self.fetching = False
@@ -101,6 +102,8 @@ class Tail:
         """The feed of a live stream that is produced elsewhere, all readers here share it; one more is counted, whom
         `leave` takes back. Wait for `opened` before reading."""
         feed = self._feeds.get(status.stream)
+        if feed is not None and feed.binding != status.binding:
+            feed.close()  # the hash names another owner or API than it did: what is in memory is not this reader's
         if feed is None or not feed.live:  # an end that the store has lost again is none for a newcomer
             feed = self._feeds[status.stream] = TailFeed(status)
             self._background(self._open(feed))
@@ -182,7 +185,7 @@ class Tail:
     async def _read(self, feed: TailFeed) -> None:
         """Take the next page. After StoreUnavailable the next check asks again."""
         try:
-            page = await self._log.read(feed.stream, feed.top, shared=False)
+            page = await self._log.read(feed.stream, feed.top, feed.binding, shared=False)
         except EncryptionKeyMissing:
             feed.close()
             return

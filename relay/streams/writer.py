@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from relay.encryption import UNBOUND, Binding
 from relay.metrics import Meter
 from relay.protocol.end_mark import End
 from relay.protocol.outcomes import Cause, StreamFailure
@@ -130,6 +131,7 @@ class LogWriter:
 
     __slots__ = (
         "_ahead",
+        "_binding",
         "_dropped",
         "_first_token_n",
         "_id",
@@ -166,6 +168,7 @@ class LogWriter:
         max_bytes: int,
         logged: bool = True,
         fence: str = "1",
+        binding: Binding = UNBOUND,
     ) -> None:
         self.feed = Feed()
         self.fence = fence
@@ -186,12 +189,13 @@ class LogWriter:
         self._size = 0
         self._last_token: float | None = None
         self._first_token_n = 0  # the event that carries the first token, until it is shown
+        self._binding = binding
         self._name(stream, log)
 
     def _name(self, stream: str, log: Log) -> None:
         self.stream = stream
         self.keys = (log.names.log(stream), log.names.meta(stream))
-        self.encryptor = log.cipher.encryptor(stream) if self.state != UNLOGGED else None
+        self.encryptor = log.cipher.encryptor(stream, self._binding) if self.state != UNLOGGED else None
         self._id = stream.encode() + b"."
 
     def go_unlogged(self, stream: str, log: Log) -> None:
@@ -257,11 +261,11 @@ class LogWriter:
         self.outcome = end.outcome
         self.publish()
 
-    def end_content(self, n: int) -> bytes:
-        """What the log's end mark after event n holds."""
+    def end_content(self, n: int, usage: str) -> tuple[str, bytes]:
+        """The usage that the stream's hash has, and what the log's end mark after event n holds."""
         assert self.end is not None
         content = self.end.encode()
-        return content if self.encryptor is None else self.encryptor.end(n, content)
+        return (usage, content) if self.encryptor is None else ("", self.encryptor.end(n, content, usage))
 
     def release(self) -> None:
         """It may be appended to now."""

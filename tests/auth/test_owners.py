@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import hmac
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from relay.auth.owners import Owners, Use
+from relay.protocol.headers import credential
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from tests.conftest import Relays
@@ -62,6 +66,45 @@ def seen(answer: RawStream, stream_id: str) -> tuple[int, list[tuple[str, str]],
         head = [(name, value) for name, value in answer.header_list if name.lower() != "date"]
         body = b"" if answer.status == 200 else answer.read()  # a live stream does not end by itself
         return answer.status, head, body.replace(stream_id.encode(), b"ID")
+
+
+class TestDigests:
+    """What stands for one thing stands for nothing else."""
+
+    OWNERS = Owners(None, SECRET.encode())  # type: ignore[arg-type]
+
+    def test_each_use_has_digests_of_its_own(self) -> None:
+        parts = (b"one", b"two")
+        found = [self.OWNERS.digest(use, *parts) for use in Use]
+        assert len(set(found)) == len(list(Use))
+
+    @pytest.mark.parametrize("parts", [(b"ab", b""), (b"a", b"b"), (b"", b"ab"), (b"ab",), (b"a\0b",), (b"a\0", b"b")])
+    def test_each_list_of_parts_has_one_of_its_own(self, parts: tuple[bytes, ...]) -> None:
+        others = [(b"ab", b""), (b"a", b"b"), (b"", b"ab"), (b"ab",), (b"a\0b",), (b"a\0", b"b")]
+        found = self.OWNERS.digest(Use.TICKET, *parts)
+        assert [other for other in others if self.OWNERS.digest(Use.TICKET, *other) == found] == [parts]
+
+    def test_no_credential_makes_an_owner_of_one(self) -> None:
+        """Whatever several headers say: what was signed as a ticket, before, was such a list with NULs between."""
+
+        async def owner(identity: bytes) -> str:
+            return await self.OWNERS.of_credential(identity)
+
+        text = b"st_x", b"1700000000", b"r"
+        signed = self.OWNERS.digest(Use.TICKET, *text)
+        for identity in (
+            b"\0".join((b"ticket", *text)),
+            b"ticket",
+            credential([(b"x-api-key", b"a"), (b"api-key", b"b")]),
+        ):
+            assert asyncio.run(owner(identity)) != signed
+            assert not identity.startswith(b"\0\0")
+
+    def test_owners_are_those_of_version_0_1(self) -> None:
+        async def owner() -> str:
+            return await self.OWNERS.of_credential(b"sk-one")
+
+        assert asyncio.run(owner()) == hmac.digest(SECRET.encode(), b"sk-one", "sha256").hex()
 
 
 class TestForeignIsUnknown:

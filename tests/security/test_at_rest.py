@@ -44,6 +44,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield server
 
 
+def key_of(name: str, owner: str, api: str = "chat", server_key: str = OLD) -> bytes:
+    parts = b"".join(len(part).to_bytes(4, "big") + part.encode() for part in ("entries", name, owner, api))
+    return HKDF(SHA256(), 32, None, b"relay bound " + parts).derive(base64.b64decode(server_key))
+
+
 class Site:
     """Replicas on one store, each with keys of its own."""
 
@@ -52,7 +57,7 @@ class Site:
         self.store = store
         self._relays = relays
 
-    def relay(self, keys: str | None = OLD) -> RelayProcess:
+    def relay(self, keys: str | None = OLD, *, secret: str = "") -> RelayProcess:
         settings: dict[str, Any] = {
             "upstreams": [{"name": "up", "base_url": self.upstream.url}],
             "streams": {"lease": "2s", "heartbeat": "200ms"},
@@ -62,7 +67,9 @@ class Site:
         if keys is None:
             return self._relays.start(settings)
         settings["store"]["encryption_env"] = ENV
-        return self._relays.start(settings, {ENV: keys})
+        if secret:
+            settings["auth"] = {"secret_env": "SECRET"}
+        return self._relays.start(settings, {ENV: keys, "SECRET": secret})
 
     def said(self, relay: RelayProcess, words: tuple[str, ...] = ("one", "two", "three")) -> tuple[str, bytes]:
         """A finished chat stream: its id and its bytes."""
@@ -76,6 +83,10 @@ class Site:
         source += "e[2][2] = (e[2][2]:gsub('.', function(c) return ('%02x'):format(c:byte()) end)) end return o"
         found = self.store.servers[0].command("EVAL", source, 1, f"relay:{{{name}}}:log")
         return [(entry, dict([tuple(pair)])) for entry, pair in found]
+
+    def field(self, name: str, field: str) -> object:
+        """One of a stream's hash."""
+        return self.store.servers[0].command("HGET", f"relay:{{{name}}}:meta", field)
 
     def put(self, name: str, entries: list[tuple[str, dict[str, str]]]) -> None:
         """Give a stream another log, of the same age."""
@@ -140,9 +151,10 @@ class TestReading:
         assert len(set(texts)) == len(texts)
 
     def test_it_is_what_the_format_says(self, site: Site) -> None:
-        """Opened by hand: AES-256-GCM, keys by HKDF-SHA256, the position in the nonce, the field authenticated."""
+        """Opened by hand: AES-256-GCM, keys by HKDF-SHA256 of stream, owner and API, the position in the nonce, the
+        field authenticated."""
         name, said = site.said(site.relay())
-        key = HKDF(SHA256(), 32, None, b"relay log " + name.encode()).derive(base64.b64decode(OLD))
+        key = key_of(name, str(site.field(name, "owner")))
         opened = b""
         for entry, pair in site.entries(name):
             n, mark = map(int, entry.split("-"))
@@ -151,7 +163,7 @@ class TestReading:
             nonce = content[5:13] + (2 * n + mark).to_bytes(4, "big")
             text = AESGCM(key).decrypt(nonce, content[13:], field.encode())
             if mark:
-                assert (field, text) == ("end", b"completed")
+                assert (field, text) == ("end", b"\ncompleted")  # without usage
             else:
                 opened += text
         assert opened == said
@@ -332,7 +344,7 @@ class TestRotation:
             assert (answer.status, answer.read()) == (200, b"") or answer.status == 410
 
     def test_a_reader_of_a_live_stream_is_not_left_waiting_for_a_key(self, site: Site) -> None:
-        one, two = site.relay(OLD), site.relay(NEW)
+        one, two = (site.relay(key, secret="s" * 32) for key in (OLD, NEW))
         steps: list[str | Step] = [chat({"content": "a"}), Gate("more"), chat({"content": "b"}), Gate("never")]
         site.upstream.on("m", *stream(*steps))
         with post(one) as live:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from relay import processes
 from tests.conftest import Relays
 from tests.security.wire import AUTH, say
 from tests.support.processes import RelayProcess, free_port, needs
 from tests.support.scripted import End, Head, ScriptedUpstream, Send
 from tests.support.sseclient import open_stream
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS = (Path(__file__).parents[2] / "deploy/SETTINGS.md").read_text(encoding="utf-8")
 _LISTEN = "0A"
@@ -151,6 +156,33 @@ FAULTS: dict[str, tuple[str, bytes]] = {
 TELLTALE = re.compile(
     r"127\.0\.0\.1|localhost|invalid\b(?!_)|Traceback|\.py\b|line \d+|aiohttp|httpx|Errno|/v1/|ssl:|0x[0-9a-f]{6}"
 )
+
+
+def test_a_child_is_given_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the demo and the benchmark start: /proc shows another process's environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-4d1c")
+    monkeypatch.setenv("RELAY_STORE__URL", "redis://:canary-4d1c@store")
+    said = "import os; print(sorted(os.environ)); print([v for v in os.environ.values() if 'canary' in v])"
+    process = processes.start([sys.executable, "-c", said], stdout=subprocess.PIPE, text=True)
+    names, secrets = process.communicate(timeout=30)[0].splitlines()
+    assert secrets == "[]"
+    assert "PATH" in names
+
+
+def test_nothing_in_the_relay_hands_its_environment_on() -> None:
+    """Every process is started with an environment of its own, by the two modules that start any."""
+    starting = re.compile(
+        r"subprocess\.(?:Popen|run|call|check_\w+)\(|create_subprocess|os\.(?:spawn|posix_spawn|system)"
+    )
+    found = set()
+    for path in (ROOT / "relay").rglob("*.py"):
+        text = path.read_text()
+        assert "**os.environ" not in text, path
+        found |= {path.name} if starting.search(text) else set()
+    assert found == {"processes.py", "embedded.py"}
+    for name in ("processes.py", "store/embedded.py"):
+        text = (ROOT / "relay" / name).read_text()
+        assert len(starting.findall(text)) == text.count("env="), name
 
 
 @dataclass(frozen=True)

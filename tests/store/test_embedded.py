@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from relay.processes import environment
 from relay.store import embedded
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, StartGivenUp
 from tests.support.processes import needs
@@ -237,6 +238,21 @@ def test_only_the_owner_can_read_anything(tmp_path: Path) -> None:
         put(store, "one")
         for path in [tmp_path / "data", *(tmp_path / "data").rglob("*")]:
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux shows a process's environment in /proc")
+def test_the_server_has_none_of_the_relays_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc shows what a process was given for as long as it lives: its environment, and its command line."""
+    for name in ("OPENAI_API_KEY", "EVENT_KEYS", "RELAY_AUTH__SECRET", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "canary-7f3a")
+    with EmbeddedStore(tmp_path / "data") as store:
+        given = Path(f"/proc/{store.pid}/environ").read_bytes()
+        line = Path(f"/proc/{store.pid}/cmdline").read_bytes()
+    assert b"canary" not in given + line
+    # glibc cuts its own variable into pieces where it reads it.
+    names = {each.partition(b"=")[0].decode() for each in given.split(b"\0")[:-1] if not each.startswith(b"glibc.")}
+    assert "GLIBC_TUNABLES" in names
+    assert names <= {"GLIBC_TUNABLES", *environment()} | {"LC_CTYPE"}  # Python's launcher may add the last one
 
 
 def test_the_server_is_durable_never_evicts_and_has_no_port(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from relay.config import StreamSettings
+from relay.encryption import Binding
 from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
@@ -45,7 +46,7 @@ class TestCreate:
             stream = new_stream_id()
             assert await bench.log.get_status(stream) is None
             assert await bench.log.read(stream, 0) == Page([], None, True, False)
-            assert await bench.log.last_frame(stream) == b""
+            assert await bench.log.frame(stream, 1) == b""
 
         play(story)
 
@@ -54,7 +55,9 @@ class TestLearn:
     def test_what_is_known_later_takes_the_place_of_what_was(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=2)
-            await bench.log.learn(stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")])
+            await bench.log.learn(
+                stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")], Binding("o1", "chat")
+            )
             status = await bench.status(stream)
             assert (status.upstream, status.model, status.headers) == ("up2", "*", [(b"turn", b"t1")])
             assert (status.api, status.owner, status.top, status.fence) == ("chat", "o1", 2, "1")
@@ -65,7 +68,7 @@ class TestLearn:
     def test_who_is_fenced_off_tells_nothing(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made()
-            await bench.log.learn(stream, {"upstream": "up2"}, "0", [])
+            await bench.log.learn(stream, {"upstream": "up2"}, "0", [], Binding("o1", "chat"))
             assert (await bench.status(stream)).upstream == "up"
 
         play(story)
@@ -73,7 +76,7 @@ class TestLearn:
     def test_a_stream_that_is_gone_is_not_made(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = new_stream_id()
-            await bench.log.learn(stream, {"upstream": "up2"}, "1", [])
+            await bench.log.learn(stream, {"upstream": "up2"}, "1", [], Binding("o1", "chat"))
             assert await bench.log.get_status(stream) is None
 
         play(story)
@@ -158,7 +161,7 @@ class TestTheEnd:
             status = await bench.status(stream)
             assert (status.top, status.outcome, status.usage, status.kept) == (3, "completed", "5 7", True)
             assert 0 <= status.ended - status.born < 60
-            assert await bench.log.last_frame(stream) == numbered(3, 3)[0]
+            assert await bench.log.frame(stream, 3) == numbered(3, 3)[0]
 
         play(story)
 

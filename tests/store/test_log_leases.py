@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from relay.encryption import UNBOUND, Binding
+from relay.metrics import Metrics
 from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store.log import Page, Renewed
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK
-from tests.store.benches import FIELDS, LONGEST, NEVER, Bench, Play, just_below, log_key, meta_key, numbered
+from relay.streams.leases import Leases
+from tests.store.benches import FIELDS, LONGEST, NEVER, SETTINGS, Bench, Play, just_below, log_key, meta_key, numbered
 
 
 class TestLeases:
@@ -273,3 +278,35 @@ class TestForcedEnd:
             assert (await bench.status(stream)).outcome == "swallowed_whole"
 
         play(story)
+
+
+@pytest.mark.parametrize("shortened", ["before", "after"])
+def test_only_the_event_at_its_place_makes_a_forced_end_a_good_one(play: Play, shortened: str) -> None:
+    """Events are taken away, and the hash's top with them, before or after it is asked what the log ends with."""
+
+    async def story(bench: Bench) -> None:
+        stream = await bench.made()
+        frames = [*numbered(1, 2), b"data: [DONE]\n\n"]
+        assert await bench.append(stream, 0, frames) == (OK, 3)
+        await bench.lapse(stream)
+        await bench.raw(stream, "HSET", meta_key(stream), "top", 1)
+        look = bench.log.frame
+
+        async def shorten() -> None:
+            await bench.raw(stream, "DEL", log_key(stream))
+            await bench.raw(stream, "XADD", log_key(stream), "1-0", "f", frames[0])
+
+        async def look_and_shorten(stream: str, n: int, binding: Binding = UNBOUND) -> bytes:
+            found = await look(stream, n, binding)
+            await shorten()
+            return found
+
+        if shortened == "before":
+            await shorten()
+        else:
+            bench.log.frame = look_and_shorten  # type: ignore[method-assign]
+        leases = Leases(bench.log, "r", None, Metrics())  # type: ignore[arg-type]
+        assert await leases.force_end(await bench.status(stream))
+        assert await bench.log.read(stream, 0) == Page(frames[:1], End("producer_lost"), False, False)
+
+    play(story, SETTINGS.model_copy(update={"lease": 0.0}))  # a store that has just been reached is trusted at once

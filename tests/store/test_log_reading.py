@@ -163,11 +163,12 @@ class TestRead:
 
         play(story)
 
-    def test_the_last_frame(self, play: Play) -> None:
+    def test_one_frame(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
-            assert await bench.log.last_frame(await bench.made()) == b""
-            assert await bench.log.last_frame(await bench.made(outcome="stopped")) == b""
-            assert await bench.log.last_frame(await bench.made(frames=3)) == numbered(3, 3)[0]
-            assert await bench.log.last_frame(await bench.made(frames=3, outcome="completed")) == numbered(3, 3)[0]
+            assert await bench.log.frame(await bench.made(), 0) == b""
+            assert await bench.log.frame(await bench.made(outcome="stopped"), 0) == b""
+            assert await bench.log.frame(await bench.made(frames=3), 4) == b""
+            for n in (1, 2, 3):
+                assert await bench.log.frame(await bench.made(frames=3, outcome="completed"), n) == numbered(n, n)[0]
 
         play(story)

@@ -74,7 +74,7 @@ def test_the_last_other_reader_leaves_while_one_is_given_its_place(play: Play) -
     async def story(first: Replica, second: Replica, upstream: Upstream) -> None:
         stream, _ = await generation(first, upstream, 5)
         other = await second.read_from(stream, 5)
-        page = Held(second.log, "read", only=lambda stream, after, **_: after == 2)
+        page = Held(second.log, "read", only=lambda stream, after, *_, **__: after == 2)
         # It begins where the other one's tail does not reach back to, so its first page comes from the log.
         arriving = asyncio.ensure_future(second.read_from(stream, 2))
         await page.reached.wait()
@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_had_is_given_back(play: Play, fault: BaseExcepti
 
     async def story(first: Replica, second: Replica, upstream: Upstream) -> None:
         stream, own = await generation(first, upstream, 5)
-        held = Held(second.log, "read", only=lambda stream, after, **_: after == (2 if step == "page" else 5))
+        held = Held(second.log, "read", only=lambda stream, after, *_, **__: after == (2 if step == "page" else 5))
         other = None if step == "tail" else await second.read_from(stream, 5)
         arriving = asyncio.ensure_future(second.read_from(stream, 2 if step == "page" else 5))
         await held.reached.wait()
@@ -271,7 +271,7 @@ def test_a_newcomer_ahead_of_a_tail_that_lags_is_not_told_the_tails_end(play: Pl
     async def story(first: Replica, second: Replica, upstream: Upstream) -> None:
         stream, own = await generation(first, upstream, 5)
         follower = await second.read_from(stream, 5)
-        lagging = Held(second.log, "read", only=lambda stream, after, **_: after == 5)
+        lagging = Held(second.log, "read", only=lambda stream, after, *_, **__: after == 5)
         upstream.number(6, 8)
         await take(own, 3)
         await lagging.reached.wait()
