@@ -15,6 +15,8 @@ from relay.store.log import Page
 from relay.store.scripts import GONE, MISMATCH, OK
 from tests.store.benches import FIELDS, LONGEST, Bench, Play, just_below, log_key, meta_key, numbered
 
+OWNED = Binding(FIELDS["owner"], FIELDS["api"])
+
 
 class TestCreate:
     def test_a_new_stream(self, play: Play) -> None:
@@ -56,7 +58,7 @@ class TestLearn:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=2)
             await bench.log.learn(
-                stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")], Binding("o1", "chat")
+                stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")], OWNED
             )
             status = await bench.status(stream)
             assert (status.upstream, status.model, status.headers) == ("up2", "*", [(b"turn", b"t1")])
@@ -68,7 +70,7 @@ class TestLearn:
     def test_who_is_fenced_off_tells_nothing(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made()
-            await bench.log.learn(stream, {"upstream": "up2"}, "0", [], Binding("o1", "chat"))
+            await bench.log.learn(stream, {"upstream": "up2"}, "0", [], OWNED)
             assert (await bench.status(stream)).upstream == "up"
 
         play(story)
@@ -76,7 +78,7 @@ class TestLearn:
     def test_a_stream_that_is_gone_is_not_made(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = new_stream_id()
-            await bench.log.learn(stream, {"upstream": "up2"}, "1", [], Binding("o1", "chat"))
+            await bench.log.learn(stream, {"upstream": "up2"}, "1", [], OWNED)
             assert await bench.log.get_status(stream) is None
 
         play(story)
