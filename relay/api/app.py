@@ -63,7 +63,7 @@ def create_app(services: Services) -> Router:
         """For callers whom the gate lets in, and before anything else is looked at."""
 
         async def enter(services: Services, exchange: Exchange) -> None:
-            exchange.caller = services.gate.caller(exchange.headers)
+            exchange.caller = services.gate.caller(exchange.headers, exchange.query)
             exchange.headers = exchange.caller.onward(exchange.headers)
             await handler(services, exchange)
 

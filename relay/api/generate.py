@@ -88,7 +88,9 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
             services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
-    joining = Joining(services, exchange, stream, owner, raw)
+    # What belongs to nobody is joined by nobody.
+    joins_as = owner if exchange.caller.can_come_back else stream
+    joining = Joining(services, exchange, stream, joins_as, raw)
     asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
@@ -103,8 +105,9 @@ async def _stream(
     """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
     registry = services.registry
     route = request.route
-    detached = is_logged(request.stream) and "respond-async" in _preferences(exchange)
     scope = tickets.scope_of(services, exchange)
+    within_reach = exchange.caller.can_come_back or scope != ""
+    detached = is_logged(request.stream) and within_reach and "respond-async" in _preferences(exchange)
     with_ids = event_ids.wanted(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
@@ -159,7 +162,10 @@ async def _stream(
         reader.close()
         return
     headers = stream_headers(
-        producer.stream, services.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
+        producer.stream,
+        services.settings.streams.heartbeat,
+        resumable=producer.logged and within_reach,
+        upstream=upstream_headers,
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)

@@ -38,7 +38,8 @@ _HEADERS = {
     "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
     "content-type": "",  # said by `content`
     "relay-heartbeat": "The longest silence of a connection that lives, in seconds (`streams.heartbeat`).",
-    "relay-resumable": "`false`: this stream has no log and no event ids, and cannot be resumed.",
+    "relay-resumable": "`false`: this stream cannot be resumed: it has no log and no event ids, or was begun without a "
+    "credential and has no ticket.",
     "relay-stream-id": "The stream's id, for `/streams/{id}`.",
     "x-accel-buffering": "Keeps nginx from buffering.",
 }

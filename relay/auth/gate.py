@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.auth.keyring import Key, Keyring
+from relay.auth.owners import NOBODY
 from relay.auth.rates import Buckets
 from relay.config import LimitSettings, UpstreamSettings
 from relay.config.units import Rate, parse_rate
+from relay.protocol import credentials
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooManyRequests
-from relay.protocol.headers import Headers, credential
+from relay.protocol.headers import Headers
 from relay.upstream.routing import Route, route_model
 
 # What an upstream answers from the request alone.
@@ -50,12 +52,17 @@ _KEPT_UPSTREAM = ("previous_response_id", "conversation")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `identity` is what the owner of streams is derived from, `shown` the credential; `key` is None in
-    `passthrough` mode."""
+    """Who asks. `identity` is what the owner of streams is derived from, NOBODY where no credential was shown; `shown`
+    is the credential; `key` is None in `passthrough` mode."""
 
     identity: bytes
     shown: bytes
     key: Key | None = None
+
+    @property
+    def can_come_back(self) -> bool:
+        """Can who asks be known again, without a ticket?"""
+        return self.identity != NOBODY
 
     def onward(self, headers: Headers) -> Headers:
         """The head as it may go upstream: without the relay's key, wherever a client has put it."""
@@ -129,12 +136,12 @@ class Gate:
         self._resume = parse_rate(limits.resume_rate) if limits.resume_rate else None
         self._replay = parse_rate(limits.replay_rate) if limits.replay_rate else None
 
-    def caller(self, headers: Headers) -> Caller:
+    def caller(self, headers: Headers, query: str = "") -> Caller:
         """Raises InvalidApiKey."""
         if self._keyring is None:
-            shown = credential(headers, self._further)
-            return Caller(shown, shown)
-        shown = credential(headers)
+            shown = credentials.shown(headers, self._further, query)
+            return Caller(shown or NOBODY, shown)
+        shown = credentials.shown(headers, any_name=False)
         key = self._keyring.find(shown)
         if key is None:
             raise InvalidApiKey
