@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from relay.api import event_ids, resume, tickets
+from relay.api import event_ids, kept, resume, tickets
 from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
@@ -70,8 +70,9 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
+    await kept.check(services, exchange, body)
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
-    if route.model != model or exchange.caller.restricted:
+    if route.model != model or exchange.caller.is_checked:
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
     if body.get("stream") is not True:

@@ -1,0 +1,353 @@
+"""What a request names beside its text: models, and what is kept at the upstream.
+
+With keys of the relay's own all callers are one account to the upstream. So a body may name, by its id, what another
+owner has there (a response, a file, a conversation), or a model that the key may not ask for, in more places than
+`model`. Here is where those places are; who may use them is decided elsewhere.
+
+Rules: a name counts however it is spelled (case, spaces around it, `_` or none: some servers do not mind), and at any
+depth. What is plainly content names nothing: text, a tool's schema, its arguments, metadata. An unknown name that ends
+in `_id` or `_ids` counts, too: an API that grows opens nothing by it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+from relay.protocol import query as queries
+from relay.protocol.dialect import JsonObject
+
+RESPONSES = "/v1/responses/"
+_FILES = "/v1/files/"
+_CONTAINERS = "/v1/containers/"
+_CONVERSATIONS = "/v1/conversations/"
+_BATCHES = "/v1/batches/"
+_STORES = "/v1/vector_stores/"
+_THREADS = "/v1/threads/"
+
+# Spelled without `_`, as `_plain` does.
+KEPT = {
+    "previousresponseid": RESPONSES,
+    "responseid": RESPONSES,
+    "conversation": _CONVERSATIONS,
+    "conversationid": _CONVERSATIONS,
+    "file": _FILES,
+    "files": _FILES,
+    "fileid": _FILES,
+    "fileids": _FILES,
+    "inputfile": _FILES,
+    "inputfileid": _FILES,
+    "inputfileids": _FILES,
+    "outputfileid": _FILES,
+    "errorfileid": _FILES,
+    "trainingfile": _FILES,
+    "trainingfiles": _FILES,
+    "validationfile": _FILES,
+    "validationfiles": _FILES,
+    "fileuri": _FILES,
+    "vectorstore": _STORES,
+    "vectorstoreid": _STORES,
+    "vectorstoreids": _STORES,
+    "container": _CONTAINERS,
+    "containerid": _CONTAINERS,
+    "containerids": _CONTAINERS,
+    "batch": _BATCHES,
+    "batchid": _BATCHES,
+    "batchids": _BATCHES,
+    "messagebatchid": "/v1/messages/batches/",
+    "prompt": "/v1/prompts/",
+    "promptid": "/v1/prompts/",
+    "assistant": "/v1/assistants/",
+    "assistantid": "/v1/assistants/",
+    "thread": _THREADS,
+    "threadid": _THREADS,
+    "runid": _THREADS,
+    "skillid": "/v1/skills/",
+    "skillids": "/v1/skills/",
+    "audio": "/v1/audio/",
+    "voice": "/v1/audio/voices/",
+    "voiceid": "/v1/audio/voices/",
+    "video": "/v1/videos/",
+    "videoid": "/v1/videos/",
+    "uploadid": "/v1/uploads/",
+    "evalid": "/v1/evals/",
+    "agentid": "/v1/agents/",
+    "libraryids": "/v1/libraries/",
+    "cachedcontent": "/v1/cachedContents/",
+    "finetuningjobid": "/v1/fine_tuning/jobs/",
+    "jobid": "/v1/fine_tuning/jobs/",
+}
+"""What a member names, and the path under which that is kept: a key whose `paths` open it may name it."""
+
+# A string in one of these is the thing itself; only an object with an `id` names one, or what looks like a file's.
+_BY_OBJECT = frozenset(("prompt", "audio", "voice", "video", "thread", "file", "files", "inputfile", "batch"))
+_FILE_ID = re.compile(r"\s*file[-_].*", re.IGNORECASE | re.DOTALL)
+
+# What ends in `id` and is the client's own, or of the same request.
+_HARMLESS_IDS = (
+    "callid",
+    "useid",
+    "customid",
+    "userid",
+    "sessionid",
+    "requestid",
+    "traceid",
+    "spanid",
+    "observationid",
+    "correlationid",
+    "generationid",
+    "customerid",
+    "tenantid",
+    "clientid",
+    "externalid",
+    "appid",
+    "deviceid",
+    "turnid",
+    "windowid",
+    "connectorid",
+    "installationid",
+    "toolid",
+    "modelid",
+    "deploymentid",
+)
+_AN_ID = re.compile(r"(?i:.{2,}[_\- ]ids?)|.*[a-z](?:Ids?|IDs?)", re.DOTALL)
+_CURSORS = frozenset(("after", "before", "afterid", "beforeid"))
+
+# Nothing in these chooses or names anything, whatever it is called.
+_CONTENT = frozenset(
+    (
+        "metadata",
+        "clientmetadata",
+        "schema",
+        "jsonschema",
+        "inputschema",
+        "outputschema",
+        "arguments",
+        "documents",
+        "logitbias",
+        "text",
+        "encryptedcontent",
+        "signature",
+        "data",
+        "embedding",
+        "logprobs",
+        "toplogprobs",
+        "results",
+        "annotations",
+        "citations",
+        "caller",
+    )
+)
+# Where a conversation is: what is in it chooses no model.
+_MESSAGES = frozenset(("messages", "input", "items", "system", "instructions", "content", "output"))
+_ITEMS = frozenset(("input", "items"))
+_CHOOSES = re.compile(
+    r".*models?|.*model(?:id|ids|name|names|list|alias)|deployment(?:id|name)?|.*fallbacks?|route|preset", re.DOTALL
+)
+# How OpenRouter falls back, not to what.
+_WAYS = ("fallback", "sort")
+# What an item of the responses API brings of its own; one without any of it stands for what is kept under its id.
+_OWN = {
+    "message": ("content",),
+    "reasoning": ("encrypted_content", "content"),
+    "image_generation_call": ("result",),
+    "function_call": ("arguments",),
+    "custom_tool_call": ("input",),
+    "compaction": ("encrypted_content",),
+}
+_BESIDE_CONTENT = frozenset(("id", "type", "status", "role", "phase", "created_by", "object", "summary"))
+_ABSENT: tuple[Any, ...] = (None, "", [], {})
+_LONGEST_NAME = 64
+_LONGEST_ID = 256
+
+
+class Kept(NamedTuple):
+    """`member` as the request spells it, `path` of what it names. `response` is its id where it is a response."""
+
+    member: str
+    path: str
+    response: str | None = None
+
+
+class Named(NamedTuple):
+    """What a request names beside its text."""
+
+    models: list[str]
+    kept: list[Kept]
+
+
+class _Name(NamedTuple):
+    """What a member's name says, however it is spelled: `path` of what it names, None for nothing; `known` where the
+    table has it, and not only its ending."""
+
+    plain: str
+    chooses: bool
+    path: str | None
+    known: bool
+    content: bool
+    message: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_short(name: str) -> _Name:
+    spelled = name.strip()
+    plain = "".join(spelled.split()).casefold().replace("_", "").replace("-", "")
+    path, known = KEPT.get(plain), plain in KEPT
+    if path is None and _AN_ID.fullmatch(spelled) and not plain.endswith(_HARMLESS_IDS):
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", spelled).replace("-", "_").replace(" ", "_").lower()
+        path = f"/v1/{words.rpartition('_')[0].rstrip('s')}s/"
+    return _Name(plain, bool(_CHOOSES.fullmatch(plain)), path, known, plain in _CONTENT, plain in _MESSAGES)
+
+
+def _read(name: str) -> _Name:
+    """What was read once is remembered, unless that could hold much."""
+    return _of_short(name) if len(name) <= _LONGEST_NAME else _of_short.__wrapped__(name)
+
+
+def of_body(body: JsonObject) -> Named:
+    """All that a body names, its own `model` included."""
+    models: list[str] = []
+    kept: list[Kept] = []
+    answers: list[Kept] = []
+    # Objects to look into, and whether they are of the conversation.
+    pending: list[tuple[dict[str, Any], bool]] = [(body, False)]
+    while pending:
+        found, said = pending.pop()
+        for name, value in found.items():
+            if value is None or value is True or value is False:
+                continue
+            meaning = _read(name)
+            plain = meaning.plain
+            if meaning.chooses and not said:
+                models += _chosen(plain, value)
+            if meaning.path is not None and (meaning.known or not said):
+                kept += _ids(name, meaning, value, found)
+            elif plain == "approvalrequestid" and isinstance(value, str):
+                answers.append(Kept(name, RESPONSES + value[:_LONGEST_ID]))
+            if isinstance(value, str) or (meaning.content and not (plain == "text" and isinstance(value, dict))):
+                continue  # `text` of the responses API is no text, but has the form of the answer
+            if (plain == "parameters" and _is_function(found)) or (plain == "input" and _is_call(found)):
+                continue
+            said_there = said or meaning.message
+            if isinstance(value, dict):
+                pending.append((value, said_there))
+            elif isinstance(value, list):
+                items = _objects(value)
+                if plain in _ITEMS:
+                    kept += [
+                        Kept("item_reference", RESPONSES + str(item.get("id"))[:_LONGEST_ID])
+                        for item in items
+                        if _refers(item)
+                    ]
+                pending += [(item, said_there) for item in items]
+    if answers and not isinstance(body.get("previous_response_id"), str):
+        asked = _approvals(body)
+        kept += [answer for answer in answers if answer.path not in asked]
+    return Named(models, kept)
+
+
+def of_query(query: str, path: str) -> Named:
+    """What the parameters of a query name: as members of a body do, and where the list at `path` goes on."""
+    models: list[str] = []
+    kept: list[Kept] = []
+    for _, part, spelled in queries.parts(query):
+        name, value = queries.name_of(spelled), queries.decoded(part.partition("=")[2]).decode("utf-8", "replace")
+        meaning = _read(name)
+        if meaning.chooses:
+            models += _chosen(meaning.plain, value)
+        if meaning.plain in _CURSORS:
+            if not path.startswith("/v1/models"):
+                kept.append(Kept(name, path))
+        elif meaning.path is not None:
+            kept += _ids(name, meaning, value, {})
+    return Named(models, kept)
+
+
+def _objects(value: list[Any]) -> list[dict[str, Any]]:
+    """The objects of a list, also of lists in it."""
+    found: list[dict[str, Any]] = []
+    lists = [value]
+    while lists:
+        for item in lists.pop():
+            if isinstance(item, dict):
+                found.append(item)
+            elif isinstance(item, list):
+                lists.append(item)
+    return found
+
+
+def _chosen(plain: str, value: Any) -> list[str]:
+    """The models that a member chooses. LiteLLM's `fallbacks` hold names, requests, or what stands in for what."""
+    if isinstance(value, str):
+        return [] if plain == "route" and value in _WAYS else [value]
+    if isinstance(value, dict):
+        value = [value]
+    stands_in = plain.endswith(("fallback", "fallbacks"))
+    found: list[str] = []
+    lists = [value] if isinstance(value, list) else []
+    while lists:
+        for item in lists.pop():
+            if isinstance(item, str):
+                found.append(item)
+            elif isinstance(item, list):
+                lists.append(item)
+            elif isinstance(item, dict) and stands_in:
+                lists += [listed for name, listed in item.items() if isinstance(listed, list) and name != "messages"]
+            elif isinstance(item, dict):
+                found += [item[each] for each in ("id", "name") if isinstance(item.get(each), str)]
+    return found
+
+
+def _ids(name: str, meaning: _Name, value: Any, beside: dict[str, Any]) -> list[Kept]:
+    """What a member names that is kept upstream."""
+    path = meaning.path or ""
+    if meaning.plain == "skillid" and beside.get("type") == "anthropic":  # the upstream's own, for everybody
+        return []
+    found: list[Kept] = []
+    for item in value if isinstance(value, list) else [value]:
+        named = item
+        if isinstance(item, dict):
+            named = next((v for k, v in item.items() if _read(k).plain == "id"), None)
+        elif meaning.plain in _BY_OBJECT and not (
+            path == _FILES and isinstance(item, str) and _FILE_ID.fullmatch(item)
+        ):
+            continue
+        if not meaning.known and not isinstance(named, str):  # numbers are tokens' or speakers'
+            continue
+        if named is None or named == "" or isinstance(named, dict | list):
+            continue
+        response = str(named) if path == RESPONSES else None
+        found.append(Kept(name, path + str(named)[:_LONGEST_ID], response))
+    return found
+
+
+def _is_function(tool: dict[str, Any]) -> bool:
+    """A function's `parameters` are a schema. Those of a tool that runs upstream may choose a model."""
+    return isinstance(tool.get("name"), str) and tool.get("type") in (None, "function", "custom")
+
+
+def _is_call(part: dict[str, Any]) -> bool:
+    """A tool's use in a conversation: its `input` is what a model wrote."""
+    return str(part.get("type")).endswith(("tool_use", "tool_call"))
+
+
+def _refers(item: dict[str, Any]) -> bool:
+    """Does an item of the responses API stand for one that is kept?"""
+    kind = item.get("type")
+    if kind == "item_reference":
+        return True
+    if item.get("id") in (None, ""):
+        return False
+    own = _OWN.get(kind) if isinstance(kind, str) else None
+    return all(item.get(each) in _ABSENT for each in (own or item.keys() - _BESIDE_CONTENT))
+
+
+def _approvals(body: JsonObject) -> set[str]:
+    """The requests for approval that a body brings along with their answers."""
+    items = body.get("input")
+    return {
+        RESPONSES + str(item.get("id"))[:_LONGEST_ID]
+        for item in (items if isinstance(items, list) else [])
+        if isinstance(item, dict) and item.get("type") == "mcp_approval_request"
+    }
