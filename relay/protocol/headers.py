@@ -15,6 +15,7 @@ those that would be read as a credential, as framing or as one of these.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -80,6 +81,7 @@ _BESIDE_OWN_KEY = re.compile(
     rb"x-codex-.*)"
 )
 _NONE = re.compile(rb"(?!)")
+_LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of any API is
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -147,7 +149,18 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool:
     if b"_" in name:
         return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
-    return bool(listed.fullmatch(name) and not _OF_PROXIES.fullmatch(name)) or _named(name, more)
+    fits = len(name) <= _LONGEST_NAME and listed.fullmatch(name) is not None and not _of_proxies(name)
+    return fits or _named(name, more)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_proxies(name: bytes) -> bool:
+    return _OF_PROXIES.fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_obeyed(name: bytes) -> bool:
+    return _NOT_OF_AN_ANSWER.fullmatch(name.replace(b"_", b"-")) is not None
 
 
 def _named(name: bytes, patterns: Sequence[str]) -> bool:
@@ -219,7 +232,7 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
         for item in lower
         if item[0] not in dropped
         and _listed(item[0], _CLIENT_LIST, more)
-        and not _NOT_OF_AN_ANSWER.fullmatch(item[0].replace(b"_", b"-"))
+        and not _is_obeyed(item[0][:_LONGEST_NAME])
         and not _UNPRINTABLE.search(item[1])
     ]
 
@@ -248,7 +261,7 @@ def of_resume(headers: Headers, more: Sequence[str]) -> Headers:
         for item in ((name.lower(), v) for name, v in headers)
         if item[0] not in dropped
         and _listed(item[0], _NONE, more)
-        and not _OF_THE_STREAM.fullmatch(twin := item[0].replace(b"_", b"-"))
-        and not _NOT_OF_AN_ANSWER.fullmatch(twin)
+        and not _OF_THE_STREAM.fullmatch(item[0].replace(b"_", b"-"))
+        and not _is_obeyed(item[0][:_LONGEST_NAME])
         and not _UNPRINTABLE.search(item[1])
     ]
