@@ -10,6 +10,7 @@ import pytest
 
 from relay import server
 from relay.config import load
+from tests.security.wire import H2
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.site import Site
@@ -91,6 +92,15 @@ def test_who_may_goes_on_as_before(site: Site) -> None:
         assert status(site, headers) == (200, ""), headers
     assert status(site, {"content-type": "multipart/form-data; boundary=a"}, path="/v1/files") == (200, "")
     assert status(site, {"sec-fetch-site": "none"}, path="/v1/models", method="GET") == (200, "")
+
+
+@pytest.mark.parametrize(("authority", "expected"), [(b"localhost:8080", b"200"), (b"evil.example", b"421")])
+def test_the_same_over_http2(site: Site, authority: bytes, expected: bytes) -> None:
+    pseudo = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", authority), (b":path", b"/v1/models")]
+    with H2(site.relay.url) as client:
+        number = client.send(pseudo)
+        assert client.wait(number)
+        assert dict(client.answers[number].headers)[b":status"] == expected
 
 
 def test_a_resume_needs_no_kind_for_a_body_that_nobody_reads(site: Site) -> None:
