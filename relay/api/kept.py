@@ -27,18 +27,27 @@ async def stream_of(services: Services, asking: bytes, response: str) -> str | N
     return stream
 
 
-async def check(services: Services, exchange: Exchange, body: JsonObject) -> None:
-    """What a body and the query name. Raises PathNotAllowed, ModelNotFound, TooManyRequests, StoreUnavailable."""
-    key = exchange.caller.key
-    if key is None:
-        return
+def look(exchange: Exchange, body: JsonObject) -> list[named.Kept]:
+    """What a body and the query name of the one account: none where it is the caller's own. The body may be let go of
+    then. Raises ModelNotFound."""
+    caller = exchange.caller
+    if caller.key is None:
+        return []
     found = named.of_body(body)
     kept = found.kept
     if exchange.query:
         asked = named.of_query(exchange.query, exchange.scope["path"])
-        exchange.caller.check_models(asked.models)
+        caller.check_models(asked.models)
         kept = kept + asked.kept
-    exchange.caller.check_models(found.models)
+    caller.check_models(found.models)
+    return kept
+
+
+async def check(services: Services, exchange: Exchange, kept: list[named.Kept]) -> None:
+    """Raises PathNotAllowed, TooManyRequests, StoreUnavailable."""
+    key = exchange.caller.key
+    if key is None:
+        return
     for item in kept:
         if key.may_use(item.path) or (item.response is not None and await _is_own(services, exchange, item.response)):
             continue

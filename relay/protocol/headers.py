@@ -49,7 +49,8 @@ _OBEYED = (
     rb"x-accel-(?!buffering).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-lsadc-.*|x-reproxy-.*|x-offload-.*|x-uwsgi-.*|"
     rb"x-appengine-.*|x-middleware-.*|x-nextjs-.*|x-envoy-.*|x-haproxy-.*|x-traefik-.*|x-varnish.*|x-esi.*|x-do-esi|"
     rb"x-ban-.*|x-purge.*|x-invalidat.*|x-cache-(?:tag|key|control|ttl|group|expir).*|x-drupal-.*|x-magento-.*|x-key|xkey|"
-    rb"x-fastly-.*|x-akamai-.*|x-vercel-.*|x-netlify-.*|x-now-.*|x-render-.*|x-edge-.*|x-azure-.*|x-arr-.*|arr-.*|"
+    rb"x-fastly-.*|x-akamai-.*|x-vercel-(?!id$|cache$|ai-).*|x-netlify-.*|x-now-.*|x-render-.*|x-edge-.*|x-azure-.*|"
+    rb"x-arr-.*|arr-.*|"
     rb"surrogate-.*|edge-.*|cache-tags?|(?:.+-)?cdn-cache-control|(?!openai-|anthropic-)[a-z]+-cache-(?:control|tags?)|"
     rb"akamai-.*|fastly-.*|fly-.*|x-internal-redirect|x-redirect-.*"
 )

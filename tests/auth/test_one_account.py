@@ -108,10 +108,11 @@ def test_what_stands_twice_in_a_body_is_sent_as_it_was_checked(relay: Relay) -> 
         b'{"model":"m","conversation":"c","conversation":null}',
     ):
         for path in ("/v1/responses", "/v1/embeddings"):
-            assert code(relay.post(KEY, body, path)) == (200, "")
-            sent = relay.upstream.calls[-1].body
-            assert b"another" not in sent
-            assert b'"c"' not in sent
+            before = len(relay.upstream.calls)
+            status, _ = code(relay.post(KEY, body, path))
+            sent = [call.body for call in relay.upstream.calls[before:]]
+            assert (status, len(sent)) in ((200, 1), (400, 0))
+            assert not [each for each in sent if b"another" in each or b'"c"' in each]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

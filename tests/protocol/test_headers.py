@@ -347,7 +347,7 @@ class TestWhatProxiesObey:
         "name",
         words("""x-request-id x-ratelimit-limit-requests x-should-retry x-cache x-powered-by x-codex-turn-state
         openai-processing-ms anthropic-organization-id x-accel-buffering cache-control x-portkey-cache-status
-        x-models-etag x-robots-tag x-content-type-options"""),
+        x-models-etag x-robots-tag x-content-type-options x-vercel-id"""),
     )
     def test_what_tells_the_client_something_comes_back(self, name: str) -> None:
         assert to_client([(name.encode(), b"1")]) == [(name.encode(), b"1")]
