@@ -70,7 +70,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
-    await kept.check(services, exchange, kept.look(exchange, body))
+    await kept.check(services, exchange, await kept.look(exchange, body))
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
     if route.model != model or exchange.caller.is_checked:
         body = {**body, "model": route.model}

@@ -6,14 +6,17 @@ is a response, whose owner the log knows, and else is for keys whose `paths` ope
 
 from __future__ import annotations
 
+import asyncio
+
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.protocol import named
 from relay.protocol.dialect import JsonObject
-from relay.protocol.errors import PathNotAllowed, ResponseIdAmbiguous, StreamExpired, StreamNotFound
+from relay.protocol.errors import BadRequest, PathNotAllowed, ResponseIdAmbiguous, StreamExpired, StreamNotFound
 from relay.streams.registry import response_name
 
 _LONGEST_ID = 256
+_MOST_RESPONSES = 8
 
 
 async def stream_of(services: Services, asking: bytes, response: str) -> str | None:
@@ -27,20 +30,22 @@ async def stream_of(services: Services, asking: bytes, response: str) -> str | N
     return stream
 
 
-def look(exchange: Exchange, body: JsonObject) -> list[named.Kept]:
+async def look(exchange: Exchange, body: JsonObject) -> list[named.Kept]:
     """What a body and the query name of the one account: none where it is the caller's own. The body may be let go of
-    then. Raises ModelNotFound."""
+    then. Raises ModelNotFound, BadRequest."""
     caller = exchange.caller
     if caller.key is None:
         return []
-    found = named.of_body(body)
-    kept = found.kept
-    if exchange.query:
-        asked = named.of_query(exchange.query, exchange.scope["path"])
-        caller.check_models(asked.models)
-        kept = kept + asked.kept
+    found = named.of_query(exchange.query, exchange.scope["path"]) if exchange.query else named.Named([], [])
+    try:
+        for _ in named.look(body, found):
+            await asyncio.sleep(0)
+    except named.TooManyNamed:
+        raise BadRequest(
+            f"The request names more than {named.MOST} models, files or the like. Send several smaller requests."
+        ) from None
     caller.check_models(found.models)
-    return kept
+    return list(dict.fromkeys(found.kept))
 
 
 async def check(services: Services, exchange: Exchange, kept: list[named.Kept]) -> None:
@@ -48,6 +53,9 @@ async def check(services: Services, exchange: Exchange, kept: list[named.Kept]) 
     key = exchange.caller.key
     if key is None:
         return
+    # A request goes on from one response: who names many has the store asked for as many.
+    if len({item.response for item in kept if item.response is not None}) > _MOST_RESPONSES:
+        raise BadRequest(f"The request names more than {_MOST_RESPONSES} responses. Send one as previous_response_id.")
     for item in kept:
         if key.may_use(item.path) or (item.response is not None and await _is_own(services, exchange, item.response)):
             continue

@@ -42,7 +42,7 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
     if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
         raw, body = await exchange.json(services.settings.limits.body, empty=True)
-        await kept.check(services, exchange, kept.look(exchange, body))
+        await kept.check(services, exchange, await kept.look(exchange, body))
         model = body.get("model")
         if isinstance(model, str) and model:
             route = caller.route(services.settings.upstreams, None, model, body)
@@ -54,7 +54,7 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
             route = route_path(services.settings.upstreams, path, anthropic=anthropic)
         await forward(services, exchange, route, raw, incremental=_asks_for_events(body))
         return
-    await kept.check(services, exchange, kept.look(exchange, {}))
+    await kept.check(services, exchange, await kept.look(exchange, {}))
     if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
         if exchange.has_body():
             caller.check_unread(path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from relay.protocol import query as queries
@@ -166,6 +167,15 @@ _LONGEST_NAME = 64
 _LONGEST_ID = 256
 
 
+MOST = 1000
+"""How much a request may name."""
+_STEP = 1000
+
+
+class TooManyNamed(Exception):
+    """A request names more than `MOST` models or things that are kept upstream."""
+
+
 class Kept(NamedTuple):
     """`member` as the request spells it, `path` of what it names. `response` is its id where it is a response."""
 
@@ -204,15 +214,29 @@ def _of_short(name: str) -> _Name:
     return _Name(plain, bool(_CHOOSES.fullmatch(plain)), path, known, plain in _CONTENT, plain in _MESSAGES)
 
 
+_OF_NO_API = _Name("", False, None, False, False, False)
+
+
 def _read(name: str) -> _Name:
-    """What was read once is remembered, unless that could hold much."""
-    return _of_short(name) if len(name) <= _LONGEST_NAME else _of_short.__wrapped__(name)
+    """What was read once is remembered, unless that could hold much: no API has names so long."""
+    if len(name) > _LONGEST_NAME:
+        name = name.strip()
+    return _of_short(name) if len(name) <= _LONGEST_NAME else _OF_NO_API
 
 
 def of_body(body: JsonObject) -> Named:
-    """All that a body names, its own `model` included. A conversation of 100 messages takes 35 µs."""
-    models: list[str] = []
-    kept: list[Kept] = []
+    """All that a body names, its own `model` included. Raises TooManyNamed."""
+    found = Named([], [])
+    for _ in look(body, found):
+        pass
+    return found
+
+
+def look(body: JsonObject, named: Named) -> Iterator[None]:
+    """Add what a body names to `named`. A conversation of 100 messages takes 35 µs; where there is much more, it is
+    looked through in steps of some milliseconds, between which others may have their turn. Raises TooManyNamed."""
+    models, kept = named
+    steps = 0
     answers: list[Kept] = []
     # Objects to look into, and whether they are of the conversation.
     pending: list[tuple[dict[str, Any], bool]] = [(body, False)]
@@ -225,6 +249,12 @@ def of_body(body: JsonObject) -> Named:
             if name == "content" and kind is list:  # the most frequent one
                 pending += [(item, True) for item in _objects(value)]
                 continue
+            steps += 1
+            if steps == _STEP:
+                steps = 0
+                yield
+                if len(models) > MOST or len(kept) > MOST:
+                    raise TooManyNamed
             meaning = _read(name)
             plain = meaning.plain
             if meaning.chooses and not said:
@@ -250,7 +280,8 @@ def of_body(body: JsonObject) -> Named:
     if answers and not isinstance(body.get("previous_response_id"), str):
         asked = _approvals(body)
         kept += [answer for answer in answers if answer.path not in asked]
-    return Named(models, kept)
+    if len(models) > MOST or len(kept) > MOST:
+        raise TooManyNamed
 
 
 def of_query(query: str, path: str) -> Named:
@@ -306,8 +337,8 @@ def _chosen(plain: str, value: Any) -> list[str]:
     stands_in = plain.endswith(("fallback", "fallbacks"))
     found: list[str] = []
     lists = [value] if isinstance(value, list) else []
-    while lists:
-        for item in lists.pop():
+    while lists and len(found) <= MOST:
+        for item in lists.pop()[: MOST + 1]:
             if isinstance(item, str):
                 found.append(item)
             elif isinstance(item, list):
@@ -326,6 +357,8 @@ def _ids(name: str, meaning: _Name, value: Any, beside: dict[str, Any]) -> list[
         return []
     found: list[Kept] = []
     for item in value if isinstance(value, list) else [value]:
+        if len(found) > MOST:
+            break
         named = item
         if isinstance(item, dict):
             named = next((v for k, v in item.items() if _read(k).plain == "id"), None)
