@@ -11,145 +11,24 @@ in `_id` or `_ids` counts, too: an API that grows opens nothing by it.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from relay.protocol import query as queries
 from relay.protocol.dialect import JsonObject
-
-RESPONSES = "/v1/responses/"
-_FILES = "/v1/files/"
-_CONTAINERS = "/v1/containers/"
-_CONVERSATIONS = "/v1/conversations/"
-_BATCHES = "/v1/batches/"
-_STORES = "/v1/vector_stores/"
-_THREADS = "/v1/threads/"
-
-# Spelled without `_`, as `_plain` does.
-KEPT = {
-    "previousresponseid": RESPONSES,
-    "responseid": RESPONSES,
-    "conversation": _CONVERSATIONS,
-    "conversationid": _CONVERSATIONS,
-    "file": _FILES,
-    "files": _FILES,
-    "fileid": _FILES,
-    "fileids": _FILES,
-    "inputfile": _FILES,
-    "inputfileid": _FILES,
-    "inputfileids": _FILES,
-    "outputfileid": _FILES,
-    "errorfileid": _FILES,
-    "trainingfile": _FILES,
-    "trainingfiles": _FILES,
-    "validationfile": _FILES,
-    "validationfiles": _FILES,
-    "fileuri": _FILES,
-    "vectorstore": _STORES,
-    "vectorstoreid": _STORES,
-    "vectorstoreids": _STORES,
-    "container": _CONTAINERS,
-    "containerid": _CONTAINERS,
-    "containerids": _CONTAINERS,
-    "batch": _BATCHES,
-    "batchid": _BATCHES,
-    "batchids": _BATCHES,
-    "messagebatchid": "/v1/messages/batches/",
-    "prompt": "/v1/prompts/",
-    "promptid": "/v1/prompts/",
-    "assistant": "/v1/assistants/",
-    "assistantid": "/v1/assistants/",
-    "thread": _THREADS,
-    "threadid": _THREADS,
-    "runid": _THREADS,
-    "skillid": "/v1/skills/",
-    "skillids": "/v1/skills/",
-    "audio": "/v1/audio/",
-    "voice": "/v1/audio/voices/",
-    "voiceid": "/v1/audio/voices/",
-    "video": "/v1/videos/",
-    "videoid": "/v1/videos/",
-    "uploadid": "/v1/uploads/",
-    "evalid": "/v1/evals/",
-    "agentid": "/v1/agents/",
-    "libraryids": "/v1/libraries/",
-    "cachedcontent": "/v1/cachedContents/",
-    "finetuningjobid": "/v1/fine_tuning/jobs/",
-    "jobid": "/v1/fine_tuning/jobs/",
-}
-"""What a member names, and the path under which that is kept: a key whose `paths` open it may name it."""
+from relay.protocol.members import FILES, RESPONSES, Meaning, meaning
 
 # A string in one of these is the thing itself; only an object with an `id` names one, or what looks like a file's.
 _BY_OBJECT = frozenset(("prompt", "audio", "voice", "video", "thread", "file", "files", "inputfile", "batch"))
 _FILE_ID = re.compile(r"\s*file[-_].*", re.IGNORECASE | re.DOTALL)
 
-# What ends in `id` and is the client's own, or of the same request.
-_HARMLESS_IDS = (
-    "callid",
-    "useid",
-    "customid",
-    "userid",
-    "sessionid",
-    "requestid",
-    "traceid",
-    "spanid",
-    "observationid",
-    "correlationid",
-    "generationid",
-    "customerid",
-    "tenantid",
-    "clientid",
-    "externalid",
-    "appid",
-    "deviceid",
-    "turnid",
-    "windowid",
-    "connectorid",
-    "installationid",
-    "toolid",
-    "modelid",
-    "deploymentid",
-)
-_AN_ID = re.compile(r"(?i:.{2,}[_\- ]ids?)|.*[a-z](?:Ids?|IDs?)", re.DOTALL)
 _CURSORS = frozenset(("after", "before", "afterid", "beforeid"))
-
-# Nothing in these chooses or names anything, whatever it is called.
-_CONTENT = frozenset(
-    (
-        "metadata",
-        "clientmetadata",
-        "schema",
-        "jsonschema",
-        "inputschema",
-        "outputschema",
-        "arguments",
-        "documents",
-        "logitbias",
-        "text",
-        "encryptedcontent",
-        "signature",
-        "data",
-        "embedding",
-        "logprobs",
-        "toplogprobs",
-        "results",
-        "annotations",
-        "citations",
-        "caller",
-    )
-)
 # Strings in these are text or words of the API's own.
 _TEXTS = frozenset(
     ("role", "type", "text", "content", "name", "description", "id", "call_id", "arguments", "instructions", "status")
 )
-# Where a conversation is: what is in it chooses no model.
-_MESSAGES = frozenset(("messages", "input", "items", "system", "instructions", "content", "output"))
 _ITEMS = frozenset(("input", "items"))
-_CHOOSES = re.compile(
-    r".*models?|.*model(?:id|ids|name|names|list|alias)|deployment(?:id|name)?|.*fallbacks?|route|preset", re.DOTALL
-)
 # How OpenRouter falls back, not to what.
 _WAYS = ("fallback", "sort")
 # What an item of the responses API brings of its own; one without any of it stands for what is kept under its id.
@@ -163,7 +42,6 @@ _OWN = {
 }
 _BESIDE_CONTENT = frozenset(("id", "type", "status", "role", "phase", "created_by", "object", "summary"))
 _ABSENT: tuple[Any, ...] = (None, "", [], {})
-_LONGEST_NAME = 64
 _LONGEST_ID = 256
 
 
@@ -189,39 +67,6 @@ class Named(NamedTuple):
 
     models: list[str]
     kept: list[Kept]
-
-
-class _Name(NamedTuple):
-    """What a member's name says, however it is spelled: `path` of what it names, None for nothing; `known` where the
-    table has it, and not only its ending."""
-
-    plain: str
-    chooses: bool
-    path: str | None
-    known: bool
-    content: bool
-    message: bool
-
-
-@functools.lru_cache(maxsize=4096)
-def _of_short(name: str) -> _Name:
-    spelled = name.strip()
-    plain = "".join(spelled.split()).casefold().replace("_", "").replace("-", "")
-    path, known = KEPT.get(plain), plain in KEPT
-    if path is None and _AN_ID.fullmatch(spelled) and not plain.endswith(_HARMLESS_IDS):
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", spelled).replace("-", "_").replace(" ", "_").lower()
-        path = f"/v1/{words.rpartition('_')[0].rstrip('s')}s/"
-    return _Name(plain, bool(_CHOOSES.fullmatch(plain)), path, known, plain in _CONTENT, plain in _MESSAGES)
-
-
-_OF_NO_API = _Name("", False, None, False, False, False)
-
-
-def _read(name: str) -> _Name:
-    """What was read once is remembered, unless that could hold much: no API has names so long."""
-    if len(name) > _LONGEST_NAME:
-        name = name.strip()
-    return _of_short(name) if len(name) <= _LONGEST_NAME else _OF_NO_API
 
 
 def of_body(body: JsonObject) -> Named:
@@ -255,19 +100,19 @@ def look(body: JsonObject, named: Named) -> Iterator[None]:
                 yield
                 if len(models) > MOST or len(kept) > MOST:
                     raise TooManyNamed
-            meaning = _read(name)
-            plain = meaning.plain
-            if meaning.chooses and not said:
+            means = meaning(name)
+            plain = means.plain
+            if means.chooses and not said:
                 models += _chosen(plain, value)
-            if meaning.path is not None and (meaning.known or not said):
-                kept += _ids(name, meaning, value, found)
+            if means.path is not None and (means.known or not said):
+                kept += _ids(name, means, value, found)
             elif plain == "approvalrequestid" and kind is str:
                 answers.append(Kept(name, RESPONSES + value[:_LONGEST_ID]))
-            if (kind is not dict and kind is not list) or (meaning.content and not (plain == "text" and kind is dict)):
+            if (kind is not dict and kind is not list) or (means.content and not (plain == "text" and kind is dict)):
                 continue  # `text` of the responses API is no text, but has the form of the answer
             if (plain == "parameters" and _is_function(found)) or (plain == "input" and _is_call(found)):
                 continue
-            said_there = said or meaning.message
+            said_there = said or means.message
             if kind is dict:
                 pending.append((value, said_there))
                 continue
@@ -290,14 +135,14 @@ def of_query(query: str, path: str) -> Named:
     kept: list[Kept] = []
     for _, part, spelled in queries.parts(query):
         name, value = queries.name_of(spelled), queries.decoded(part.partition("=")[2]).decode("utf-8", "replace")
-        meaning = _read(name)
-        if meaning.chooses:
-            models += _chosen(meaning.plain, value)
-        if meaning.plain in _CURSORS:
+        means = meaning(name)
+        if means.chooses:
+            models += _chosen(means.plain, value)
+        if means.plain in _CURSORS:
             if not path.startswith("/v1/models"):
                 kept.append(Kept(name, path))
-        elif meaning.path is not None:
-            kept += _ids(name, meaning, value, {})
+        elif means.path is not None:
+            kept += _ids(name, means, value, {})
     return Named(models, kept)
 
 
@@ -350,10 +195,10 @@ def _chosen(plain: str, value: Any) -> list[str]:
     return found
 
 
-def _ids(name: str, meaning: _Name, value: Any, beside: dict[str, Any]) -> list[Kept]:
+def _ids(name: str, means: Meaning, value: Any, beside: dict[str, Any]) -> list[Kept]:
     """What a member names that is kept upstream."""
-    path = meaning.path or ""
-    if meaning.plain == "skillid" and beside.get("type") == "anthropic":  # the upstream's own, for everybody
+    path = means.path or ""
+    if means.plain == "skillid" and beside.get("type") == "anthropic":  # the upstream's own, for everybody
         return []
     found: list[Kept] = []
     for item in value if isinstance(value, list) else [value]:
@@ -361,12 +206,10 @@ def _ids(name: str, meaning: _Name, value: Any, beside: dict[str, Any]) -> list[
             break
         named = item
         if isinstance(item, dict):
-            named = next((v for k, v in item.items() if _read(k).plain == "id"), None)
-        elif meaning.plain in _BY_OBJECT and not (
-            path == _FILES and isinstance(item, str) and _FILE_ID.fullmatch(item)
-        ):
+            named = next((v for k, v in item.items() if meaning(k).plain == "id"), None)
+        elif means.plain in _BY_OBJECT and not (path == FILES and isinstance(item, str) and _FILE_ID.fullmatch(item)):
             continue
-        if not meaning.known and not isinstance(named, str):  # numbers are tokens' or speakers'
+        if not means.known and not isinstance(named, str):  # numbers are tokens' or speakers'
             continue
         if named is None or named == "" or isinstance(named, dict | list):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from relay.protocol.named import KEPT
+from relay.protocol.members import KEPT
 
 README = Path(__file__).parents[2] / "relay" / "auth" / "README.md"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from relay.protocol.named import KEPT, Kept, Named, TooManyNamed, look, of_body, of_query
+from relay.protocol.members import KEPT
+from relay.protocol.named import Kept, Named, TooManyNamed, look, of_body, of_query
 
 OBJECTS_ONLY = ("prompt", "audio", "voice", "video", "thread", "inputfile", "batch")
 
