@@ -228,7 +228,7 @@ class TestModels:
         relay = relays.start(config(upstream, entry), ENV)
         headers = {**bearer(key), "content-type": "text/plain"}
         with open_stream(relay.url + "/v1/embeddings", headers=headers, body=b'{"model":"other"}') as answer:
-            assert answer.status == 400
+            assert answer.status == 415
         assert upstream.calls == []
 
     def test_the_list_of_models_is_sifted(self, upstream: ScriptedUpstream, relays: Relays) -> None:
