@@ -11,10 +11,15 @@ The server runs in a thread, or in the parent of the workers: a scrape does not 
 from __future__ import annotations
 
 import platform
+import socket
 import struct
+import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,13 +29,18 @@ from prometheus_client import (
     Metric,
     ProcessCollector,
     disable_created_metrics,
-    start_http_server,
+    make_wsgi_app,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from relay import __version__
+from relay.protocol import guard
+from relay.protocol.errors import ApiError
 from relay.protocol.outcomes import Cause, Ending, Outcome
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 _DURATION = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -312,13 +322,45 @@ def of_workers() -> CollectorRegistry:
     return registry
 
 
-def serve(address: str, registry: CollectorRegistry) -> Callable[[], None]:
-    """Answer scrapes on `host:port` in a thread. What ends it. Raises OSError."""
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Scrapes are not logged."""
+
+
+def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) -> Callable[[], None]:
+    """Answer scrapes on `host:port` in a thread, and no page of another origin: a browser on this machine reaches it,
+    too. `hosts` are further names under which it may be asked. What ends it. Raises OSError."""
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    own = guard.hosts_of(address, ())
+    pages = guard.Guard([*own, *hosts])
+    scrape: WSGIApplication = make_wsgi_app(registry)
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        names = (("host", "HTTP_HOST"), ("origin", "HTTP_ORIGIN"), ("sec-fetch-site", "HTTP_SEC_FETCH_SITE"))
+        more = ("sec-fetch-mode", "HTTP_SEC_FETCH_MODE")
+        head = [(n.encode(), environ[k].encode("latin-1")) for n, k in (*names, more) if k in environ]
+        try:
+            pages.check(head, navigates=True)
+        except ApiError as error:
+            body = f"{error.message}\n".encode()
+            start_response(f"{error.status} {error.code}", [("content-type", "text/plain; charset=utf-8")])
+            return [body]
+        return scrape(environ, start_response)
+
+    class Server(_Server):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+        server = make_server(host, int(port), answer, Server, handler_class=_Handler)
     except OSError as error:
         raise OSError(f"metrics_bind {address}: {error.strerror}; free the address or set another") from None
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
 
     def close() -> None:
         server.shutdown()

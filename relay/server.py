@@ -33,6 +33,7 @@ from relay.auth.keyring import Keyring
 from relay.config import Settings
 from relay.http import server as http_server
 from relay.metrics import Metrics
+from relay.protocol import guard
 from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
 from relay.store.log import Log
@@ -75,7 +76,9 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
         # Before all others, and so closed after them: the end of a drain can still be scraped.
         counted = Metrics() if settings.workers == 1 else None
         stack.callback(
-            metrics.serve(settings.metrics_bind, metrics.of_workers() if counted is None else counted.registry)
+            metrics.serve(
+                settings.metrics_bind, metrics.of_workers() if counted is None else counted.registry, settings.hosts
+            )
         )
         url, store, supervisor = settings.store.url, None, None
         if url == "embedded":
@@ -103,15 +106,19 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
 
 
 def _warn(settings: Settings) -> None:
-    host = settings.bind.rpartition(":")[0].strip("[]")
-    lent = [upstream.name for upstream in settings.upstreams if upstream.api_key_env]
-    if settings.auth.mode == "passthrough" and lent and host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning(
-            "whoever reaches %s spends the keys of the upstreams %s; set auth.mode: keys, unless only those who may "
-            "can reach it",
-            settings.bind,
-            ", ".join(lent),
-        )
+    if not settings.lent:
+        return
+    if guard.is_loopback(settings.bind):
+        who = f"every program on this machine that reaches {settings.bind}"
+    else:
+        who = f"whoever reaches {settings.bind}"
+    pages = "" if settings.hosts or guard.is_loopback(settings.bind) else ", and `hosts` to keep pages' own names out"
+    logger.warning(
+        "%s spends the keys of the upstreams %s; set auth.mode: keys, unless only those who may can reach it%s",
+        who,
+        ", ".join(settings.lent),
+        pages,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -15,6 +15,8 @@ from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.services import Services
+from relay.auth.gate import takes_json
+from relay.protocol import guard
 from relay.protocol.apis import BY_PATH, DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
@@ -54,7 +56,9 @@ class _App(Router):
 def create_app(services: Services) -> Router:
     """The application on the public address."""
 
-    cors = Cors(services.settings.cors.origins)
+    settings = services.settings
+    cors = Cors(settings.cors.origins)
+    lends = guard.Guard(guard.hosts_of(settings.bind, settings.hosts)) if settings.lent else None
 
     def endpoint(handler: Callable[[Services, Exchange], Awaitable[None]]) -> Endpoint:
         return Endpoint(partial(handler, services), cors, on_refusal)
@@ -63,11 +67,28 @@ def create_app(services: Services) -> Router:
         """For callers whom the gate lets in, and before anything else is looked at."""
 
         async def enter(services: Services, exchange: Exchange) -> None:
-            exchange.caller = services.gate.caller(exchange.headers)
+            check_page(exchange)
+            exchange.caller = services.gate.caller(exchange.headers, exchange.query)
             exchange.headers = exchange.caller.onward(exchange.headers)
             await handler(services, exchange)
 
         return endpoint(enter)
+
+    def check_page(exchange: Exchange) -> None:
+        """Where whoever reaches the address spends a key, a browser's request has to be of a page that may. Raises
+        HostNotAllowed, OriginNotAllowed, UnsupportedMediaType."""
+        if lends is not None:
+            lends.check(exchange.headers, allowed=bool(exchange.answer_headers))
+            posts = exchange.method in ("POST", "PUT", "PATCH") and exchange.has_body()
+            if posts and exchange.header(b"last-event-id") is None:
+                json = takes_json(exchange.method, exchange.scope["path"])
+                guard.check_kind(exchange.header(b"content-type") or "", json=json)
+
+    async def streams(services: Services, exchange: Exchange) -> None:
+        """A ticket will do, too."""
+        if lends is not None:
+            lends.check(exchange.headers, allowed=bool(exchange.answer_headers))
+        await resume.streams(services, exchange)
 
     def on_refusal(exchange: Exchange, error: ApiError) -> None:
         services.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()
@@ -80,7 +101,7 @@ def create_app(services: Services) -> Router:
             *apis,
             Route("/v1/responses/{id:response}", authenticated(responses.retrieve)),
             Route("/v1/responses/{id:response}/cancel", authenticated(responses.cancel)),
-            Route("/streams/{id}", endpoint(resume.streams)),  # a ticket will do, too
+            Route("/streams/{id}", endpoint(streams)),
             Route("/livez", endpoint(_livez)),
             Route("/readyz", endpoint(_readyz)),
             Route("/openapi.json", endpoint(partial(pages.answer, file=openapi.file()))),

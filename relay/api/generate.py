@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from relay.api import event_ids, resume, tickets
+from relay.api import event_ids, kept, resume, tickets
 from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
@@ -68,8 +68,9 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
+    await kept.check(services, exchange, await kept.look(exchange, body))
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
-    if route.model != model or exchange.caller.restricted:
+    if route.model != model or exchange.caller.is_checked:
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
     if body.get("stream") is not True:
@@ -86,7 +87,9 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
             services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
-    joining = Joining(services, exchange, stream, owner, raw)
+    # What belongs to nobody is joined by nobody.
+    joins_as = owner if exchange.caller.can_come_back else stream
+    joining = Joining(services, exchange, stream, joins_as, raw)
     asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
@@ -102,8 +105,9 @@ async def _stream(
     """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
     registry = services.registry
     route = request.route
-    detached = is_logged(request.stream) and "respond-async" in _preferences(exchange)
     scope = tickets.scope_of(services, exchange)
+    within_reach = exchange.caller.can_come_back or scope != ""
+    detached = is_logged(request.stream) and within_reach and "respond-async" in _preferences(exchange)
     with_ids = event_ids.wanted(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         if detached:
@@ -158,7 +162,10 @@ async def _stream(
         reader.close()
         return
     headers = stream_headers(
-        producer.stream, services.settings.streams.heartbeat, resumable=producer.logged, upstream=upstream_headers
+        producer.stream,
+        services.settings.streams.heartbeat,
+        resumable=producer.logged and within_reach,
+        upstream=upstream_headers,
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)

@@ -30,15 +30,16 @@ EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
 # What every path may answer, and what those do that read a stream from the log.
 _ALWAYS = (400, 405, 408, 426, 431, 500)
-_OF_STREAMS = (401, 404, 410, 429, 503)
-_OF_UPSTREAM = (401, 403, 404, 413, 429, 502, 503, 504)
+_OF_STREAMS = (401, 403, 404, 410, 421, 429, 503)
+_OF_UPSTREAM = (401, 403, 404, 413, 421, 429, 502, 503, 504)
 
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
     "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
     "content-type": "",  # said by `content`
     "relay-heartbeat": "The longest silence of a connection that lives, in seconds (`streams.heartbeat`).",
-    "relay-resumable": "`false`: this stream has no log and no event ids, and cannot be resumed.",
+    "relay-resumable": "`false`: this stream cannot be resumed: it has no log and no event ids, or was begun without a "
+    "credential and has no ticket.",
     "relay-stream-id": "The stream's id, for `/streams/{id}`.",
     "x-accel-buffering": "Keeps nginx from buffering.",
 }
@@ -151,13 +152,13 @@ def _paths() -> Json:
             "responses": {
                 "200": _stream("Replay, then live.", also=_json({"$ref": "#/components/schemas/Stream"})),
                 "204": _empty("The stream has ended, and nothing of it is missing.", of_stream=True),
-                **_refused("openai", 403, *_OF_STREAMS),
+                **_refused("openai", *_OF_STREAMS),
             },
         },
         "delete": {
             "summary": "Stop a generation, on any replica",
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
-            "responses": {"204": _empty("It has stopped, or had ended."), **_refused("openai", 403, *_OF_STREAMS)},
+            "responses": {"204": _empty("It has stopped, or had ended."), **_refused("openai", *_OF_STREAMS)},
         },
     }
     health = {"description": "It is.", "content": _json({"type": "object", "properties": {"status": {"const": "ok"}}})}

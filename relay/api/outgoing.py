@@ -11,6 +11,7 @@ from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
+from relay.protocol import credentials
 from relay.protocol import headers as rules
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
@@ -117,16 +118,21 @@ def upstream_request(
     """
     upstream = route.upstream
     timeouts = upstream.timeouts(services.settings.streams)
+    own_key, query = upstream.api_key(), exchange.query
+    if own_key is not None and query:
+        query = credentials.without_credentials(
+            query, exchange.caller.shown if exchange.caller.key is not None else b""
+        )
     crossing = rules.to_upstream(
         exchange.headers if headers is None else headers,
-        api_key=upstream.api_key(),
+        api_key=own_key,
         identity=identity,
         length=length,
         request_id=exchange.request_id,
         more=upstream.headers,
         incremental=incremental,
     )
-    url = route.url(exchange.target + (f"?{exchange.query}" if exchange.query else ""))
+    url = route.url(exchange.target + (f"?{query}" if query else ""))
     return UpstreamRequest(
         services.upstreams,
         upstream,

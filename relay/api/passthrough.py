@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Sequence
 import httpx
 import orjson
 
-from relay.api import passed_events
+from relay.api import kept, passed_events
 from relay.api.exchange import Exchange
 from relay.api.models import list_models
 from relay.api.outgoing import upstream_request
@@ -34,7 +34,7 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     path = exchange.scope["path"]
     caller = exchange.caller
     if not own:
-        caller.check_path(exchange.method, path)
+        caller.check_path(exchange.method, path, exchange.target)
     if exchange.method == "GET" and path == "/v1/models" and caller.restricted:
         await list_models(services, exchange)
         return
@@ -42,17 +42,22 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
     if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
         raw, body = await exchange.json(services.settings.limits.body, empty=True)
+        await kept.check(services, exchange, await kept.look(exchange, body))
         model = body.get("model")
         if isinstance(model, str) and model:
             route = caller.route(services.settings.upstreams, None, model, body)
-            if route.model != model or caller.restricted:
+            if route.model != model or caller.is_checked:
                 raw = orjson.dumps({**body, "model": route.model})
         else:
             caller.check_unnamed(path)
+            raw = orjson.dumps(body) if caller.is_checked and raw else raw
             route = route_path(services.settings.upstreams, path, anthropic=anthropic)
         await forward(services, exchange, route, raw, incremental=_asks_for_events(body))
         return
+    await kept.check(services, exchange, await kept.look(exchange, {}))
     if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
+        if exchange.has_body():
+            caller.check_unread(path)
         caller.check_unnamed(path)
     route = route_path(services.settings.upstreams, path, anthropic=anthropic)
     await forward(services, exchange, route, exchange.chunks())

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from relay.api import kept
 from relay.api.exchange import Exchange
 from relay.api.passthrough import any_path
 from relay.api.resume import counted, proceed
@@ -31,7 +32,6 @@ from relay.protocol.errors import (
 from relay.protocol.ids import EventId
 from relay.protocol.outcomes import StreamFailure
 from relay.store.log import Status
-from relay.streams.registry import response_name
 
 _SEQUENCE = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
 _DONE = b"data: [DONE]\n"
@@ -86,17 +86,11 @@ async def _upstream_s(services: Services, exchange: Exchange, *, own: bool) -> N
 async def _stream_of(services: Services, exchange: Exchange) -> Status | None:
     """The stream of the response in the path, where its owner asks and the log still knows it. Raises
     ResponseIdAmbiguous."""
-    registry = services.registry
     asking = exchange.caller.identity
     services.gate.charge_resume(asking)
     try:
-        owner = await registry.owners.of_credential(asking)
         with counted(services, "responses", ResponseIdAmbiguous):
-            name = response_name(owner, exchange.scope["path_params"]["id"])
-            stream: str | None = await registry.directory.resolve_alias(name)
-        if stream is not None:
-            return await registry.lookup.status(stream, owner)
-        return None
+            return await kept.stream_of(services, asking, exchange.scope["path_params"]["id"])
     except StreamNotFound:
         return None
 

@@ -44,7 +44,7 @@ async def authenticate(services: Services, exchange: Exchange, stream: str, *, s
     StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        return services.gate.caller(exchange.headers).identity
+        return services.gate.caller(exchange.headers, exchange.query).identity
     await services.registry.owners.know_secret()
     match = _TICKET.fullmatch(shown[-1])
     expiry, scope, mac = match.groups() if match else ("0", "r", "")

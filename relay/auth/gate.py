@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.auth.keyring import Key, Keyring
+from relay.auth.owners import NOBODY
 from relay.auth.rates import Buckets
 from relay.config import LimitSettings, UpstreamSettings
 from relay.config.units import Rate, parse_rate
+from relay.protocol import credentials
 from relay.protocol.dialect import JsonObject
-from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooManyRequests
-from relay.protocol.headers import Headers, credential
+from relay.protocol.errors import BadRequest, InvalidApiKey, PathNotAllowed, TooManyRequests, UnsupportedMediaType
+from relay.protocol.headers import Headers
 from relay.upstream.routing import Route, route_model
 
 # What an upstream answers from the request alone.
@@ -44,18 +47,30 @@ _STATELESS = frozenset(
     )
 )
 _MODELS = "/v1/models/"
+# One plain segment; a `/` of a model's name is encoded in it.
+_A_MODEL = re.compile(r"/v1/models/(?:[A-Za-z0-9._:@~+=-]|%2[Ff]|%3[Aa]|%40)+")
 # What a body of the responses API can name that only the upstream which made it has.
 _KEPT_UPSTREAM = ("previous_response_id", "conversation")
 
 
+def takes_json(method: str, path: str) -> bool:
+    """Does this endpoint take JSON and nothing else?"""
+    return method == "POST" and (method, path) in _STATELESS
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `identity` is what the owner of streams is derived from, `shown` the credential; `key` is None in
-    `passthrough` mode."""
+    """Who asks. `identity` is what the owner of streams is derived from, NOBODY where no credential was shown; `shown`
+    is the credential; `key` is None in `passthrough` mode."""
 
     identity: bytes
     shown: bytes
     key: Key | None = None
+
+    @property
+    def can_come_back(self) -> bool:
+        """Can who asks be known again, without a ticket?"""
+        return self.identity != NOBODY
 
     def onward(self, headers: Headers) -> Headers:
         """The head as it may go upstream: without the relay's key, wherever a client has put it."""
@@ -66,16 +81,26 @@ class Caller:
 
     @property
     def restricted(self) -> bool:
-        """Only some models: what was checked has to be what goes upstream, so its body is written anew."""
+        """Only some models."""
         return self.key is not None and self.key.models != ("*",)
 
+    @property
+    def is_checked(self) -> bool:
+        """What was checked has to be what goes upstream, so its body is written anew: no member stands in it twice."""
+        return self.key is not None
+
     def route(self, upstreams: list[UpstreamSettings], api: str | None, model: str, body: JsonObject) -> Route:
-        """Where its request goes. Raises ModelNotFound, in the same words for a model that it may not ask for as for
-        one that nobody serves: a key does not tell what others may use."""
-        key = self.key
-        if key is not None and self.restricted and not all(map(key.may_ask_for, [*_models_named(body), model])):
-            upstreams = []
+        """Where its request goes. Raises ModelNotFound."""
+        self.check_models([model])
         return route_model(upstreams, api, model, bound=any(map(body.get, _KEPT_UPSTREAM)))
+
+    def check_models(self, named: Sequence[str]) -> None:
+        """Raises ModelNotFound, in the same words for a model that it may not ask for as for one that nobody serves: a
+        key does not tell what others may use."""
+        if self.key is not None and self.restricted:
+            for model in named:
+                if not self.key.may_ask_for(model):
+                    route_model([], None, model)
 
     def check_unnamed(self, path: str) -> None:
         """A request in which no model was found to check. Raises BadRequest where only some may be asked for: upstream
@@ -83,32 +108,27 @@ class Caller:
         if self.key is not None and self.restricted and not self.key.may_use(path):
             raise BadRequest("`model` is missing. Name the model as a string, in a JSON body.", code="missing_model")
 
-    def check_path(self, method: str, path: str) -> None:
-        """Raises PathNotAllowed, ModelNotFound."""
+    def check_unread(self, path: str) -> None:
+        """A body that is not read as JSON. Raises UnsupportedMediaType: upstream it may be, and then names what nobody
+        has checked."""
+        if self.key is not None and not self.key.may_use(path):
+            raise UnsupportedMediaType
+
+    def check_path(self, method: str, path: str, target: str) -> None:
+        """`target` is the path as it was sent, encoded. Raises PathNotAllowed, ModelNotFound."""
         key = self.key
         if key is None:
             return
         if "%" not in path:  # encoded twice, it may be another path to the upstream
             if (method, path) in _STATELESS or key.may_use(path):
                 return
-            if method == "GET" and path.startswith(_MODELS):
-                if not key.may_ask_for(path.removeprefix(_MODELS)):
-                    route_model([], None, path.removeprefix(_MODELS))
+            if method == "GET" and _A_MODEL.fullmatch(target) and path.startswith(_MODELS):
+                self.check_models([path.removeprefix(_MODELS)])
                 return
         raise PathNotAllowed(
             f"This key may not use {method[:20]} {path[:200]}: upstream it would act for all keys of this relay. Ask "
             "the relay's operator to allow it with the key's `paths`."
         )
-
-
-def _models_named(body: JsonObject) -> list[str]:
-    """All models that a body names for an upstream of any kind: some read names of fields without regard to case, some
-    take a list to fall back on."""
-    found: list[str] = []
-    for name, value in body.items():
-        if name.casefold() in ("model", "models"):
-            found += [str(item) for item in (value if isinstance(value, list) else [value])]
-    return found
 
 
 class Gate:
@@ -129,12 +149,12 @@ class Gate:
         self._resume = parse_rate(limits.resume_rate) if limits.resume_rate else None
         self._replay = parse_rate(limits.replay_rate) if limits.replay_rate else None
 
-    def caller(self, headers: Headers) -> Caller:
+    def caller(self, headers: Headers, query: str = "") -> Caller:
         """Raises InvalidApiKey."""
         if self._keyring is None:
-            shown = credential(headers, self._further)
-            return Caller(shown, shown)
-        shown = credential(headers)
+            shown = credentials.shown(headers, self._further, query)
+            return Caller(shown or NOBODY, shown)
+        shown = credentials.shown(headers, any_name=False)
         key = self._keyring.find(shown)
         if key is None:
             raise InvalidApiKey

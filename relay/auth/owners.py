@@ -1,19 +1,25 @@
 """Whose a stream is: what stands for a credential in the log, on every replica the same.
 
 A credential is never stored. Its HMAC with the deployment's secret is: the secret of the settings, or one that the
-replicas share through their store.
+replicas share through their store. Where there was no credential at all, a stream belongs to nobody: nobody who comes
+back is taken for who began it, and only a ticket opens it.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import secrets
 from enum import Enum
 
 from relay.protocol.errors import StoreUnavailable
 from relay.store.directory import Directory, new_secret
 
 logger = logging.getLogger(__name__)
+
+
+NOBODY = b"\0nobody"
+"""The identity of who shows no credential. No credential is this: none holds a NUL."""
 
 
 class _TicketHolder:
@@ -64,9 +70,10 @@ class Owners:
             await self.share_secret()
 
     async def of_credential(self, identity: bytes) -> str:
-        """The owner that a credential's identity stands for. Raises StoreUnavailable."""
+        """The owner that a credential's identity stands for; for NOBODY one that has no stream, each time another.
+        Raises StoreUnavailable."""
         await self.know_secret()
-        return self._owner(identity)
+        return self._owner(identity if identity != NOBODY else NOBODY + secrets.token_bytes(16))
 
     async def of_principal(self, principal: Principal) -> str | None:
         """The owner who asks; None with a ticket. Raises StoreUnavailable."""
@@ -76,11 +83,11 @@ class Owners:
         """The owner of a stream that begins, which an unreachable store need not hinder where streams may be relayed
         without a log: it is known to this replica alone then. Raises StoreUnavailable."""
         try:
-            return await self.of_credential(identity)
+            await self.know_secret()
         except StoreUnavailable:
             if not may_degrade:
                 raise
-            return self._owner(identity)
+        return self._owner(identity)
 
     def _owner(self, identity: bytes) -> str:
         """As in version 0.1, whose streams have such owners."""

@@ -113,8 +113,8 @@ class AuthSettings(_Section):
             "x-portkey-api-key",
             "x-portkey-virtual-key",
         ],
-        description="With `passthrough`: names of further headers that tell clients apart, beside `Authorization`, "
-        "`x-api-key` and `api-key`. Who sends another value in one of them is another owner.",
+        description="With `passthrough`: names of further headers that tell clients apart, beside those whose names "
+        "say that they hold a credential. Who sends another value in one of them is another owner.",
     )
     secret_env: Annotated[str, AfterValidator(variable)] | None = Field(
         None,

@@ -134,6 +134,13 @@ class Settings(BaseSettings):
 
     bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
     metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
+    hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]-]+$")]] = Field(
+        [],
+        description="Patterns of the names under which the relay may be asked where it lends a key of its own "
+        "(`api_key_env` without `auth.mode: keys`), with a port or for every port (`relay.example`): a page could have "
+        "another name point to it. Empty: on loopback the bind address and localhost, elsewhere every name. `/metrics` "
+        "on loopback is to be had under these and localhost.",
+    )
     workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Processes that share the address.")
     store: StoreSettings = StoreSettings()
     upstreams: list[UpstreamSettings] = Field(
@@ -174,6 +181,11 @@ class Settings(BaseSettings):
                     f"{upstream.api_key_env} is not set; set it or take the key out"
                 )
         return self
+
+    @property
+    def lent(self) -> list[str]:
+        """The upstreams whose key is spent by whoever reaches the address."""
+        return [u.name for u in self.upstreams if u.api_key_env] if self.auth.mode == "passthrough" else []
 
     @classmethod
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any) -> Any:

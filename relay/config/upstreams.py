@@ -77,7 +77,8 @@ class UpstreamSettings(Section):
     headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]] = Field(
         [],
         description="Patterns of further headers that cross to it and back (`helicone-*`, `session_id`), beside those "
-        "of HTTP and of the APIs and every `x-…`; what they name comes with streams and resumes, too.",
+        "of HTTP and of the APIs and every `x-…`; with `api_key_env` beside a few harmless ones only (`anthropic-beta` "
+        "has to be named). What they name comes with streams and resumes, too.",
     )
     proxy: Annotated[
         str, BeforeValidator(off_to_word), Field(pattern=r"^(env|off|https?://([^/?#@\s]+@)?[^/?#@\s]+/?)$")

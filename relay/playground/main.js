@@ -11,6 +11,7 @@ import { Parser } from "./sse.js";
 import { element, View } from "./view.js";
 
 const STORED = "relay-playground";
+const MADE_UP = "relay-playground-key";
 const FIELDS = ["api", "model", "most", "key", "prompt"];
 
 const view = new View();
@@ -95,10 +96,23 @@ function whatToDo(error) {
   return message;
 }
 
+/**
+ * The key that was typed, else one that is made up for this tab: a stream that is begun without any belongs to nobody,
+ * and nobody could come back to it.
+ */
+function credential() {
+  const typed = element("key").value;
+  if (typed) return typed;
+  const made = sessionStorage.getItem(MADE_UP) ?? `playground-${crypto.getRandomValues(new Uint32Array(4)).join("")}`;
+  sessionStorage.setItem(MADE_UP, made);
+  return made;
+}
+
 /** A new answer; or with a stream's id, that stream from its start. */
 async function read(answer) {
   const api = APIS[answer.api];
-  const { model, most, key, prompt } = Object.fromEntries(FIELDS.map((name) => [name, element(name).value]));
+  const { model, most, prompt } = Object.fromEntries(FIELDS.map((name) => [name, element(name).value]));
+  const key = credential();
   answer.aborting = new AbortController();
   answer.since = answer.stream ? 0 : performance.now();
   const again = answer.stream ? { "last-event-id": `${answer.stream}.0` } : {};
@@ -178,10 +192,10 @@ async function stop() {
 
 /** A request about the stream that is shown, to the first replica that can be reached. */
 async function ask(method, headers = {}) {
-  const key = element("key").value;
+  const key = credential();
   const byTicket = method === "GET" ? shown.joined : shown.ticket.includes(".rs."); // most tickets only read
   const query = byTicket ? `?ticket=${shown.ticket}` : "";
-  const init = { method, headers: { ...headers, ...(key && { authorization: `Bearer ${key}` }) } };
+  const init = { method, headers: { ...headers, authorization: `Bearer ${key}` } };
   const order = new Set([replicas.addresses[replicas.reading], ...replicas.addresses]);
   let failure;
   for (const address of order) {

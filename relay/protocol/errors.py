@@ -6,6 +6,7 @@
     │   └── ResumeNotSupported         400  resume_not_supported
     ├── InvalidApiKey                  401  invalid_api_key
     ├── PathNotAllowed                 403  path_not_allowed
+    ├── OriginNotAllowed               403  origin_not_allowed
     ├── TicketRefused                  403  invalid_ticket, ticket_expired, ticket_read_only
     ├── ModelNotFound                  404  model_not_found
     ├── NotFound                       404  not_found
@@ -18,6 +19,8 @@
     ├── ResponseIdAmbiguous            410  response_id_ambiguous
     ├── ContentTooLarge                413  request_too_large
     ├── UnsupportedContentEncoding     415  unsupported_encoding
+    ├── UnsupportedMediaType           415  unsupported_media_type
+    ├── HostNotAllowed                 421  host_not_allowed
     ├── IdempotencyKeyReused           422  idempotency_key_reused
     ├── UpgradeRequired                426  upgrade_required
     ├── HeadersTooLarge                431  headers_too_large
@@ -111,6 +114,20 @@ class PathNotAllowed(ApiError):
 
     status = 403
     code = "path_not_allowed"
+
+
+class OriginNotAllowed(ApiError):
+    """A page of another origin asks where a key of the relay's own is lent (RFC 9110, section 15.5.4)."""
+
+    status = 403
+    code = "origin_not_allowed"
+
+    def __init__(self) -> None:
+        """The message names `cors.origins`."""
+        super().__init__(
+            "Pages of other origins may not use this relay: it lends its own key. Open the page at this relay's own "
+            "address, or add the page's origin to cors.origins."
+        )
 
 
 class TicketRefused(ApiError):
@@ -232,6 +249,31 @@ class UnsupportedContentEncoding(ApiError):
 
     status = 415
     code = "unsupported_encoding"
+
+
+class UnsupportedMediaType(ApiError):
+    """The request's body is of a kind that is not read here (RFC 9110, section 15.5.16)."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+    def __init__(self) -> None:
+        """The message names the kind that is read."""
+        super().__init__("This path takes JSON. Send the body with the header Content-Type: application/json.")
+
+
+class HostNotAllowed(ApiError):
+    """The name under which the relay was asked is none of its own (RFC 9110, section 15.5.20)."""
+
+    status = 421
+    code = "host_not_allowed"
+
+    def __init__(self) -> None:
+        """The message names `hosts`."""
+        super().__init__(
+            "This relay is not to be had under this name: it lends its own key, and a page could have the name point "
+            "here. Use the relay's address, or add the name to `hosts`."
+        )
 
 
 class IdempotencyKeyReused(ApiError):

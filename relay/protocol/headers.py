@@ -1,7 +1,8 @@
 """Which headers cross the relay, and which never do. Names are lower-case bytes.
 
 Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
-credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Hop-by-hop headers
+credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Beside a key of the
+relay's own the list is a short one, for whoever asks is then the relay's account to the upstream. Hop-by-hop headers
 and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
 side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate
 limits, what names the processing organisation and model, and what `headers` names, on a resume as well.
@@ -14,9 +15,12 @@ those that would be read as a credential, as framing or as one of these.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+
+from relay.protocol import credentials
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -39,9 +43,24 @@ _HOP_BY_HOP = frozenset(
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
+# What a proxy, a CDN or a hosting platform in front obeys in an answer: files that it sends, addresses that it goes to,
+# what it keeps and for how long, whether it takes the relay for healthy.
+_OBEYED = (
+    rb"x-accel-(?!buffering).*|x-sendfile.*|x-lighttpd-.*|x-litespeed-.*|x-lsadc-.*|x-reproxy-.*|x-offload-.*|x-uwsgi-.*|"
+    rb"x-appengine-.*|x-middleware-.*|x-nextjs-.*|x-envoy-.*|x-haproxy-.*|x-traefik-.*|x-varnish.*|x-esi.*|x-do-esi|"
+    rb"x-ban-.*|x-purge.*|x-invalidat.*|x-cache-(?:tag|key|control|ttl|group|expir).*|x-drupal-.*|x-magento-.*|x-key|xkey|"
+    rb"x-fastly-.*|x-akamai-.*|x-vercel-(?!id$|cache$|ai-).*|x-netlify-.*|x-now-.*|x-render-.*|x-edge-.*|x-azure-.*|"
+    rb"x-arr-.*|arr-.*|"
+    rb"surrogate-.*|edge-.*|cache-tags?|(?:.+-)?cdn-cache-control|(?!openai-|anthropic-)[a-z]+-cache-(?:control|tags?)|"
+    rb"akamai-.*|fastly-.*|fly-.*|x-internal-redirect|x-redirect-.*"
+)
 _OF_PROXIES = re.compile(
-    rb"(x-forwarded.*|x-real-ip|x-original-.*|x-rewrite-url|x-envoy-.*|x-http-method.*|x-method-override|"
-    rb"x-client-ip|x-cluster-client-ip|x-remote-.*|x-proxy.*|x-accel-(?!buffering).*|x-sendfile)"
+    rb"(x-forwarded.*|x-real-ip|x-original-.*|x-rewrite-url|x-http-method.*|x-method-override|"
+    rb"x-client-ip|x-cluster-client-ip|x-remote-.*|x-proxy.*|" + _OBEYED + rb")"
+)
+# Never beside the relay's own, which is stricter; nor what proxies obey, whatever a pattern takes.
+_NOT_OF_AN_ANSWER = re.compile(
+    rb"content-security-policy.*|x-content-security-policy.*|x-webkit-csp.*|relay-.*|" + _OBEYED
 )
 _UPSTREAM_LIST = re.compile(
     rb"(incremental|accept|accept-encoding|accept-language|authorization|api-key|baggage|cache-control|content-.*|http-referer|"
@@ -53,14 +72,23 @@ _CLIENT_LIST = re.compile(
     rb"preference-applied|ratelimit.*|request-id|retry-after.*|sunset|server-timing|traceresponse|vary|via|warning|"
     rb"www-authenticate|x-.*|openai-.*|anthropic-.*)"
 )
+# What goes along beside a key of the relay's own: what HTTP says of the body and the answer, traces, and by what agents
+# name their session. Nothing here chooses an account, a feature, a provider or a host.
+_BESIDE_OWN_KEY = re.compile(
+    rb"(incremental|accept|accept-encoding|accept-language|baggage|cache-control|content-.*|http-referer|idempotency-key|if-.*|"
+    rb"last-modified|prefer|priority|range|referer|traceparent|tracestate|user-agent|anthropic-version|"
+    rb"anthropic-dangerous-direct-browser-access|x-request-id|x-client-request-id|x-correlation-id|x-stainless-.*|x-title|"
+    rb"x-app|x-b3-.*|b3|session-id|thread-id|originator|version|x-session-id|x-session-affinity|x-claude-code-session-id|"
+    rb"x-codex-.*)"
+)
 _NONE = re.compile(rb"(?!)")
+_LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of any API is
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 # What a name with `_` must not be read as.
 _NO_TWIN = re.compile(
-    b"|".join(map(re.escape, sorted(_NOT_UPSTREAM | _NOT_TO_CLIENT | _CREDENTIALS)))
+    b"|".join(map(re.escape, sorted(_NOT_UPSTREAM | _NOT_TO_CLIENT | credentials.HEADERS)))
     + rb"|content-.*|"
     + _OF_PROXIES.pattern
 )
@@ -122,7 +150,18 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool:
     if b"_" in name:
         return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
-    return bool(listed.fullmatch(name) and not _OF_PROXIES.fullmatch(name)) or _named(name, more)
+    fits = len(name) <= _LONGEST_NAME and listed.fullmatch(name) is not None and not _of_proxies(name)
+    return fits or _named(name, more)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_proxies(name: bytes) -> bool:
+    return _OF_PROXIES.fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_obeyed(name: bytes) -> bool:
+    return _NOT_OF_AN_ANSWER.fullmatch(name.replace(b"_", b"-")) is not None
 
 
 def _named(name: bytes, patterns: Sequence[str]) -> bool:
@@ -148,7 +187,8 @@ def to_upstream(
         identity: ask for an answer without compression (RFC 9110, section 12.5.3).
         length: of the body in bytes where it was read whole, None where it is streamed.
         request_id: goes along where the client sent none of its own.
-        more: patterns of further headers that go along (`upstreams[].headers`).
+        more: patterns of further headers that go along (`upstreams[].headers`). Beside `api_key` a header that may
+            hold a credential does only where it is named in full.
         incremental: it asks for an event stream.
     """
     dropped = _NOT_UPSTREAM | _named_by_connection(headers)
@@ -159,10 +199,12 @@ def to_upstream(
     if length is not None:
         dropped |= {b"content-length"}
     lower = [(name.lower(), v) for name, v in headers]
-    kept = [item for item in lower if item[0] not in dropped and _listed(item[0], _UPSTREAM_LIST, more)]
+    listed = _UPSTREAM_LIST if api_key is None else _BESIDE_OWN_KEY
+    kept = [item for item in lower if item[0] not in dropped and _listed(item[0], listed, more)]
     if api_key is not None:
-        by_key = any(name == b"x-api-key" for name, _ in kept) or any(name == b"anthropic-version" for name, _ in kept)
-        kept = [(name, v) for name, v in kept if name not in _CREDENTIALS]
+        by_key = any(name in (b"x-api-key", b"anthropic-version") and name not in dropped for name, _ in lower)
+        named = {name.lower().encode() for name in more} - credentials.HEADERS
+        kept = [item for item in kept if item[0] in named or not credentials.is_header(item[0])]
         key = api_key.encode()
         kept.append((b"x-api-key", key) if by_key else (b"authorization", b"Bearer " + key))
     if not any(name == b"x-request-id" for name, _ in kept):
@@ -189,7 +231,10 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
     return [
         item
         for item in lower
-        if item[0] not in dropped and _listed(item[0], _CLIENT_LIST, more) and not _UNPRINTABLE.search(item[1])
+        if item[0] not in dropped
+        and _listed(item[0], _CLIENT_LIST, more)
+        and not _is_obeyed(item[0][:_LONGEST_NAME])
+        and not _UNPRINTABLE.search(item[1])
     ]
 
 
@@ -218,21 +263,6 @@ def of_resume(headers: Headers, more: Sequence[str]) -> Headers:
         if item[0] not in dropped
         and _listed(item[0], _NONE, more)
         and not _OF_THE_STREAM.fullmatch(item[0].replace(b"_", b"-"))
+        and not _is_obeyed(item[0][:_LONGEST_NAME])
         and not _UNPRINTABLE.search(item[1])
     ]
-
-
-def credential(headers: Iterable[tuple[bytes, bytes]], further: Collection[bytes] = ()) -> bytes:
-    """The credential that a request carries, whichever header it came in; empty where there is none.
-
-    Several different ones count together: sharing one of them does not make two clients one owner. `further` are names
-    of headers that hold one, too, such as those of gateways behind the relay.
-    """
-    found: set[bytes] = set()
-    for name, v in headers:
-        lower = name.lower()
-        if lower in _CREDENTIALS or lower in further:
-            scheme, _, token = v.strip().partition(b" ")
-            bearer = lower not in (b"x-api-key", b"api-key") and scheme.lower() == b"bearer"
-            found.add(token.strip() if bearer else v.strip())
-    return b"\0".join(sorted(found - {b""}))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relay.auth.owners import Owners, Use
-from relay.protocol.headers import credential
+from relay.protocol.credentials import shown
 from relay.protocol.ids import new_stream_id
 from relay.store import scripts
 from tests.conftest import Relays
@@ -95,7 +95,7 @@ class TestDigests:
         for identity in (
             b"\0".join((b"ticket", *text)),
             b"ticket",
-            credential([(b"x-api-key", b"a"), (b"api-key", b"b")]),
+            shown([(b"x-api-key", b"a"), (b"api-key", b"b")]),
         ):
             assert asyncio.run(owner(identity)) != signed
             assert not identity.startswith(b"\0\0")

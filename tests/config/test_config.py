@@ -19,6 +19,7 @@ UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
 CONTRACT = {
     "bind": "127.0.0.1:8080",
     "metrics_bind": "127.0.0.1:9090",
+    "hosts": [],
     "workers": 1,
     "store.url": "embedded",
     "store.data_dir": "relay-data",
@@ -215,6 +216,7 @@ class TestWhoWins:
         other = {
             "bind": "0.0.0.0:1",
             "metrics_bind": "[::1]:2",
+            "hosts": '["relay.example"]',
             "store.url": "redis://h:1",
             "store.data_dir": "/data",
             "store.outage": "refuse",

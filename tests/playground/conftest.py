@@ -54,11 +54,11 @@ class Scene:
         self.page.until_state("idle")
         return self.page
 
-    def send(self, api: Api = "chat", words: Sequence[str] = WORDS) -> Page:
+    def send(self, api: Api = "chat", words: Sequence[str] = WORDS, key: str = "sk-playground") -> Page:
         """Returns when the half has arrived."""
         self.bench.upstream.on(self.model, *answer(api, self.model, words))
         page = self.open()
-        page.fill(api=api, model=self.model, key="sk-playground", prompt="Say something.")
+        page.fill(api=api, model=self.model, key=key, prompt="Say something.")
         page.click("send")
         page.until_text(words[len(words) // 2 - 1])
         return page

@@ -70,6 +70,18 @@ def test_a_cut_goes_on_at_the_other_replica(scene: Scene, api: Api) -> None:
     scene.is_whole(page)
 
 
+def test_who_types_no_key_comes_back_too(scene: Scene) -> None:
+    """A stream without a credential would be nobody's: the tab makes one up, and has it after a reload."""
+    page = scene.send(key="")
+    page.click("cut")
+    page.until("document.getElementById('resumes').textContent === '1'")
+    page.do("reload")
+    page.until_text(FIRST_HALF)
+    scene.go_on()
+    scene.is_whole(page)
+    assert str(scene.calls[0].header("authorization")).startswith("Bearer playground-")
+
+
 def test_a_cut_goes_on_where_the_switch_says(scene: Scene) -> None:
     page = scene.send()
     page.click("switch")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from relay.protocol.credentials import shown
 from relay.protocol.headers import (
     Headers,
-    credential,
     of_resume,
     of_stream,
     request_id,
@@ -209,11 +209,11 @@ class TestCredential:
         ],
     )
     def test_whichever_header_it_came_in(self, headers: Headers, found: bytes) -> None:
-        assert credential(headers) == found
+        assert shown(headers) == found
 
     @pytest.mark.parametrize("empty", [b"", b"Bearer", b"Bearer ", b"bearer   "])
     def test_an_empty_bearer_beside_a_key_does_not_make_all_keys_one_owner(self, empty: bytes) -> None:
-        owners = {credential([(b"authorization", empty), (b"x-api-key", key)]) for key in (b"alice", b"bob")}
+        owners = {shown([(b"authorization", empty), (b"x-api-key", key)]) for key in (b"alice", b"bob")}
         assert len(owners) == 2
 
 
@@ -301,14 +301,106 @@ class TestCredentialsOfGateways:
     @pytest.mark.parametrize("name", [b"X-Gate-Key", b"gate-auth"])
     def test_they_tell_tenants_apart_who_share_another_one(self, name: bytes) -> None:
         shared = (b"authorization", b"Bearer dummy")
-        owners = [credential([shared, (name, tenant)], self.FURTHER) for tenant in (b"A", b"B", b"")]
+        owners = [shown([shared, (name, tenant)], self.FURTHER) for tenant in (b"A", b"B", b"")]
         assert len(set(owners)) == 3
         assert owners[2] == b"dummy"
 
     def test_a_scheme_is_none_of_it(self) -> None:
-        assert credential([(b"gate-auth", b"Bearer k")], self.FURTHER) == credential(
-            [(b"x-gate-key", b"k")], self.FURTHER
-        )
+        assert shown([(b"gate-auth", b"Bearer k")], self.FURTHER) == shown([(b"x-gate-key", b"k")], self.FURTHER)
 
     def test_others_count_only_where_they_are_listed(self) -> None:
-        assert credential([(b"authorization", b"Bearer k"), (b"x-gate-key", b"A")]) == b"k"
+        assert shown([(b"authorization", b"Bearer k"), (b"x-gate-vip", b"A")]) == b"k"
+        assert shown([(b"authorization", b"Bearer k"), (b"x-gate-vip", b"A")], {b"x-gate-vip"}) == b"A\0k"
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+OBEYED = words(
+    """
+    x-accel-redirect x-accel-expires x-accel-limit-rate x-accel-charset x-sendfile x-sendfile2 x-sendfile-temporary
+    x-lighttpd-send-file x-lighttpd-send-tempfile x-litespeed-location x-litespeed-cache-control x-litespeed-purge
+    x-litespeed-tag x-lsadc-backend x-reproxy-url x-reproxy-file x-reproxy-expected-size x-reproxy-cache-for
+    x-offload-to-sharedmem x-uwsgi-file x-appengine-blobkey x-middleware-rewrite x-middleware-next
+    x-middleware-override-headers x-envoy-immediate-health-check-fail x-envoy-degraded x-envoy-overloaded
+    x-envoy-upstream-alt-stat-name x-haproxy-server x-traefik-retry x-varnish x-varnish-ttl x-ban-url x-purge
+    x-purge-tag x-cache-tags x-cache-control x-cache-ttl x-key xkey x-esi x-do-esi x-drupal-cache-tags x-magento-tags
+    surrogate-control surrogate-key edge-control edge-cache-tag cache-tag cache-tags cdn-cache-control
+    cloudflare-cdn-cache-control vercel-cdn-cache-control akamai-cache-control netlify-cache-tag fastly-no-shield
+    x-fastly-ttl akamai-grn x-akamai-edgescape x-vercel-set-bypass-cookie x-netlify-vary x-now-route x-azure-ref
+    arr-disable-session-affinity x-arr-ssl fly-replay x-internal-redirect x-redirect-to
+    content-security-policy content-security-policy-report-only x-content-security-policy x-webkit-csp
+    x_accel_redirect x_sendfile content_security_policy relay-stream-id
+    """
+)
+
+
+class TestWhatProxiesObey:
+    @pytest.mark.parametrize("name", OBEYED)
+    def test_no_upstream_steers_the_proxy_in_front_whatever_a_pattern_takes(self, name: str) -> None:
+        for more in ((), ("*",), (name,)):
+            assert to_client([(name.encode(), b"/etc/passwd")], more) == []
+            assert of_resume([(name.encode(), b"/etc/passwd")], more) == []
+
+    @pytest.mark.parametrize(
+        "name",
+        words("""x-request-id x-ratelimit-limit-requests x-should-retry x-cache x-powered-by x-codex-turn-state
+        openai-processing-ms anthropic-organization-id x-accel-buffering cache-control x-portkey-cache-status
+        x-models-etag x-robots-tag x-content-type-options x-vercel-id"""),
+    )
+    def test_what_tells_the_client_something_comes_back(self, name: str) -> None:
+        assert to_client([(name.encode(), b"1")]) == [(name.encode(), b"1")]
+
+
+STEERING = words(
+    """
+    openai-organization openai-project openai-beta anthropic-beta x-portkey-custom-host x-portkey-provider
+    x-portkey-config x-portkey-virtual-key x-goog-api-key x-goog-user-project x-api-version
+    x-litellm-tags x-model x-upstream-url
+    x-ms-client-principal x-amz-security-token cf-access-client-secret helicone-auth helicone-target-url origin
+    x-anything cf-aig-authorization x-middleware-subrequest x-auth-token x-custom-llm-provider
+    """
+)
+GOING_ALONG = words(
+    """
+    accept accept-language content-type content-encoding user-agent traceparent tracestate baggage idempotency-key
+    anthropic-version anthropic-dangerous-direct-browser-access x-request-id x-client-request-id
+    x-stainless-retry-count x-stainless-timeout prefer priority range if-none-match session-id thread-id originator
+    version x-session-id x-session-affinity x-claude-code-session-id x-app x-codex-turn-state x-codex-turn-metadata
+    x-title http-referer
+    """
+)
+
+
+class TestBesideTheRelaysOwnKey:
+    """Whoever asks is the relay's account to the upstream: what would steer that stays here."""
+
+    @pytest.mark.parametrize("name", STEERING)
+    def test_what_chooses_an_account_a_provider_or_a_feature_stays_here(self, name: str) -> None:
+        given = [(name.encode(), b"theirs")]
+        assert not [v for _, v in upstream(given, api_key="sk-1") if v == b"theirs"]
+
+    @pytest.mark.parametrize("name", GOING_ALONG)
+    def test_what_is_harmless_goes_along(self, name: str) -> None:
+        assert (name.encode(), b"1") in upstream([(name.encode(), b"1")], api_key="sk-1")
+
+    @pytest.mark.parametrize("name", ["anthropic-beta", "openai-organization", "x-portkey-provider", "helicone-id"])
+    def test_what_the_upstream_s_headers_name_goes_along_too(self, name: str) -> None:
+        for more in ([name], [f"{name[:7]}*"], ["*"]):
+            sent = to_upstream(
+                [(name.encode(), b"1")], api_key="sk-1", identity=False, length=None, request_id="r", more=more
+            )
+            assert (name.encode(), b"1") in sent
+
+    @pytest.mark.parametrize("name", ["x-goog-api-key", "x-auth-token", "helicone-auth", "authorization", "x-api-key"])
+    def test_a_credential_only_where_it_is_named_in_full_and_none_of_the_apis_own(self, name: str) -> None:
+        given = [(name.encode(), b"theirs")]
+        for more, goes in (
+            (["*"], False),
+            ([f"{name[:4]}*"], False),
+            ([name], name not in ("authorization", "x-api-key")),
+        ):
+            sent = to_upstream(given, api_key="sk-1", identity=False, length=None, request_id="r", more=more)
+            assert ((name.encode(), b"theirs") in sent) == goes
+            assert len([v for _, v in sent if b"sk-1" in v]) == 1

@@ -57,9 +57,7 @@ class TestLearn:
     def test_what_is_known_later_takes_the_place_of_what_was(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=2)
-            await bench.log.learn(
-                stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")], OWNED
-            )
+            await bench.log.learn(stream, {"upstream": "up2", "model": "*"}, "1", [(b"turn", b"t1")], OWNED)
             status = await bench.status(stream)
             assert (status.upstream, status.model, status.headers) == ("up2", "*", [(b"turn", b"t1")])
             assert (status.api, status.owner, status.top, status.fence) == ("chat", "o1", 2, "1")
