@@ -13,21 +13,20 @@ from relay.api.services import Services
 from relay.protocol import named
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, PathNotAllowed, ResponseIdAmbiguous, StreamExpired, StreamNotFound
+from relay.store.log import Status
 from relay.streams.registry import response_name
 
 _LONGEST_ID = 256
 _MOST_RESPONSES = 8
 
 
-async def stream_of(services: Services, asking: bytes, response: str) -> str | None:
+async def stream_of(services: Services, asking: bytes, response: str) -> Status | None:
     """The stream of a response, where its owner asks and the log still knows it. Raises StreamNotFound, StreamExpired,
     ResponseIdAmbiguous, StoreUnavailable."""
     registry = services.registry
     owner = await registry.owners.of_credential(asking)
     stream: str | None = await registry.directory.resolve_alias(response_name(owner, response))
-    if stream is not None:
-        await registry.lookup.status(stream, owner)
-    return stream
+    return None if stream is None else await registry.lookup.status(stream, owner)
 
 
 async def look(exchange: Exchange, body: JsonObject) -> list[named.Kept]:
