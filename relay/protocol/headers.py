@@ -78,7 +78,7 @@ _BESIDE_OWN_KEY = re.compile(
     rb"(incremental|accept|accept-encoding|accept-language|baggage|cache-control|content-.*|http-referer|idempotency-key|if-.*|"
     rb"last-modified|prefer|priority|range|referer|traceparent|tracestate|user-agent|anthropic-version|"
     rb"anthropic-dangerous-direct-browser-access|x-request-id|x-client-request-id|x-correlation-id|x-stainless-.*|x-title|"
-    rb"x-app|x-b3-.*|b3|session-id|thread-id|originator|version|x-session-id|x-session-affinity|x-claude-code-session-id|"
+    rb"x-app|x-b3-.*|b3|(?:session|thread|conversation|turn)-id|originator|version|x-session-id|x-session-affinity|x-claude-code-session-id|"
     rb"x-codex-.*)"
 )
 _NONE = re.compile(rb"(?!)")
@@ -151,7 +151,7 @@ def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool
     if b"_" in name:
         return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
     fits = len(name) <= _LONGEST_NAME and listed.fullmatch(name) is not None and not _of_proxies(name)
-    return fits or _named(name, more)
+    return fits or (_named(name, more) and not _is_obeyed(name[:_LONGEST_NAME]))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -263,6 +263,5 @@ def of_resume(headers: Headers, more: Sequence[str]) -> Headers:
         if item[0] not in dropped
         and _listed(item[0], _NONE, more)
         and not _OF_THE_STREAM.fullmatch(item[0].replace(b"_", b"-"))
-        and not _is_obeyed(item[0][:_LONGEST_NAME])
         and not _UNPRINTABLE.search(item[1])
     ]

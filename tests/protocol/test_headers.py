@@ -359,15 +359,16 @@ STEERING = words(
     x-portkey-config x-portkey-virtual-key x-goog-api-key x-goog-user-project x-api-version
     x-litellm-tags x-model x-upstream-url
     x-ms-client-principal x-amz-security-token cf-access-client-secret helicone-auth helicone-target-url origin
-    x-anything cf-aig-authorization x-middleware-subrequest x-auth-token x-custom-llm-provider
+    x-anything chatgpt-account-id cf-aig-authorization x-middleware-subrequest x-auth-token x-custom-llm-provider
     """
 )
 GOING_ALONG = words(
     """
     accept accept-language content-type content-encoding user-agent traceparent tracestate baggage idempotency-key
     anthropic-version anthropic-dangerous-direct-browser-access x-request-id x-client-request-id
-    x-stainless-retry-count x-stainless-timeout prefer priority range if-none-match session-id thread-id originator
-    version x-session-id x-session-affinity x-claude-code-session-id x-app x-codex-turn-state x-codex-turn-metadata
+    x-stainless-retry-count x-stainless-timeout prefer priority range if-none-match session-id thread-id
+    conversation-id turn-id originator version x-session-id
+    x-session-affinity x-claude-code-session-id x-app x-codex-turn-state x-codex-turn-metadata
     x-title http-referer
     """
 )
