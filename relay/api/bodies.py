@@ -77,7 +77,8 @@ class Charge:
 
     def release(self) -> None:
         """Once or more often."""
-        self._bodies.give(self, self.held)
+        if self.held:
+            self._bodies.give(self, self.held)
 
     def evict(self) -> None:
         """Its room is another's."""
