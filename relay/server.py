@@ -27,6 +27,7 @@ import uvloop
 
 from relay import logs, metrics, signals
 from relay.api.app import create_app
+from relay.api.bodies import Bodies
 from relay.api.services import Services
 from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
@@ -193,7 +194,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
         gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
-        services = Services(settings, registry, upstreams, counted, gate, setup.store_lost)
+        services = Services(settings, registry, upstreams, counted, gate, Bodies(settings.limits), setup.store_lost)
         await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:

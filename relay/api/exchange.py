@@ -16,9 +16,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
+from relay.api.bodies import SLOW, Bodies, Charge
+from relay.api.json_body import JsonBody, too_large
 from relay.auth.gate import Caller
 from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
 from relay.protocol import codings
@@ -29,14 +30,14 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import (
     ApiError,
     BadRequest,
-    ContentTooLarge,
+    BodiesFull,
     HeadersTooLarge,
     MethodNotAllowed,
     RequestTimeout,
-    UnsupportedContentEncoding,
     UpgradeRequired,
 )
 from relay.protocol.headers import Headers
+from relay.protocol.json_scan import Layout, members_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,6 @@ _T = TypeVar("_T")
 
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
-_DECODED_HERE = 16 * 1024
-
 
 # Under a server that is not the relay's own.
 _READ_TIMEOUT = 30.0
@@ -87,6 +86,8 @@ class Exchange:
         self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
+        self.charge: Charge | None = None
+        self.layout = Layout()
         self._receive = receive
         self._send = send
         self._waited = 0.0
@@ -127,9 +128,7 @@ class Exchange:
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises ClientGone, ContentTooLarge, RequestTimeout."""
-        length = self.header(b"content-length")
-        if limit is not None and length is not None and length.isdigit() and int(length) > limit:
-            raise self._too_large(limit)
+        self._declared(limit)
         total = 0
         while not self.body_read:
             message = await self._next_message(total)
@@ -142,7 +141,7 @@ class Exchange:
             chunk = message.get("body", b"")
             total += len(chunk)
             if limit is not None and total > limit:
-                raise self._too_large(limit)
+                raise too_large(limit)
             if chunk:
                 yield chunk
 
@@ -151,9 +150,13 @@ class Exchange:
         timeout: float = self.scope.get("state", {}).get(READ_TIMEOUT, _READ_TIMEOUT)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited):
+            async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited) as clock:
+                if self.charge is not None:
+                    self.charge.waits(clock)
                 return await self._receive()
         except TimeoutError:
+            if self.charge is not None and self.charge.evicted:
+                raise BodiesFull(SLOW) from None
             self.too_slow = RequestTimeout(
                 f"The request body comes too slowly: after {timeout:g} s (limits.read_timeout) it must have come at "
                 f"{_SLOWEST_BODY} bytes a second. Send it again over a better line."
@@ -161,50 +164,47 @@ class Exchange:
             raise self.too_slow from None
         finally:
             self._waited += time.monotonic() - began
+            if self.charge is not None:
+                self.charge.came()
 
-    @staticmethod
-    def _too_large(limit: int) -> ContentTooLarge:
-        return ContentTooLarge(f"The request body is larger than limits.body ({limit} bytes). Send a smaller one.")
+    def _declared(self, limit: int | None) -> int | None:
+        """How long the body is said to be. Raises ContentTooLarge."""
+        told = self.header(b"content-length")
+        length = int(told) if told is not None and told.isdigit() else None
+        if limit is not None and length is not None and length > limit:
+            raise too_large(limit)
+        return length
 
-    async def json(self, limit: int, *, empty: bool = False) -> tuple[bytes, JsonObject]:
-        """The body and the JSON object that it is; with `empty`, no body stands for `{}`. Raises BadRequest,
-        ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
-        body = await self._decoded(b"".join([chunk async for chunk in self.chunks(limit)]), limit)
-        try:
-            parsed: Any = orjson.loads(body) if body or not empty else {}
-        except orjson.JSONDecodeError as error:
-            raise BadRequest(
-                f"The request body is not JSON ({error}). Send a JSON object.", code="invalid_json"
-            ) from None
-        if not isinstance(parsed, dict):
-            raise BadRequest("The request body is not a JSON object. Send one.", code="invalid_json")
-        return body, parsed
-
-    async def _decoded(self, body: bytes, limit: int) -> bytes:
-        """The body as it is without its codings: so it is hashed, routed and sent on."""
+    async def json(self, bodies: Bodies, *, empty: bool = False) -> tuple[bytes, JsonObject]:
+        """The body without its codings, and the JSON object that it is; with `empty`, no body stands for `{}`. Then
+        `layout` says where its members stand, and `charge` is its place among the bodies in flight. What was parsed is
+        to be let go of before anything is awaited: it is larger than the body, and not charged. Raises BadRequest,
+        BodiesFull, ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
         listed = codings.of_header(self.header(b"content-encoding"))
         self.headers = [item for item in self.headers if item[0] != b"content-encoding"]
-        if not listed:
-            return body
+        length = self._declared(bodies.limit)
+        self.charge = bodies.open(self.caller.identity, length or 0)
+        body = JsonBody(bodies, self.charge, listed, counted=self.caller.is_checked)
         try:
-            # Elsewhere where it takes long: streams go on meanwhile.
-            if len(body) > _DECODED_HERE:
-                decoded = await asyncio.to_thread(codings.decode, body, listed, limit)
-            else:
-                decoded = codings.decode(body, listed, limit)
-        except codings.Unknown as coding:
-            raise UnsupportedContentEncoding(
-                f"The relay does not know the body's Content-Encoding {str(coding)[:100]!r}. Send it in one of those "
-                "that Accept-Encoding lists, or without one.",
-                headers={"accept-encoding": codings.ACCEPTED},
-            ) from None
-        except codings.Broken as why:
+            async for chunk in self.chunks(bodies.limit):
+                await body.feed(chunk)
+            self.charge.coming = False
+            raw, parsed, self.layout = await body.finish(empty=empty)
+        except BaseException:
+            body.let_go()
+            raise
+        if self.caller.is_checked and self.layout.members_in_all != members_of(parsed):
             raise BadRequest(
-                f"The request body is not what its Content-Encoding says ({why}). Send all of it, or without one."
-            ) from None
-        if decoded is None:
-            raise self._too_large(limit)
-        return decoded
+                "An object in the request body has a member twice, and this key may not ask for every model. Send each "
+                "member once.",
+                code="invalid_json",
+            )
+        return raw, parsed
+
+    def take_charge(self) -> Charge | None:
+        """The body's place is another's to give back from now on."""
+        charge, self.charge = self.charge, None
+        return charge
 
     async def discard_body(self) -> None:
         """Read what is left of the body and forget it, within bounds. Raises ClientGone."""
@@ -356,6 +356,9 @@ class Endpoint:
             await self._fault(exchange)  # nobody has cancelled this request, but something that it waited for
         except Exception:
             await self._fault(exchange)
+        finally:
+            if (charge := exchange.take_charge()) is not None:
+                charge.release()
 
     async def _fault(self, exchange: Exchange) -> None:
         """Answer a fault of the relay's own; to be called where its exception is handled."""

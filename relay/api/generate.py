@@ -7,7 +7,7 @@ than until the upstream has them, however long the stream lives.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 import orjson
@@ -16,15 +16,23 @@ from relay.api import event_ids, kept, resume, tickets
 from relay.api.delivery import NO_STORE, Delivery, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
-from relay.api.outgoing import RequestBody, UpstreamRequest, upstream_request
+from relay.api.outgoing import ClientBody, UpstreamRequest, is_name, upstream_request
 from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
-from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
+from relay.protocol.errors import (
+    ApiError,
+    BadRequest,
+    IdempotencyKeyInFlight,
+    TooManyRequests,
+    Unavailable,
+    UpstreamMalformed,
+)
 from relay.protocol.ids import is_logged, new_stream_id
+from relay.protocol.json_edit import changes
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.answer import Asking, Call, Opened, Refused
@@ -40,13 +48,10 @@ class _Request:
     """A request that has been read, and where it goes. `joining` is None where it asks for no stream."""
 
     route: Route
-    body: RequestBody
-    original: RequestBody = field(default_factory=lambda: RequestBody(b""))
-    """The client's own bytes, where the request may go on to a further upstream."""
+    body: ClientBody
     owner: str = ""
     stream: str = ""
     joining: Joining | None = None
-    asks_for_usage: bool = False
     choices: int = 1
     background: bool = False
 
@@ -55,26 +60,40 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
     if exchange.header(b"last-event-id") is not None:
         await resume.by_post(services, exchange, dialect)
         return
-    request = await _read(services, exchange, dialect)
-    if request.joining is None:
-        await forward(services, exchange, request.route, request.body.take())
-    else:
-        await _stream(services, exchange, dialect, request, request.joining)
+    # Before the body: who may not go upstream now has nobody read it.
+    slot = services.gate.admit(exchange.caller, may_join=Joining.is_possible(services, exchange))
+    try:
+        request = await _read(services, exchange, dialect)
+        slot.body_read()
+        if request.joining is None:
+            slot.pay()
+            await forward(services, exchange, request.route, request.body)
+        else:
+            await _stream(services, exchange, dialect, request, request.joining, slot)
+    except (TooManyRequests, Unavailable, IdempotencyKeyInFlight):
+        slot.refund()
+        raise
+    finally:
+        slot.release()
 
 
 async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Request:
-    raw, body = await exchange.json(services.settings.limits.body)
-    original = raw
+    raw, body = await exchange.json(services.bodies)
     model = body.get("model")
-    if not isinstance(model, str) or not model:
+    if not is_name(model):
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
-    await kept.check(services, exchange, await kept.look(exchange, body))
+    named = await kept.look(exchange, body)
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
-    if route.model != model or exchange.caller.is_checked:
-        body = {**body, "model": route.model}
-        raw = orjson.dumps(body)
     if body.get("stream") is not True:
-        return _Request(route, RequestBody(raw))
+        del body
+        await kept.check(services, exchange, named)
+        return _Request(route, ClientBody(exchange, raw, model))
+    asking = dialect.ask_for_usage(body)
+    choices = parse_count(body.get("n")) or 1
+    background = body.get("background") is True
+    content = ClientBody(exchange, raw, model, None if asking is None else changes(body, asking))
+    del body, asking  # larger than the body, and not charged
+    await kept.check(services, exchange, named)
     registry = services.registry
     owner = await registry.owners.of_new_stream(
         exchange.caller.identity, may_degrade=services.settings.store.outage == "degrade"
@@ -90,17 +109,11 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     # What belongs to nobody is joined by nobody.
     joins_as = owner if exchange.caller.can_come_back else stream
     joining = Joining(services, exchange, stream, joins_as, raw)
-    asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
-    if asking is not None:
-        raw = orjson.dumps(asking)
-    spare = RequestBody(b"" if route.settled else original)
-    choices = parse_count(body.get("n")) or 1
-    background = body.get("background") is True
-    return _Request(route, RequestBody(raw), spare, owner, stream, joining, asking is not None, choices, background)
+    return _Request(route, content, owner, stream, joining, choices, background)
 
 
 async def _stream(
-    services: Services, exchange: Exchange, dialect: Dialect, request: _Request, joining: Joining
+    services: Services, exchange: Exchange, dialect: Dialect, request: _Request, joining: Joining, slot: Slot
 ) -> None:
     """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
     registry = services.registry
@@ -110,6 +123,8 @@ async def _stream(
     detached = is_logged(request.stream) and within_reach and "respond-async" in _preferences(exchange)
     with_ids = event_ids.wanted(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
+        request.body.let_go()
+        slot.refund()
         if detached:
             services.gate.charge_resume(exchange.caller.identity)
             await _accept(services, exchange, joined, scope)
@@ -118,7 +133,7 @@ async def _stream(
         return
     try:  # only now: who joins needs no room
         registry.check_room(request.owner)
-        slot = services.gate.acquire(exchange.caller)
+        slot.pay()
     except ApiError:
         joining.release()
         raise
@@ -128,12 +143,13 @@ async def _stream(
         route,
         owner=request.owner,
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
-        hide_usage=request.asks_for_usage and route.upstream.usage == "observe",
+        hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
         call=_call(services, exchange, dialect, request, preference_met=detached),
     )
-    if slot.counted:
-        registry.later(_release_at_end(producer, slot))
+    begun = slot.hand_over()
+    if begun.counted:
+        registry.later(_release_at_end(producer, begun))
     if joining.claimed:
         registry.later(joining.follow(producer))
     if detached:
@@ -174,9 +190,8 @@ async def _stream(
 
 def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:
     """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it."""
-    route, body, original = request.route, request.body, request.original
+    route, body = request.route, request.body
     key = f"relay-{request.stream}"
-    hidden = request.asks_for_usage and route.upstream.usage == "observe"
     headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
 
     def to(at: Route, length: int) -> UpstreamRequest:
@@ -192,34 +207,33 @@ def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Re
             streamed=True,
         )
 
+    def hides(at: Route) -> bool:
+        return body.asks(at) and at.upstream.usage == "observe"
+
     async def once(asking: Asking) -> httpx.Response:
-        asking(route, hidden)
-        return await to(route, body.size).stream(body, dialect.name, key, background=request.background)
+        asking(route, hides(route))
+        data = body.sent_once(route)
+        return await to(route, data.size).stream(data, dialect.name, key, background=request.background)
 
     async def in_turn(asking: Asking) -> httpx.Response:
-        own, client_s = body.take(), original.take()
         last = route
 
         async def send(at: Route) -> httpx.Response:
             nonlocal last
             last = at
-            data, hide = (own, hidden) if at is route else _written_for(at, dialect, client_s)
-            asking(at, hide)
-            return await to(at, len(data)).stream(RequestBody(data), dialect.name, key, background=request.background)
+            data = body.written_for(at)
+            asking(at, hides(at))
+            return await to(at, data.size).stream(data, dialect.name, key, background=request.background)
 
-        answered, response = await ask(route, send)
+        try:
+            answered, response = await ask(route, send)
+        finally:
+            body.let_go()
         if answered is not last:
             asking(answered, False)
         return response
 
     return once if route.settled else in_turn
-
-
-def _written_for(route: Route, dialect: Dialect, original: bytes) -> tuple[bytes, bool]:
-    """A client's request as it goes to this upstream, and whether the usage that it asks for is hidden."""
-    body = {**orjson.loads(original), "model": route.model}
-    asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
-    return orjson.dumps(body if asking is None else asking), asking is not None and route.upstream.usage == "observe"
 
 
 def _preferences(exchange: Exchange) -> set[str]:

@@ -23,6 +23,11 @@ LONGEST_KEY = 255
 _POLL_INTERVAL = 0.1
 
 
+def _retries(exchange: Exchange) -> int:
+    count = exchange.header(b"x-stainless-retry-count") or "0"
+    return int(count[:4]) if count.isascii() and count.isdigit() else 0
+
+
 class _State(Enum):
     """Of a generation that has the key."""
 
@@ -45,12 +50,18 @@ class Joining:
         self.expected = False
         """May another request come to this one's generation without knowing its stream's id?"""
         self._key = exchange.header(b"idempotency-key")
-        count = exchange.header(b"x-stainless-retry-count") or "0"
-        self._retries = int(count[:4]) if count.isascii() and count.isdigit() else 0
+        self._retries = _retries(exchange)
         # Without the secret that the replicas share, no name is the same on another one.
         owners = self._registry.owners
         joins = owners.secret_known and (self._key is not None or self._settings.attach_retries)
         self._request_digest = owners.digest(Use.REQUEST, exchange.scope["path"].encode(), body) if joins else None
+
+    @staticmethod
+    def is_possible(services: Services, exchange: Exchange) -> bool:
+        """May the request join one that is there, for all that its head says?"""
+        return exchange.header(b"idempotency-key") is not None or (
+            services.settings.streams.attach_retries and _retries(exchange) > 0
+        )
 
     async def join(self) -> str | None:
         """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyKeyReused,

@@ -2,43 +2,118 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import httpx
 
+from relay.api.bodies import Charge
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
 from relay.protocol import credentials
 from relay.protocol import headers as rules
-from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.dialect import JsonObject
+from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.protocol.json_edit import Parts, TooLong, edited
 from relay.upstream.client import UpstreamClient
 from relay.upstream.resuming import StreamRequest
 from relay.upstream.routing import Route
 
-# A body up to this size goes out in one write with its head, and is let go of at the upstream's answer.
+# Of a pair that UTF-16 would need: no text in UTF-8 has one by itself.
+_HALF = re.compile("[\ud800-\udfff]")
 _SMALL_BODY = 16 * 1024
 _NO_ANSWER = {UpstreamUnreachable: "unreachable", UpstreamDisconnected: "disconnected", UpstreamTimeout: "timeout"}
 
 
+def is_name(model: object) -> TypeGuard[str]:
+    """Text that can name a model: some, without half a character."""
+    return isinstance(model, str) and model != "" and not _HALF.search(model)
+
+
 class RequestBody:
-    """The bytes of a request: whoever takes them is the only one that holds them."""
+    """The bytes of a request: whoever takes them is the only one that holds them, and their place among the bodies in
+    flight is given back with them."""
 
-    __slots__ = ("_data", "size")
+    __slots__ = ("_charge", "_parts", "size")
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
+    def __init__(self, *parts: bytes | memoryview, charge: Charge | None = None) -> None:
+        self._parts = [part for part in parts if part]
+        self._charge = charge
+        self.size = sum(map(len, parts))
 
     def take(self) -> bytes:
-        data, self._data = self._data, b""
+        data = b"".join(self._parts)
+        self._let_go()
         return data
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield self.take()
+    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        try:
+            while self._parts:
+                yield self._parts.pop(0)
+        finally:
+            self._let_go()
+
+    def to_send(self) -> bytes | RequestBody:
+        """A small body goes out in one write with its head, and is let go of at the upstream's answer."""
+        return self.take() if self.size <= _SMALL_BODY else self
+
+    def _let_go(self) -> None:
+        self._parts.clear()
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            charge.release()
+
+
+class ClientBody:
+    """A client's JSON body as it was sent, from which each upstream's is made: with the model's name there, and with
+    what the relay asks for itself. Nothing else of it is another byte."""
+
+    __slots__ = ("_charge", "_layout", "_model", "_raw", "asking")
+
+    def __init__(self, exchange: Exchange, raw: bytes, model: str | None, asking: JsonObject | None = None) -> None:
+        """`model` is the one that it names, None where that is not to be changed; `asking` are the members to set for
+        upstreams that are asked for usage, None where there are none."""
+        self._raw = raw
+        self._layout = exchange.layout
+        self._charge = exchange.take_charge()
+        self._model = model
+        self.asking = asking
+
+    def asks(self, route: Route) -> bool:
+        """Is this upstream asked for usage by the relay alone?"""
+        return self.asking is not None and route.upstream.usage != "passthrough"
+
+    def written_for(self, route: Route) -> RequestBody:
+        """For one of several upstreams: this is kept. Raises BadRequest."""
+        return RequestBody(*self._parts(route))
+
+    def _parts(self, route: Route) -> Parts:
+        patch: JsonObject = dict(self.asking or {}) if self.asks(route) else {}
+        if self._model is not None and self._model != route.model:
+            patch["model"] = route.model
+        try:
+            return edited(self._raw, self._layout, patch)
+        except TooLong as name:
+            raise BadRequest(f"`{name}` is longer than 64 KiB. Send a shorter one.") from None
+
+    def sent_once(self, route: Route) -> RequestBody:
+        """For the only upstream that gets it. Raises BadRequest."""
+        parts = self._parts(route)
+        charge, self._charge = self._charge, None
+        self.let_go()
+        return RequestBody(*parts, charge=charge)
+
+    def let_go(self) -> None:
+        """It is not sent again."""
+        self._raw = b""
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            charge.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +159,7 @@ class UpstreamRequest:
             self.upstream, method, url, headers, body, answer=self.answer, idle=self.timeouts.upstream_idle_timeout
         )
 
-    async def send(self, body: bytes | AsyncIterable[bytes]) -> httpx.Response:
+    async def send(self, body: bytes | AsyncIterable[bytes | memoryview]) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         idle = self.timeouts.upstream_idle_timeout
         try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Sequence
 
 import httpx
-import orjson
 
 from relay.api import kept, passed_events
 from relay.api.exchange import Exchange
 from relay.api.models import list_models
-from relay.api.outgoing import upstream_request
+from relay.api.outgoing import ClientBody, RequestBody, is_name, upstream_request
 from relay.api.services import Services
 from relay.http.contract import ConnectionCut
 from relay.protocol import headers as rules
@@ -28,6 +27,9 @@ _BODILESS = ("GET", "HEAD")
 _NO_PAGE = (b"content-security-policy", b"sandbox")
 
 
+_Outgoing = ClientBody | RequestBody | AsyncIterable[bytes]
+
+
 async def any_path(services: Services, exchange: Exchange, *, own: bool = False) -> None:
     """Every other path under /v1/. A JSON body's model decides the upstream, else the path's API does. `own`: what the
     path names is known to be the caller's."""
@@ -38,29 +40,38 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     if exchange.method == "GET" and path == "/v1/models" and caller.restricted:
         await list_models(services, exchange)
         return
-    anthropic = exchange.header(b"anthropic-version") is not None
-    kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
-    if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
-        raw, body = await exchange.json(services.settings.limits.body, empty=True)
-        await kept.check(services, exchange, await kept.look(exchange, body))
-        model = body.get("model")
-        if isinstance(model, str) and model:
-            route = caller.route(services.settings.upstreams, None, model, body)
-            if route.model != model or caller.is_checked:
-                raw = orjson.dumps({**body, "model": route.model})
-        else:
+    with services.gate.acquire(exchange.caller):  # before a body is read
+        kind = (exchange.header(b"content-type") or "").split(";")[0].strip().lower()
+        if exchange.method in ("POST", "PUT", "PATCH") and kind == "application/json":
+            route, body, incremental = await _read(services, exchange)
+            await forward(services, exchange, route, body, incremental=incremental)
+            return
+        await kept.check(services, exchange, await kept.look(exchange, {}))
+        if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
+            if exchange.has_body():
+                caller.check_unread(path)
             caller.check_unnamed(path)
-            raw = orjson.dumps(body) if caller.is_checked and raw else raw
-            route = route_path(services.settings.upstreams, path, anthropic=anthropic)
-        await forward(services, exchange, route, raw, incremental=_asks_for_events(body))
-        return
-    await kept.check(services, exchange, await kept.look(exchange, {}))
-    if not own and exchange.method not in ("GET", "HEAD", "DELETE"):
-        if exchange.has_body():
-            caller.check_unread(path)
-        caller.check_unnamed(path)
-    route = route_path(services.settings.upstreams, path, anthropic=anthropic)
-    await forward(services, exchange, route, exchange.chunks())
+        await forward(services, exchange, _route_path(services, exchange), exchange.chunks())
+
+
+async def _read(services: Services, exchange: Exchange) -> tuple[Route, ClientBody, bool]:
+    raw, body = await exchange.json(services.bodies, empty=True)
+    named = await kept.look(exchange, body)
+    model = body.get("model")
+    incremental = _asks_for_events(body)
+    if is_name(model):
+        route = exchange.caller.route(services.settings.upstreams, None, model, body)
+    else:
+        exchange.caller.check_unnamed(exchange.scope["path"])
+        route, model = _route_path(services, exchange), None
+    del body
+    await kept.check(services, exchange, named)
+    return route, ClientBody(exchange, raw, model), incremental
+
+
+def _route_path(services: Services, exchange: Exchange) -> Route:
+    anthropic = exchange.header(b"anthropic-version") is not None
+    return route_path(services.settings.upstreams, exchange.scope["path"], anthropic=anthropic)
 
 
 def _asks_for_events(body: JsonObject) -> bool:
@@ -72,25 +83,15 @@ async def forward(
     services: Services,
     exchange: Exchange,
     route: Route,
-    body: bytes | AsyncIterable[bytes],
+    body: _Outgoing,
     *,
     incremental: bool = False,
 ) -> None:
-    """`incremental`: the request asks for events."""
-    slot = services.gate.acquire(exchange.caller)
-    try:
-        await _forward(services, exchange, route, body, incremental)
-    finally:
-        slot.release()
-
-
-async def _forward(
-    services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes], incremental: bool
-) -> None:
-    if not isinstance(body, bytes) and (exchange.method in _BODILESS or not exchange.has_body()):
+    """For a caller who has been let upstream. `incremental`: the request asks for events."""
+    if not isinstance(body, ClientBody | RequestBody) and (exchange.method in _BODILESS or not exchange.has_body()):
         await exchange.discard_body()
         exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
-        body = b""
+        body = RequestBody()
     try:
         route, response = await exchange.unless_gone(_answer(services, exchange, route, body, incremental))
     except (UpstreamDisconnected, UpstreamUnreachable) as error:
@@ -115,22 +116,30 @@ async def _forward(
 
 
 async def _answer(
-    services: Services, exchange: Exchange, route: Route, body: bytes | AsyncIterable[bytes], incremental: bool
+    services: Services,
+    exchange: Exchange,
+    route: Route,
+    body: _Outgoing,
+    incremental: bool,
 ) -> tuple[Route, httpx.Response]:
     """A body that is passed on as it comes cannot be sent again."""
     incremental = incremental or "text/event-stream" in (exchange.header(b"accept") or "")
 
-    async def send(at: Route) -> httpx.Response:
-        data = body
-        if at is not route and isinstance(body, bytes):
-            data = orjson.dumps({**orjson.loads(body), "model": at.model})
-        length = len(data) if data and isinstance(data, bytes) else None
+    async def send(at: Route, data: RequestBody | AsyncIterable[bytes]) -> httpx.Response:
+        length = (data.size or None) if isinstance(data, RequestBody) else None
         request = upstream_request(
             services, exchange, at, _label(exchange), identity=False, incremental=incremental, length=length
         )
-        return await request.send(data)
+        return await request.send(data.to_send() if isinstance(data, RequestBody) else data)
 
-    return await ask(route, send) if isinstance(body, bytes) else (route, await send(route))
+    if not isinstance(body, ClientBody):
+        return route, await send(route, body)
+    if route.settled:
+        return route, await send(route, body.sent_once(route))
+    try:
+        return await ask(route, lambda at: send(at, body.written_for(at)))
+    finally:
+        body.let_go()
 
 
 def _label(exchange: Exchange) -> str:

@@ -90,8 +90,7 @@ async def _stream_of(services: Services, exchange: Exchange) -> Status | None:
     services.gate.charge_resume(asking)
     try:
         with counted(services, "responses", ResponseIdAmbiguous):
-            status = await kept.stream_of(services, asking, exchange.scope["path_params"]["id"])
-        return None if status is None else status.stream
+            return await kept.stream_of(services, asking, exchange.scope["path_params"]["id"])
     except StreamNotFound:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from relay.api.bodies import Bodies
 from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Metrics
@@ -23,5 +24,6 @@ class Services:
     upstreams: UpstreamClient
     metrics: Metrics
     gate: Gate
+    bodies: Bodies
     store_lost: Callable[[], bool] = _store_of_others
     """The relay's own store has ended and does not come back: nothing that it begins can be resumed."""

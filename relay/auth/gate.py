@@ -86,7 +86,7 @@ class Caller:
 
     @property
     def is_checked(self) -> bool:
-        """What was checked has to be what goes upstream, so its body is written anew: no member stands in it twice."""
+        """What was checked has to be what goes upstream, so no object of its body has a member twice."""
         return self.key is not None
 
     def route(self, upstreams: list[UpstreamSettings], api: str | None, model: str, body: JsonObject) -> Route:
@@ -145,6 +145,8 @@ class Gate:
         self._further = frozenset(name.lower().encode() for name in credential_headers)
         self._buckets = Buckets() if buckets is None else buckets
         self._busy: Counter[bytes] = Counter()
+        self.unpaid: set[bytes] = set()
+        """Whose body is being read on trust."""
         self._open = parse_rate(limits.open_rate) if limits.open_rate else None
         self._resume = parse_rate(limits.resume_rate) if limits.resume_rate else None
         self._replay = parse_rate(limits.replay_rate) if limits.replay_rate else None
@@ -163,6 +165,33 @@ class Gate:
 
     def acquire(self, caller: Caller) -> Slot:
         """Let one request go upstream; the slot is to be released when it is over. Raises TooManyRequests."""
+        slot = Slot(self, caller)
+        slot.pay()
+        return slot
+
+    def admit(self, caller: Caller, *, may_join: bool) -> Slot:
+        """Let one request's body be read, and what it asks for go upstream. Raises TooManyRequests.
+
+        Who `may_join` what is there, which costs nothing, is let in all the same: one body at a time, and without a
+        place, for which it is to `pay` once it is known that it joins nothing.
+        """
+        slot = Slot(self, caller)
+        try:
+            slot.pay()
+        except TooManyRequests:
+            if not may_join or caller.identity in self.unpaid:
+                raise
+            slot.owe()
+        return slot
+
+    def _limits(self, caller: Caller) -> list[tuple[str, bytes, Rate | None]]:
+        limits = [("limits.open_rate", _bucket(b"o", caller.identity), self._open)]
+        if (key := caller.key) is not None:
+            limits.append(("this key's `rate`", b"k" + key.digest[:16], key.rate))
+        return limits
+
+    def pay(self, caller: Caller) -> bytes | None:
+        """Count one request; whose place it takes, None where places are not counted. Raises TooManyRequests."""
         key = caller.key
         counted = key is not None and key.concurrency is not None
         if key is not None and key.concurrency is not None and self._busy[key.digest] >= key.concurrency:
@@ -171,14 +200,25 @@ class Gate:
                 "one to end, or stop a stream.",
                 headers={"retry-after": "1"},
             )
-        limits = [("limits.open_rate", _bucket(b"o", caller.identity), self._open)]
-        if key is not None:
-            limits.append(("this key's `rate`", b"k" + key.digest[:16], key.rate))
+        limits = self._limits(caller)
         self._wait_for(*limits)
         for _, name, rate in limits:
             if rate is not None:
                 self._buckets.take(name, rate)
-        return Slot(self._busy, key.digest if counted and key is not None else None)
+        if key is None or not counted:
+            return None
+        self._busy[key.digest] += 1
+        return key.digest
+
+    def refund(self, caller: Caller) -> None:
+        for _, name, rate in self._limits(caller):
+            if rate is not None:
+                self._buckets.give_back(name, rate)
+
+    def leave(self, digest: bytes) -> None:
+        self._busy[digest] -= 1
+        if not self._busy[digest]:
+            del self._busy[digest]
 
     def charge_resume(self, identity: bytes) -> None:
         """Let one request ask for a stream that is there. Raises TooManyRequests."""
@@ -209,25 +249,59 @@ class Gate:
 class Slot:
     """One request in progress."""
 
-    __slots__ = ("_busy", "_digest")
+    __slots__ = ("_caller", "_digest", "_gate", "_owes", "_paid")
 
-    def __init__(self, busy: Counter[bytes], digest: bytes | None) -> None:
-        self._busy = busy
+    def __init__(self, gate: Gate, caller: Caller, digest: bytes | None = None, *, paid: bool = False) -> None:
+        self._gate = gate
+        self._caller = caller
+        self._paid = paid
+        self._owes = False
         self._digest = digest
-        if digest is not None:
-            busy[digest] += 1
 
     @property
     def counted(self) -> bool:
         return self._digest is not None
 
+    def pay(self) -> None:
+        """Once or more often. Raises TooManyRequests."""
+        if not self._paid:
+            self._digest = self._gate.pay(self._caller)
+            self._paid = True
+
+    def owe(self) -> None:
+        self._owes = True
+        self._gate.unpaid.add(self._caller.identity)
+
+    def body_read(self) -> None:
+        """Another body may be read on trust."""
+        if self._owes:
+            self._owes = False
+            self._gate.unpaid.discard(self._caller.identity)
+
+    def refund(self) -> None:
+        """Nothing went upstream for it, and that was not its sender's fault."""
+        if self._paid:
+            self._paid = False
+            self._gate.refund(self._caller)
+        self.release()
+
+    def hand_over(self) -> Slot:
+        """The request goes on without who has asked: its place is another's to release."""
+        (digest, paid), self._digest, self._paid = (self._digest, self._paid), None, False
+        return Slot(self._gate, self._caller, digest, paid=paid)
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Once or more often."""
+        self.body_read()
         digest, self._digest = self._digest, None
         if digest is not None:
-            self._busy[digest] -= 1
-            if not self._busy[digest]:
-                del self._busy[digest]
+            self._gate.leave(digest)
 
 
 def _bucket(kind: bytes, identity: bytes) -> bytes:

@@ -40,5 +40,12 @@ class Buckets:
         while len(self._full_at) > self._bound or self._oldest() <= now:
             del self._full_at[next(iter(self._full_at))]
 
+    def give_back(self, name: bytes, rate: Rate) -> None:
+        """One that was taken, for nothing."""
+        if name in self._full_at:
+            self._full_at[name] -= rate.seconds / rate.count
+            if self._full_at[name] <= self._clock():
+                del self._full_at[name]
+
     def _oldest(self) -> float:
         return next(iter(self._full_at.values()))

@@ -89,6 +89,12 @@ class CorsSettings(Section):
 
 class LimitSettings(Section):
     body: Size = Field(32 * 1024**2, description="The largest JSON request body.")
+    bodies: Size = Field(
+        256 * 1024**2,
+        description="How much of JSON request bodies a replica holds at once, until upstreams have taken them; one "
+        "owner may have half of it. With more, requests are refused with 503 `bodies_full`. Less than twice "
+        "`body` counts as that.",
+    )
     readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
     streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")
     streams: Annotated[int, Field(gt=0)] = Field(10000, description="Live streams on one replica.")
@@ -98,7 +104,9 @@ class LimitSettings(Section):
         "pace of 1 KiB/s; time that the relay or the upstream takes is not counted.",
     )
     open_rate: OrOff[RateText] = Field(
-        None, description="Requests of one owner that go upstream, on one replica, such as `600/m`. `off`: no limit."
+        None,
+        description="Requests of one owner that may go upstream, on one replica, such as `600/m`; counted before their "
+        "bodies are read. `off`: no limit.",
     )
     resume_rate: OrOff[RateText] = Field(
         None, description="Requests of one owner for streams that are there: resume, status, stop, retrieve."

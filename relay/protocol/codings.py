@@ -21,6 +21,8 @@ ACCEPTED = "zstd, gzip, identity"
 
 PIECE = 64 * 1024
 _MOST_CODINGS = 3
+# Of a request's body: enough for 64 MiB in blocks of 64 KiB, as some tools write them.
+_MOST_MEMBERS = 1024
 _ZSTD = {int(zstd.DecompressionParameter.window_log_max): 23}
 
 
@@ -30,6 +32,10 @@ class Unknown(Exception):
 
 class Broken(Exception):
     """The bytes are not of the coding that they are said to have."""
+
+
+class TooLarge(Exception):
+    """There is more in it than is taken."""
 
 
 class _Member(Protocol):
@@ -97,13 +103,14 @@ def sniffed(start: bytes) -> str | None:
 
 
 class Decoder:
-    """Takes one coding off. Raises Unknown."""
+    """Takes one coding off; `most` bounds its members or frames, each of which costs a decoder. Raises Unknown."""
 
-    def __init__(self, coding: str) -> None:
+    def __init__(self, coding: str, most: int | None = None) -> None:
         if coding not in _KINDS:
             raise Unknown(coding)
         self._make = _KINDS[coding]
         self._member: _Member | None = None
+        self._left = most
         self.begun = False
 
     @property
@@ -116,6 +123,10 @@ class Decoder:
         self.begun = self.begun or bool(data)
         while data:
             if self._member is None:
+                if self._left is not None:
+                    self._left -= 1
+                    if self._left < 0:
+                        raise Broken("it has too many parts")
                 self._member = self._make()
             member = self._member
             try:
@@ -133,20 +144,28 @@ class Decoder:
                 self._member = None
 
 
-def decode(body: bytes, codings: list[str], limit: int) -> bytes | None:
-    """The text of a body, None where it is larger than `limit` bytes with any coding taken off. Raises Unknown,
-    Broken."""
-    if len(codings) > _MOST_CODINGS:
-        raise Unknown(", ".join(codings))
-    for decoder in [Decoder(coding) for coding in codings]:
-        pieces = []
-        size = 0
-        for piece in decoder.feed(body):
-            size += len(piece)
-            if size > limit:
-                return None
-            pieces.append(piece)
-        if not decoder.whole:
+class Layers:
+    """Takes all codings off a body that may have `limit` bytes with any of them taken off. Raises Unknown."""
+
+    def __init__(self, codings: list[str], limit: int) -> None:
+        if len(codings) > _MOST_CODINGS:
+            raise Unknown(", ".join(codings))
+        self._decoders = [Decoder(coding, _MOST_MEMBERS) for coding in codings]
+        self._sizes = [0 for _ in codings]
+        self._limit = limit
+
+    def feed(self, data: bytes, layer: int = 0) -> Iterator[bytes]:
+        """The pieces of the text that some more bytes make. Raises Broken, TooLarge."""
+        if layer == len(self._decoders):
+            yield data
+            return
+        for piece in self._decoders[layer].feed(data):
+            self._sizes[layer] += len(piece)
+            if self._sizes[layer] > self._limit:
+                raise TooLarge
+            yield from self.feed(piece, layer + 1)
+
+    def finish(self) -> None:
+        """Raises Broken where the text cannot end here."""
+        if not all(decoder.whole for decoder in self._decoders):
             raise Broken("it ends too soon")
-        body = b"".join(pieces)
-    return body

@@ -30,6 +30,7 @@
     ├── UpstreamMalformed              502  upstream_malformed
     ├── UpstreamTimeout                504  upstream_timeout
     └── Unavailable                    503  too_busy, draining
+        ├── BodiesFull                 503  bodies_full
         ├── StoreBehind                503  store_behind
         └── StoreUnavailable           503  store_unavailable
             └── EncryptionKeyMissing   503  store_unavailable
@@ -359,6 +360,18 @@ class Unavailable(ApiError):
     status = 503
     code = "too_busy"
     further_codes = ("draining",)
+
+
+class BodiesFull(Unavailable):
+    """The request bodies in flight leave no room for this one."""
+
+    code = "bodies_full"
+
+    def __init__(
+        self, message: str = "The request bodies in flight on this relay are as large as limits.bodies allows."
+    ) -> None:
+        """`retry-after` is 1 second: most bodies are in flight for less."""
+        super().__init__(f"{message} Send this one again after Retry-After.", headers={"retry-after": "1"})
 
 
 class StoreUnavailable(Unavailable):

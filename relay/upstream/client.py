@@ -72,7 +72,7 @@ class _Pushing(aiohttp.StreamReader):
             self._protocol.relay_sink.eof_received(_transport_error(exc))  # type: ignore[attr-defined]
 
 
-async def _in_pieces(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[memoryview]:
+async def _in_pieces(body: bytes | AsyncIterable[bytes | memoryview]) -> AsyncIterator[memoryview]:
     """So that each of them shows that the upstream takes it."""
     if isinstance(body, bytes):
         for at in range(0, len(body), _PIECE):
@@ -81,6 +81,7 @@ async def _in_pieces(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[memory
         async for part in body:
             for at in range(0, len(part), _PIECE):
                 yield memoryview(part)[at : at + _PIECE]
+            part = b""  # while the next one is waited for, and once the last one is sent
 
 
 def _transport_error(error: BaseException) -> httpx.TransportError:
@@ -301,7 +302,7 @@ class UpstreamClient:
         method: str,
         url: str,
         headers: Headers,
-        body: bytes | AsyncIterable[bytes],
+        body: bytes | AsyncIterable[bytes | memoryview],
         *,
         answer: tuple[str, float] = ("upstream_answer_timeout", 120.0),
         idle: float = 300.0,

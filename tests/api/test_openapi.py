@@ -38,7 +38,7 @@ def test_it_is_of_the_standard() -> None:
 def test_its_paths_are_the_router_s() -> None:
     settings = Settings()
     # Routes are made of the settings alone; the rest is for requests.
-    replica = Services(settings, None, None, Metrics(), Gate(settings.limits, None))  # type: ignore[arg-type]
+    replica = Services(settings, None, None, Metrics(), Gate(settings.limits, None), None)  # type: ignore[arg-type]
     routed = {route.path_format for route in create_app(replica).routes if isinstance(route, Route)}
     assert set(SPEC["paths"]) == routed
 

@@ -81,7 +81,7 @@ def test_whoever_takes_the_bytes_is_the_only_one_that_holds_them() -> None:
     outgoing = RequestBody(b"x" * 10)
     assert (outgoing.take(), outgoing.take(), outgoing.size) == (b"x" * 10, b"", 10)
 
-    async def sent() -> list[bytes]:
+    async def sent() -> list[bytes | memoryview]:
         return [chunk async for chunk in RequestBody(b"y" * 10)]
 
     assert asyncio.run(sent()) == [b"y" * 10]

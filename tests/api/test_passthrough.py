@@ -119,6 +119,63 @@ def test_usage(scene: Scene, prefix: str, asks: bool, goes_up: bool, shown: bool
     assert sent == {**body, **({"stream_options": {"include_usage": True}} if goes_up else {})}
 
 
+ODD: dict[str, bytes] = {
+    "large numbers": b'"seed": 12345678901234567890123, "temperature":1.0,"x":1E400 , "y":-0.0',
+    "no numbers": b'"x":NaN,"y":[Infinity,-Infinity]',
+    "half characters": rb'"x":"\ud800","\udfff":1',
+    "escapes": rb'"x":"\/\u00e9\u0041","user":"a","us\u0065r":"b"',
+    "what stands twice": b'"user":"a","user":"b","x":{"model":1,"model":2}',
+    "120 levels": b'"x":' + b"[" * 119 + b"]" * 119,
+    "white space": b'\n\t"x"\r\n:\t[ ]\n',
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize(("prefix", "usage"), [("", b""), ("always-", b',"stream_options":{"include_usage":true}')])
+def test_what_is_not_set_goes_up_as_it_was_written(scene: Scene, kind: str, prefix: str, usage: bytes) -> None:
+    model = scene.play(*stream(*SAMPLES["chat"].frames), prefix=prefix)
+    raw = b' {%b, "model" : "%b","stream":true }\n' % (ODD[kind], model.encode())
+    with open_stream(scene.relay.url + "/v1/chat/completions", headers=SAMPLES["chat"].headers(), body=raw) as answer:
+        assert answer.status == 200
+        answer.events()
+    assert scene.main.calls[-1].body == raw.replace(b" }\n", usage + b" }\n" if not usage else b" " + usage + b"}\n")
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+def test_only_the_model_is_set_in_it(scene: Scene, kind: str, path: str) -> None:
+    model = f"odd-{path[-4:]}-{kind}"
+    scene.other.on(model, *json_response(200, {}))
+    raw = b'{%b, "model" : "other/%b"\t}' % (ODD[kind], model.encode())
+    with open_stream(scene.relay.url + path, headers=SAMPLES["chat"].headers(), body=raw) as answer:
+        assert answer.status == 200, answer.read()
+    assert scene.other.calls[-1].body == raw.replace(b"other/", b"")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("stream_it", [b"true", b"false"])
+def test_a_byte_order_mark_goes_up_too(scene: Scene, path: str, stream_it: bytes) -> None:
+    model = f"bom-{path[-4:]}-{stream_it.decode()}"
+    scene.other.on(model, *json_response(200, {}))
+    raw = b'\xef\xbb\xbf{"model":"other/%b","stream":%b}' % (model.encode(), stream_it)
+    with open_stream(scene.relay.url + path, headers=SAMPLES["chat"].headers(), body=raw) as answer:
+        answer.read()
+    assert scene.other.calls[-1].body == raw.replace(b"other/", b"")
+
+
+@pytest.mark.parametrize("name", ["model", "stream", "stream_options", "n", "previous_response_id"])
+def test_a_member_that_the_relay_reads_may_not_stand_there_twice(scene: Scene, name: str) -> None:
+    raw = b'{"model":"m","stream":false,"stream_options":{},"n":1,"previous_response_id":"a","%b":null}' % name.encode()
+    before = len(scene.main.calls)
+    for body in (
+        raw,
+        raw.replace(b'"%b":null' % name.encode(), b'"\\u%04x%b":null' % (ord(name[0]), name[1:].encode())),
+    ):
+        with open_stream(scene.relay.url + "/v1/responses", headers=SAMPLES["chat"].headers(), body=body) as answer:
+            assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_json")
+    assert len(scene.main.calls) == before
+
+
 # -- passed through -----------------------------------------------------------------------------------------
 
 

@@ -214,8 +214,11 @@ class TestModels:
             assert not any(b"other" in body for body in sent)
 
     BODIES: ClassVar = {
-        b'{"model":"other","model":"mine"}': 200,
-        b'{"model":"mine","model":"other"}': 404,
+        b'{"model":"other","model":"mine"}': 400,
+        b'{"model":"mine","model":"other"}': 400,
+        rb'{"model":"mine","mod\u0065l":"other"}': 400,
+        b'{"model":"mine","tools":[{"x":"mine","x":"other"}]}': 400,
+        rb'{"mod\u0065l":"mine","x":1.0}': 200,
         b'{"model":"mine","Model":"other"}': 404,
         b'{"model":"mine","models":["mine","other"]}': 404,
         b'{"model":"mine","models":["mine"]}': 200,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import fuzz_event_id, fuzz_headers, fuzz_sse
+from tests.fuzz import fuzz_event_id, fuzz_headers, fuzz_json, fuzz_sse
 from tests.fuzz.run import CORPUS, TARGETS
 from tests.protocol.test_sse import bodies
 
@@ -67,7 +67,17 @@ def test_any_head(headers: list[tuple[bytes, bytes]]) -> None:
     fuzz_headers.one(b"\n".join(b"%b: %b" % item for item in headers))
 
 
+@given(
+    st.binary(max_size=3),
+    st.lists(st.sampled_from([*'{}[]:,"\\ 1n', '"model"', '"n"', "\\u006e", "null", '{"n":', '"a":']), max_size=30).map(
+        "".join
+    ),
+)
+def test_any_json(steps: bytes, text: str) -> None:
+    fuzz_json.one(steps.ljust(3, b"\0") + text.encode())
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
-    for target in (fuzz_sse, fuzz_event_id, fuzz_headers):
+    for target in (fuzz_sse, fuzz_event_id, fuzz_headers, fuzz_json):
         target.one(data)

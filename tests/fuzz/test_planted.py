@@ -33,6 +33,12 @@ FAULTS = {
         'if name.lower() == b"connection"',
         'if name == b"connection"',
     ),
+    "a backslash at a piece's end escapes nothing": (
+        "json",
+        "relay/protocol/json_scan.py",
+        'odd = (len(text) - len(text.rstrip(b"\\\\"))) & 1',
+        "odd = 0",
+    ),
     "an answer's header may end its line": (
         "headers",
         "relay/protocol/headers.py",
@@ -53,6 +59,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
     seeds = {
         "sse": b"\x01\x02\x01\x10data: 1\n\n",
         "event_id": b"st_" + b"Aa0_-" * 4 + b"Zz.7",
+        "json": b'\x01\x02\x03{"model":"m","a":"\\\\n"}',
         "headers": b"x-a: 1\nconnection: x-b\nx-b: 2",
     }
     (tmp_path / "tests/fuzz/corpus" / target).mkdir(parents=True)

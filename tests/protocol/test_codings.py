@@ -11,10 +11,17 @@ import pytest
 from backports import zstd
 
 from relay.protocol import codings
-from relay.protocol.codings import Broken, Decoder, Unknown, decode, of_header, sniffed
+from relay.protocol.codings import Broken, Decoder, Layers, TooLarge, Unknown, of_header, sniffed
 
 TEXT = b'{"model":"m","input":"' + bytes(range(32, 127)) * 3000 + b'"}'
 LIMIT = 1 << 20
+
+
+def decode(body: bytes, codings: list[str], limit: int) -> bytes:
+    layers = Layers(codings, limit)
+    text = b"".join(piece for at in range(0, len(body), 4096) for piece in layers.feed(body[at : at + 4096]))
+    layers.finish()
+    return text
 
 
 def raw_deflate(text: bytes) -> bytes:
@@ -78,14 +85,26 @@ def test_a_bomb_is_given_up_at_the_limit(kind: str) -> None:
     bomb = pack(bytes(64 << 20))
     tracemalloc.start()
     try:
-        assert decode(bomb, [coding], LIMIT) is None
+        with pytest.raises(TooLarge):
+            decode(bomb, [coding], LIMIT)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
 
 
 def test_a_bomb_in_a_bomb_is_given_up_at_the_limit_too() -> None:
-    assert decode(gzip.compress(gzip.compress(bytes(64 << 20))), ["gzip", "gzip"], LIMIT) is None
+    with pytest.raises(TooLarge):
+        decode(gzip.compress(gzip.compress(bytes(64 << 20))), ["gzip", "gzip"], LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("around", [1, 2])
+def test_a_body_of_nothing_but_empty_parts_is_given_up(kind: str, around: int) -> None:
+    """Each of a few bytes costs a decoder, and none makes a piece that would be counted."""
+    coding, pack = PACKED[kind]
+    empty = pack(b"") * 200_000
+    with pytest.raises(Broken, match="too many parts"):
+        decode(empty if around == 1 else pack(empty), [coding] * around, 32 << 20)
 
 
 def test_a_window_that_is_too_large_is_refused() -> None:
