@@ -18,12 +18,14 @@ from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
-from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
+# Of an answer's end (RFC 9110, section 15).
+_FIRST_STATUS, _LAST_STATUS = 200, 599
 # With these nothing of a request was sent.
 _NOT_CONNECTED = (
     aiohttp.ClientConnectorError,
@@ -284,6 +286,14 @@ def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]]
     return [item for item in head if item[0].lower() not in gone], listed or None
 
 
+def _malformed(what: str) -> UpstreamMalformed:
+    return UpstreamMalformed(
+        f"What the upstream sent {what}. Check the upstream's base_url with `relay check`, and what stands before it. "
+        "It may have generated all the same, so another try may be paid for twice.",
+        headers={"x-should-retry": "false"},
+    )
+
+
 class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
@@ -307,7 +317,8 @@ class UpstreamClient:
         is how long the body may be silent then.
 
         Raises UpstreamUnreachable where no connection was had, UpstreamDisconnected where it ended before an answer,
-        UpstreamTimeout where the answer does not come in time.
+        UpstreamTimeout where the answer does not come in time, UpstreamMalformed where it is none of HTTP (RFC 9110,
+        section 15).
         """
         address = URL(url, encoded=True)
         proxy, authorization = proxy_for(upstream, address)
@@ -339,11 +350,16 @@ class UpstreamClient:
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        except aiohttp.ClientResponseError as error:
+            raise _malformed("is no head of an HTTP answer") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamDisconnected(
                 f"The upstream's connection ended before its answer ({type(error).__name__}). It may have generated "
                 "all the same, so another try may be paid for twice."
             ) from error
+        if not _FIRST_STATUS <= response.status <= _LAST_STATUS:
+            response.close()
+            raise _malformed(f"has the status {response.status:03}, which ends no answer")
         if response.connection is not None and (protocol := response.connection.protocol) is not None:
             protocol.read_timeout = idle
             protocol.start_timeout()
