@@ -26,6 +26,8 @@ CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
 # Of an answer's end (RFC 9110, section 15).
 _FIRST_STATUS, _LAST_STATUS = 200, 599
+# The upstream waits while a client takes a piece that is larger.
+_LARGE = 4 * 1024
 # With these nothing of a request was sent.
 _NOT_CONNECTED = (
     aiohttp.ClientConnectorError,
@@ -172,7 +174,12 @@ class Body(httpx.AsyncByteStream):
         content = self._response.content
         try:
             async for chunk in content.iter_any():
+                if len(chunk) <= _LARGE:
+                    yield chunk
+                    continue
+                self._hold()
                 yield chunk
+                self._go_on()
         except (aiohttp.ClientError, OSError) as error:
             content.set_exception(None)  # type: ignore[arg-type]
             rest = content.read_nowait()
@@ -180,9 +187,22 @@ class Body(httpx.AsyncByteStream):
                 yield rest
             raise _transport_error(error) from error
 
+    def _hold(self) -> None:
+        """Read nothing while nobody asks for more: one read may bring 256 KiB. The wait is none of the upstream's."""
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            self.pause()
+            connection.protocol._drop_timeout()
+
+    def _go_on(self) -> None:
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.start_timeout()
+            self.resume()
+
     async def aclose(self) -> None:
         # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
         self._response.close()
+        # Else what nobody reads any more stays until the collector comes.
+        self._response.content._buffer.clear()
 
 
 class _Undone:
