@@ -49,7 +49,7 @@ class Account:
     def __init__(self, bound: int, waiting: Callable[[], Sequence[Waiting]], whole: Account | None = None) -> None:
         """`waiting` tells which answers wait, in the order in which they are let go."""
         self.total = 0
-        self._bound = bound
+        self.bound = bound
         self._waiting = waiting
         self._whole = whole
         self._look: asyncio.Handle | None = None
@@ -57,12 +57,12 @@ class Account:
 
     def add(self, size: int) -> None:
         self.total += size
-        if self.total > self._bound:
-            self._look_soon()
+        if self.total > self.bound:
+            self.look_soon()
         if (whole := self._whole) is not None:
             whole.total += size
-            if whole.total > whole._bound:
-                whole._look_soon()
+            if whole.total > whole.bound:
+                whole.look_soon()
 
     def remove(self, size: int) -> None:
         self.total -= size
@@ -73,7 +73,7 @@ class Account:
 
     @property
     def is_full(self) -> bool:
-        return self.total > self._bound
+        return self.total > self.bound
 
     async def until_room(self, number: int) -> None:
         """Returns when the request of this number may begin, or `unpark` says so."""
@@ -100,7 +100,7 @@ class Account:
         finally:
             self.remove(size)
 
-    def _look_soon(self) -> None:
+    def look_soon(self) -> None:
         if self._look is None:
             self._look = asyncio.get_running_loop().call_soon(self._relieve)
 
@@ -115,7 +115,7 @@ class Account:
             for answer in waiting[:AT_ONCE]:
                 if not self.is_full:
                     break
-                if loop.time() - answer.kept_pace >= GRACE or (self._whole is None and self.total > 2 * self._bound):
+                if loop.time() - answer.kept_pace >= GRACE or (self._whole is None and self.total > 2 * self.bound):
                     answer.let_go()
         if self.is_full:
             self._look = loop.call_later(AGAIN, self._relieve)

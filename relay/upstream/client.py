@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import aiohttp
@@ -201,8 +202,9 @@ class Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
         self._response.close()
-        # Else what nobody reads any more stays until the collector comes.
-        self._response.content._buffer.clear()
+        # Else what nobody reads any more stays until the collector comes. Of an answer without a body there is none.
+        with suppress(AttributeError):
+            self._response.content._buffer.clear()
 
 
 class _Undone:
