@@ -1,17 +1,14 @@
 """Delivery: a reader's events to its client, heartbeats in between, and an end that cannot be mistaken.
 
-One timer per reader, armed again only when it fires, serves both the heartbeat and the write limit; an
-event sets none. Nothing stands between the frames and the server's own `send`, or the connection itself where the
-server lets the relay write to it (`exchange.direct`).
-
-Promises: a client that takes something, if only a little, within `limits.write_timeout` is never dropped, whatever the
-size of an event; one that takes nothing holds a slice of what it was given, in its connection, and no copy of the rest.
+One timer per reader, armed again only when it fires, serves the heartbeat; an event sets none. Nothing stands between
+the frames and the server's own `send`, or the connection itself where the server lets the relay write to it
+(`exchange.direct`). The server also sees to clients that take nothing (`relay/http/unsent.py`): they are gone then.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from relay.api.exchange import Exchange
@@ -22,10 +19,8 @@ from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import INCREMENTAL, Headers
 from relay.streams.reader import Lost
 
-# The most that one write hands to a connection.
+# The most that is written through. The server takes what is larger slice by slice, so that it is copied nowhere.
 _SLICE = 64 * 1024
-# How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
-_LOOKS = 4
 
 EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache, no-store, no-transform"),
@@ -81,34 +76,23 @@ class Delivery:
         self._exchange = exchange
         self._reader = reader
         self._every = settings.streams.heartbeat
-        self._write_timeout = settings.limits.write_timeout
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
-        self._writing_since: float | None = None  # or since the client was last seen to take something
-        self._untaken = exchange.untaken()
-        self._seen_untaken = 0
+        self._writing = False
         self._held_back: bytes | None = None  # what is too large for one write
         self._beat = False
-        self._too_slow = False
-        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, headers: Headers) -> None:
         """Returns at the stream's end. Raises ConnectionCut where this connection must not look complete."""
-        self._task = asyncio.current_task()
         gone = asyncio.create_task(self._watch())
         try:
             await self._exchange.start(200, headers)
             self._exchange.when_half_closed(self._send_heartbeat)
-            self._timer = self._loop.call_later(min(self._every, self._write_timeout / _LOOKS), self._tick)
+            self._timer = self._loop.call_later(self._every, self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
             raise ConnectionCut from None
-        except asyncio.CancelledError:
-            if self._too_slow and self._task is not None:
-                self._task.uncancel()
-                raise ConnectionCut from None
-            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -142,20 +126,11 @@ class Delivery:
                 data = reader.heartbeat
                 self._beat = False
                 reader.meter.heartbeats.inc()
-            self._writing_since = now()
-            if len(data) <= _SLICE:
-                await send(data)
-            else:
-                await self._send_sliced(data, send)
+            self._writing = True
+            await send(data)
             data = None  # a reader that waits holds nothing
-            self._writing_since = None
+            self._writing = False
             self._last_write = now()
-
-    async def _send_sliced(self, data: bytes, send: Callable[[bytes | memoryview], Awaitable[None]]) -> None:
-        view = memoryview(data)
-        for at in range(0, len(view), _SLICE):
-            await send(view[at : at + _SLICE])
-            self._writing_since = self._loop.time()
 
     async def _watch(self) -> None:
         await self._exchange.until_gone()
@@ -167,20 +142,8 @@ class Delivery:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        if self._writing_since is not None:
-            untaken = self._untaken()
-            if untaken != self._seen_untaken:
-                self._seen_untaken = untaken
-                self._writing_since = now
-            due = self._writing_since + self._write_timeout
-            if now >= due and self._task is not None:
-                self._too_slow = True
-                self._exchange.abort()
-                self._task.cancel()
-                return
-        else:
-            due = self._last_write + self._every
-            if now >= due:
-                self._send_heartbeat()
-                due = now + self._every
-        self._timer = self._loop.call_at(max(min(due, now + self._write_timeout / _LOOKS), now + 0.01), self._tick)
+        due = now if self._writing else self._last_write
+        if now >= due + self._every:
+            self._send_heartbeat()
+            due = now
+        self._timer = self._loop.call_at(max(due + self._every, now + 0.01), self._tick)

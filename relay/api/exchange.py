@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from relay.api.bodies import SLOW, Bodies, Charge
 from relay.api.json_body import JsonBody, too_large
 from relay.auth.gate import Caller
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
+from relay.http.contract import DIRECT, HALF_CLOSE, READ_TIMEOUT, ConnectionCut, DirectWriter
 from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
@@ -58,10 +58,6 @@ _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
 
 class ClientGone(Exception):
     """The client hung up before its answer."""
-
-
-def _nothing() -> int:
-    return 0
 
 
 class Exchange:
@@ -237,6 +233,8 @@ class Exchange:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+            # An error holds this frame: whatever it was about would stay until the collector comes.
+            del task, gone
 
     # -- the answer ---------------------------------------------------------------------------------------
 
@@ -247,11 +245,11 @@ class Exchange:
             headers = [item for item in headers if item[0] not in names] + self.answer_headers
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    def sender(self) -> Callable[[bytes | memoryview], Awaitable[None]]:
+    def sender(self) -> Callable[[bytes], Awaitable[None]]:
         """The server's own `send` for body parts, with nothing in between."""
         send = self._send
 
-        async def part(data: bytes | memoryview) -> None:
+        async def part(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
         return part
@@ -266,18 +264,6 @@ class Exchange:
         half_close = self.scope.get("state", {}).get(HALF_CLOSE)
         if half_close is not None and self.scope["http_version"] < "2":
             half_close.probe = probe
-
-    def untaken(self) -> Callable[[], int]:
-        """Tells how many bytes of this answer wait for the client; always 0 where the server does not say."""
-        told: Callable[[], int] | None = self.scope.get("state", {}).get(UNTAKEN)
-        return told or _nothing
-
-    def abort(self) -> None:
-        """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over
-        HTTP/2 the other streams of the connection may be well, and only this one is cut."""
-        abort = self.scope.get("state", {}).get(ABORT)
-        if abort is not None and self.scope["http_version"] < "2":
-            abort()
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

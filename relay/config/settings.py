@@ -118,7 +118,9 @@ class LimitSettings(Section):
         75.0,
         description="A connection is closed after so long without a request; longer than a proxy in front keeps it.",
     )
-    write_timeout: Duration = Field(30.0, description="A reader that takes nothing for so long is dropped.")
+    write_timeout: Duration = Field(
+        30.0, description="A client that takes nothing of its answer for so long is dropped."
+    )
 
 
 class DrainSettings(Section):

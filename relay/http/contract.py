@@ -7,13 +7,10 @@ from typing import Protocol
 
 # In the scope's state: a `HalfClose`.
 HALF_CLOSE = "relay.half_close"
-# In the scope's state: ends the connection at once, with whatever is not yet written; `limits.read_timeout`.
-ABORT = "relay.abort"
 # In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `DirectWriter`.
 DIRECT = "relay.direct"
+# In the scope's state: `limits.read_timeout`, in seconds.
 READ_TIMEOUT = "relay.read_timeout"
-# In the scope's state: tells how many bytes of this answer wait for the client to take them.
-UNTAKEN = "relay.untaken"
 
 
 class DirectWriter(Protocol):
@@ -23,9 +20,9 @@ class DirectWriter(Protocol):
     def write(self, data: bytes) -> bool:
         """Write one chunk. False where the client has not taken what came before: use `send` next."""
 
-    async def send(self, data: bytes | memoryview) -> None:
-        """Write one chunk, none where `data` is empty, and wait until the client has taken most of it. A view is not
-        copied."""
+    async def send(self, data: bytes) -> None:
+        """Write it, slice by slice, and wait until the client has taken most of each. Raises ConnectionCut where the
+        client has gone, or has taken nothing for `limits.write_timeout`."""
 
 
 class HalfClose:

@@ -18,17 +18,23 @@ client cannot know, and might use the connection again: its end goes out in one 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
 from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.events import Closed
-from hypercorn.protocol.events import EndBody, Request, Response
+from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
+from relay.http.contract import ConnectionCut
+from relay.http.unsent import SEND, Sending, Waiting
+
+# The most of a body that is handed to a connection before it has taken what came before.
+SLICE = 64 * 1024
 # In the connection's state: have what is written from now on sent with the connection's end.
 CORK = "relay.cork"
 
@@ -96,6 +102,7 @@ class Http1(H11Protocol):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.connection._receive_buffer = Lines()  # type: ignore[union-attr]
+        self._sending: Sending = self.connection_state[SEND]
 
     async def until_to_be_closed(self) -> None:
         """Return when this connection, which is idle, is to be closed for the server's end. One that has yet to bring
@@ -119,7 +126,21 @@ class Http1(H11Protocol):
         await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
         return True
 
+    def waiting(self) -> Iterator[Waiting]:
+        """Its answer, where it cannot go on before its client takes something."""
+        account, taking, abort = self._sending
+        if account.total and taking.held:
+            since = taking.since()
+            yield Waiting(since, since, abort)
+
     async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Body):
+            with self._sending.account.holding(len(event.data)):
+                for at in range(0, len(event.data), SLICE):
+                    if self.stream is None:
+                        raise ConnectionCut
+                    await super().stream_send(Body(event.stream_id, event.data[at : at + SLICE]))
+            return
         if isinstance(event, EndBody) and self.context.draining.is_set():
             self.connection_state[CORK]()
         if isinstance(event, Response) and self.context.draining.is_set():

@@ -4,8 +4,9 @@ Hypercorn departs from that in these ways, each worked around here:
 
 - a response that the application breaks off is left open for ever: here it ends with RST_STREAM, so that no
   client takes what it has for a complete answer;
-- what a client does not take piles up without bound while its window is closed: here the application waits, so
-  that `limits.write_timeout` can end it;
+- what a client does not take piles up without bound while its window is closed, and any number of streams is tried
+  again for each byte that it lets in: here the application waits, what all of them hold is counted (`unsent.py`), one
+  that takes nothing for `limits.write_timeout` is reset, and those that wait for the connection's window take turns;
 - a request body that its application does not read holds up the whole connection: here only its own stream,
   whose window is given back as the body is read;
 - data for a stream whose answer is complete ends the connection: here it is let go;
@@ -18,8 +19,9 @@ Hypercorn departs from that in these ways, each worked around here:
 - a connection that is to end resets new requests from one moment to the next: here its client is told first (GOAWAY),
   a request that was on its way is served, and one that comes later is refused as never begun (REFUSED_STREAM);
 - a method or a path that would be another request over HTTP/1.1, and a second `Content-Length`, are let in: here their
-  stream is reset (RFC 9113, sections 8.1.1 and 8.3.1). h2 itself sees to the rest of a head's form, to its size
-  (64 KiB) and to the number of its CONTINUATION frames (64).
+  stream is reset (RFC 9113, sections 8.1.1 and 8.3.1). h2 itself sees to the rest of a head's form, and to its size
+  once it is unpacked (64 KiB);
+- frames may be sent without end, and heads that have none (`frames.py`).
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ import asyncio
 import copy
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
+from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
@@ -39,25 +43,19 @@ from h2.settings import SettingCodes, Settings
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as IOEvent
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Body, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h2 import (
-    BUFFER_HIGH_WATER,
-    BUFFER_LOW_WATER,
-    BufferCompleteError,
-    H2Protocol,
-    StreamBuffer,
-)
-from hypercorn.protocol.h11 import H2ProtocolAssumedError
+from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.typing import ConnectionState
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
-from relay.http.contract import UNTAKEN
-from relay.http.http1 import Context, Http1
+from relay.http.contract import ConnectionCut
+from relay.http.frames import SMALL, Frames
+from relay.http.http1 import Context
+from relay.http.sending import Buffer, Turns
+from relay.http.unsent import SEND, Sending, Waiting
 
 # A client may cancel at once as many requests as two times fill a connection, and so many more each second: a proxy's
 # clients may all hang up together. (nghttp2, whose connections are one client's, has 1000 and 33.)
@@ -66,132 +64,17 @@ _CANCELS_PER_SECOND = 100
 
 # The last stream that there can be: a GOAWAY with it says that an end is near, and refuses nothing yet.
 _LAST_STREAM = (1 << 31) - 1
-# For a request that was on its way to a connection which has begun in a drain.
-_CROSSING = 1.0
+# The heads of all requests that a connection runs: 4 KiB each where it has as many as it may.
+_HEADS = 4 << 20
 
 _METHOD = re.compile(rb"[A-Za-z]{1,32}")
 _PATH = re.compile(rb"[\x21-\x7e]+")
-
-_P = TypeVar("_P")
-
-
-class Protocol(ProtocolWrapper):
-    """A connection that begins as HTTP/1.1 and is HTTP/2 once its client says so."""
-
-    context: Context
-    protocol: Http1 | _Http2
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.protocol = self._made(Http1)
-
-    @property
-    def begun(self) -> bool:
-        """Has the client sent the head of a request yet?"""
-        return bool(self.protocol.keep_alive_requests)
-
-    async def until_to_be_closed(self) -> None:
-        """Return when this connection, which is idle, is to be closed for the server's end."""
-        await self.protocol.until_to_be_closed()
-
-    @property
-    def owes_an_answer(self) -> bool:
-        """Has a client of HTTP/1.1 sent a whole request whose answer is not at its end?"""
-        return isinstance(self.protocol, Http1) and self.protocol.owes_an_answer
-
-    async def probe(self) -> bool:
-        """See `Http1.probe`."""
-        return isinstance(self.protocol, Http1) and await self.protocol.probe()
-
-    async def go_away(self, crossing: float) -> None:
-        """Tell a client of HTTP/2 that its connection takes no request that is not here after `crossing` seconds."""
-        if isinstance(self.protocol, _Http2):
-            await self.protocol.go_away(crossing)
-
-    async def handle(self, event: IOEvent) -> None:
-        try:
-            await self.protocol.handle(event)
-        except H2ProtocolAssumedError as known:
-            self.protocol = self._made(_Http2)
-            await self.protocol.initiate()
-            await self.send(Updated(idle=True))
-            if self.context.draining.is_set():
-                self.task_group.spawn(self.protocol.go_away, _CROSSING)
-            if known.data:
-                await self.protocol.handle(RawData(known.data))
-
-    def _made(self, kind: Callable[..., _P]) -> _P:
-        return kind(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.state,
-            self.ssl,
-            self.client,
-            self.server,
-            self.send,
-        )
-
-
-class _Turns:
-    """Who may send next: those with something to send, one after the other. The priorities that clients may give
-    are not followed (RFC 9113, section 5.3.2, deprecates them)."""
-
-    def __init__(self) -> None:
-        self._known: set[int] = set()
-        self._ready: dict[int, None] = {}
-
-    def __next__(self) -> int:
-        for stream in self._ready:
-            del self._ready[stream]
-            self._ready[stream] = None
-            return stream
-        raise DeadlockError("no stream has anything to send")
-
-    def insert_stream(self, stream: int) -> None:
-        self._known.add(stream)
-        self._ready[stream] = None
-
-    def remove_stream(self, stream: int) -> None:
-        self._known.discard(stream)
-        self._ready.pop(stream, None)
-
-    def block(self, stream: int) -> None:
-        self._ready.pop(stream, None)
-
-    def unblock(self, stream: int) -> None:
-        if stream not in self._known:
-            raise MissingStreamError(f"stream {stream} is over")
-        self._ready.setdefault(stream)
-
-
-class _Buffer(StreamBuffer):
-    """What waits to be sent on one stream; who adds to it waits until little of it is left."""
-
-    async def push(self, data: bytes) -> None:
-        if self._complete:
-            raise BufferCompleteError
-        self.buffer.extend(data)
-        await self._is_empty.clear()
-        if len(self.buffer) >= BUFFER_HIGH_WATER:
-            await self._paused.clear()
-            await self._paused.wait()
-
-    async def pop(self, max_length: int) -> bytes:
-        data = bytes(self.buffer[:max_length])
-        del self.buffer[:max_length]
-        if len(self.buffer) < BUFFER_LOW_WATER:
-            await self._paused.set()
-        if not self.buffer:
-            await self._is_empty.set()
-        return data
 
 
 class _FlowControlledTasks:
     """The task group, as one stream sees it: what its application reads of the body makes room for more."""
 
-    def __init__(self, protocol: _Http2, stream: int) -> None:
+    def __init__(self, protocol: Http2, stream: int) -> None:
         self._protocol = protocol
         self._stream = stream
 
@@ -203,17 +86,30 @@ class _FlowControlledTasks:
                     await self._protocol.make_room(self._stream, len(body))
                 return message
 
+            await self._protocol.until_room(self._stream)
             await app(scope, counted, send, *threads)
 
         return await self._protocol.task_group.spawn_app(reading, config, scope, send)  # type: ignore[arg-type]
 
 
-class _Http2(H2Protocol):
+def _size(request: RequestReceived) -> int:
+    return sum(len(name) + len(value) for name, value in request.headers)
+
+
+class Http2(H2Protocol):
     context: Context
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._told_to_go = self.context.event_class()
+        self._sending: Sending = self.connection_state[SEND]
+        self._frames = self.connection.incoming_buffer = Frames()
+        self._heads: dict[int, int] = {}
+        self._heads_held = 0
+        self._now = asyncio.get_running_loop().time
+        self._last_sent = self._now()
+        # Those that wait for the connection's window.
+        self._starved: dict[int, None] = {}
         self.connection.local_settings = Settings(
             client=False,
             initial_values={
@@ -221,7 +117,8 @@ class _Http2(H2Protocol):
                 SettingCodes.MAX_HEADER_LIST_SIZE: self.config.h2_max_header_list_size,
             },
         )
-        self.priority = _Turns()  # type: ignore[assignment]
+        self.stream_buffers: dict[int, Buffer] = {}  # type: ignore[assignment]
+        self.priority = Turns()  # type: ignore[assignment]
         # The stream's window bounds what waits to be read; a full queue would hold up the connection.
         self._stream_config = copy.copy(self.config)
         self._stream_config.max_app_queue_size = 0
@@ -242,44 +139,122 @@ class _Http2(H2Protocol):
         await self._told_to_go.set()
         await self.send(RawData(GoAwayFrame(0, last_stream_id=last).serialize()))
 
+    async def handle(self, event: IOEvent) -> None:
+        if isinstance(event, Closed):
+            self.closed = True
+            for number in list(self.stream_buffers):
+                self._forget(number)
+                await self._close_stream(number)
+                await asyncio.sleep(0)  # each has an upstream's call to end, and others have their turn
+        await super().handle(event)
+        while isinstance(event, RawData) and self._frames.is_over_turn and not self._is_over():
+            await asyncio.sleep(0)
+            await super().handle(RawData(b""))
+
+    def _is_over(self) -> bool:
+        return self.closed or self.connection.state_machine.state is ConnectionState.CLOSED
+
     async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Body):
+            try:
+                await self.stream_buffers[event.stream_id].push(event.data)
+            except (KeyError, BufferCompleteError, MissingStreamError):
+                raise ConnectionCut from None
+            return
         if isinstance(event, StreamClosed):
             buffer = self.stream_buffers.get(event.stream_id)
             if buffer is not None and not buffer.complete:
-                await self._forget(event.stream_id)
+                self._forget(event.stream_id)
                 await self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
         await super().stream_send(event)
 
+    async def _wake(self, stream_id: int) -> None:
+        self.priority.unblock(stream_id)
+        await self.has_data.set()
+
     async def _send_data(self, stream_id: int) -> None:
         buffer = self.stream_buffers[stream_id]
+        connection = self.connection
         try:
-            window = self.connection.local_flow_control_window(stream_id)
-            data = await buffer.pop(min(window, self.connection.max_outbound_frame_size)) if window > 0 else b""
+            window = connection.local_flow_control_window(stream_id)
+            data = buffer.pop(min(window, connection.max_outbound_frame_size)) if window > 0 else b""
             if data:
-                self.connection.send_data(stream_id, data)
+                connection.send_data(stream_id, data)
+                if len(data) >= SMALL:
+                    self._frames.earn()
             if buffer.complete:
-                self.connection.end_stream(stream_id)
-                await self._forget(stream_id)
-            elif not data or not buffer.buffer:
+                connection.end_stream(stream_id)
+                self._forget(stream_id)
+            elif not data or not buffer.held:
                 self.priority.block(stream_id)
+                if buffer.held and connection.outbound_flow_control_window <= 0:
+                    self._starved[stream_id] = None
             await self._flush()
+            if data:
+                self._last_sent = self._now()
         except ProtocolError:
-            await self._forget(stream_id)  # its client has ended it
+            self._forget(stream_id)  # its client has ended it
 
-    def _untaken(self, stream_id: int, buffer: _Buffer) -> int:
-        """What waits for the client on one stream. Where its window is open, it waits for the connection."""
-        waiting = len(buffer.buffer)
-        try:
-            if self.connection.local_flow_control_window(stream_id) > 0:
-                waiting += self.connection_state[UNTAKEN]()
-        except ProtocolError:
-            pass  # the stream is over
-        return waiting
+    async def send_task(self) -> None:
+        while not self.closed:
+            if self._starved and self.connection.outbound_flow_control_window > 0:
+                stream_id = next(iter(self._starved))
+                del self._starved[stream_id]
+                self.priority.unblock(stream_id)
+            try:
+                stream_id = next(self.priority)
+            except DeadlockError:
+                await self.has_data.wait()
+                await self.has_data.clear()
+            else:
+                await self._send_data(stream_id)
 
-    async def _forget(self, stream_id: int) -> None:
+    async def _window_updated(self, stream_id: int | None) -> None:
+        if stream_id == 0:
+            await self.has_data.set()
+        else:
+            await super()._window_updated(stream_id)
+
+    def waiting(self) -> Iterator[Waiting]:
+        """The streams that have something to send and may not."""
+        held_up = self._sending.taking.held > 0
+        behind = self._sending.taking.since() if held_up else self._last_sent
+        for number, buffer in self.stream_buffers.items():
+            stream = self.connection.streams.get(number)
+            if not buffer.held or stream is None:
+                continue
+            if stream.outbound_flow_control_window <= 0:
+                yield Waiting(buffer.taken, buffer.kept_pace, partial(self._let_go, number))
+            elif held_up or self.connection.outbound_flow_control_window <= 0:
+                taken, kept_pace = max(buffer.taken, behind), max(buffer.kept_pace, behind)
+                yield Waiting(taken, kept_pace, partial(self._let_go, number))
+
+    def _let_go(self, number: int) -> None:
+        """End a stream whose client takes nothing of it."""
+        self._forget(number)
+        with suppress(RuntimeError):  # the connection is at its end
+            self.task_group.spawn(self._end, number)
+
+    async def _end(self, number: int) -> None:
+        await self._close_stream(number)
+        await self._reset(number, ErrorCodes.INTERNAL_ERROR)
+        if not self.streams:
+            await self.send(Updated(idle=True))
+
+    async def _close_stream(self, stream_id: int) -> None:
+        self._heads_held -= self._heads.pop(stream_id, 0)
+        self._sending.account.unpark(stream_id)
+        await super()._close_stream(stream_id)
+
+    def _forget(self, stream_id: int) -> None:
         self.priority.remove_stream(stream_id)
+        self._starved.pop(stream_id, None)
         if (buffer := self.stream_buffers.pop(stream_id, None)) is not None:
-            await buffer.close()
+            buffer.close()
+
+    async def until_room(self, number: int) -> None:
+        if number in self.streams:
+            await self._sending.account.until_room(number)
 
     async def make_room(self, stream: int, size: int) -> None:
         """So much of a stream's body has been read: its client may send as much again."""
@@ -303,15 +278,24 @@ class _Http2(H2Protocol):
             if isinstance(event, DataReceived):
                 await self._data(event)
                 continue
-            if isinstance(event, RequestReceived) and self._told_to_go.is_set():
+            if isinstance(event, RequestReceived) and not self._has_room(event):
                 await self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
                 continue
             cancelled = isinstance(event, StreamReset) and event.stream_id in self.streams
+            if isinstance(event, StreamReset):
+                self._forget(event.stream_id)
             await super()._handle_events([event])
+            if isinstance(event, RequestReceived):
+                await asyncio.sleep(
+                    0
+                )  # many that arrive together begin one after the other, and others have their turn
             if cancelled:
                 await self._count_cancelled()
             if not self.streams and isinstance(event, RequestReceived | StreamReset):
                 await self.send(Updated(idle=True))
+
+    def _has_room(self, request: RequestReceived) -> bool:
+        return not self._told_to_go.is_set() and self._heads_held + _size(request) <= _HEADS
 
     async def _count_cancelled(self) -> None:
         now = time.monotonic()
@@ -344,6 +328,8 @@ class _Http2(H2Protocol):
             await self._reset(number, ErrorCodes.PROTOCOL_ERROR)
             return
         self.keep_alive_requests += 1
+        self._heads[number] = _size(request)
+        self._heads_held += self._heads[number]
         self.streams[number] = stream = HTTPStream(
             self.app,
             self._stream_config,
@@ -355,7 +341,7 @@ class _Http2(H2Protocol):
             self.stream_send,
             number,
         )
-        self.stream_buffers[number] = buffer = _Buffer(self.context.event_class)
+        self.stream_buffers[number] = Buffer(self._sending.account, partial(self._wake, number))
         self.priority.insert_stream(number)
         self.priority.block(number)
         await stream.handle(
@@ -365,7 +351,7 @@ class _Http2(H2Protocol):
                 http_version="2",
                 method=pseudo[b":method"].decode("ascii"),
                 raw_path=pseudo.get(b":path", b"/"),
-                state=ConnectionState({**self.connection_state, UNTAKEN: partial(self._untaken, number, buffer)}),
+                state=self.connection_state,
             )
         )
         await self.context.mark_request()

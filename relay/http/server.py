@@ -14,7 +14,6 @@ import functools
 import logging
 import select
 import socket
-import sys
 import termios
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -29,9 +28,10 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, HalfClose
-from relay.http.http1 import CORK, Context
-from relay.http.http2 import Protocol
+from relay.http.contract import DIRECT, HALF_CLOSE, READ_TIMEOUT, ConnectionCut, HalfClose
+from relay.http.http1 import CORK, SLICE, Context
+from relay.http.protocol import Protocol
+from relay.http.unsent import AGAIN, AT_ONCE, BOUND, SEND, SHARE, Account, Sending, Taking, Waiting
 from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
@@ -39,6 +39,10 @@ _BACKLOG = 4096
 _HTTP2_STREAMS = 1000
 _WRITE_AHEAD = 64 * 1024
 _MAX_READ = 64 * 1024
+# Of what nobody asks for yet; the connection is read on to twice as much.
+_READ_AHEAD = 16 * 1024
+# How often in `limits.write_timeout` a client is looked at that does not take all that it is sent.
+_LOOKS = 4
 _GRACE = 3.0
 _SETTLE = 0.25
 # For what a client had sent, or was about to, when the drain began: more than any network takes, on a busy machine.
@@ -49,9 +53,10 @@ class _Chunks:
     """A `DirectWriter` on a connection of Hypercorn's, whose state does not change between a head and an end. For the
     same bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, account: Account) -> None:
         self._writer = writer
         self._transport = writer.transport
+        self._account = account
 
     def write(self, data: bytes) -> bool:
         transport = self._transport
@@ -60,33 +65,25 @@ class _Chunks:
         transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return transport.get_write_buffer_size() < _WRITE_AHEAD
 
-    async def send(self, data: bytes | memoryview) -> None:
+    async def send(self, data: bytes) -> None:
         try:
-            if isinstance(data, memoryview):
-                if not self._transport.is_closing():
-                    self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
-            elif data:
-                self.write(data)
-            await self._writer.drain()
+            if len(data) <= SLICE:
+                if data:
+                    self.write(data)
+                await self._writer.drain()
+            else:
+                with self._account.holding(len(data)):
+                    await self._send_slices(memoryview(data))
         except (ConnectionError, RuntimeError):
             raise ConnectionCut from None
 
-
-def _untaken(writer: asyncio.StreamWriter) -> Callable[[], int]:
-    """Tells how many bytes this process and the kernel hold for the peer. The kernel asks for more only once a third of
-    its buffer, which may be megabytes, is free: before that only its own queue shows that the peer takes anything."""
-    transport = writer.transport
-    descriptor = writer.get_extra_info("socket").fileno()
-
-    def untaken() -> int:
-        queued = bytearray(4)
-        try:
-            fcntl.ioctl(descriptor, termios.TIOCOUTQ, queued)
-        except OSError:
-            pass
-        return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
-
-    return untaken
+    async def _send_slices(self, data: memoryview) -> None:
+        for at in range(0, len(data), SLICE):
+            part = data[at : at + SLICE]
+            if self._transport.is_closing():
+                raise ConnectionCut
+            self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
+            await self._writer.drain()
 
 
 class _Connection(TCPServer):
@@ -94,10 +91,27 @@ class _Connection(TCPServer):
 
     protocol: Protocol
 
-    def __init__(self, limits: LimitSettings, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self,
+        limits: LimitSettings,
+        whole: Account,
+        writer: asyncio.StreamWriter,
+        reader: asyncio.StreamReader,
+        *more: Any,
+    ) -> None:
+        account = Account(SHARE, self._in_order, whole)
+        self.sending = Sending(account, Taking(writer), writer.transport.abort)
+        self._half_close = HalfClose()
+        state = {
+            CORK: functools.partial(_cork, writer),
+            DIRECT: _Chunks(writer, account),
+            HALF_CLOSE: self._half_close,
+            READ_TIMEOUT: limits.read_timeout,
+            SEND: self.sending,
+        }
+        super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
-        self._half_close: HalfClose = self.state[HALF_CLOSE]
+        self._looks: asyncio.TimerHandle | None = None
         self._over: asyncio.Event | None = None
         connection = self.writer.get_extra_info("socket")
         self._ends = [
@@ -113,24 +127,51 @@ class _Connection(TCPServer):
                 self.protocol = Protocol(
                     self.app, self.config, self.context, group, state, False, client, server, self.protocol_send
                 )
+                self._look()
                 await self.protocol.initiate()
                 await self.idle_task.restart(group, self._idle_timeout)
                 await self._read_data()
         except OSError:
             pass  # the client has gone
         finally:
-            await self._close()
+            try:
+                await self._close()
+            finally:
+                if self._looks is not None:
+                    self._looks.cancel()
+
+    def _in_order(self) -> list[Waiting]:
+        return sorted(self.protocol.waiting(), key=lambda answer: answer.kept_pace)
+
+    def _look(self) -> None:
+        """Let go whoever takes nothing: of an answer, or of all that the connection has for it."""
+        limit = self._limits.write_timeout
+        now = self.loop.time()
+        late = [answer for answer in self.protocol.waiting() if now - answer.taken >= limit]
+        for answer in late[:AT_ONCE]:
+            answer.let_go()
+        if now - self.sending.taking.since() >= limit:
+            self.sending.abort()
+        self._looks = self.loop.call_later(AGAIN if len(late) > AT_ONCE else limit / _LOOKS, self._look)
 
     async def _read_data(self) -> None:
         with contextlib.suppress(OSError):
-            while data := await self.reader.read(_MAX_READ):
-                await self.protocol.handle(RawData(data))
+            while await self._read_more():
+                if self.reader._buffer:  # type: ignore[attr-defined]
+                    await asyncio.sleep(0)  # others have their turn
             if self.protocol.owes_an_answer:
                 await self._answered_or_gone()
             else:
                 await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
         await self.idle_task.stop()
+
+    async def _read_more(self) -> bool:
+        """False at the end. What was read is held by nobody but the protocol while the next bytes are awaited."""
+        data = await self.reader.read(_MAX_READ)
+        if data:
+            await self.protocol.handle(RawData(data))
+        return bool(data)
 
     async def _answered_or_gone(self) -> None:
         """The client has closed its side: return when its answer is at its end, or it is seen to have gone."""
@@ -191,9 +232,10 @@ class _NoCuts(logging.Filter):
 def _config() -> Config:
     config = Config()
     config.include_server_header = False
-    # Heads up to this size reach the application, which answers in the API's own error shape.
-    config.h11_max_incomplete_size = 8 * MAX_HEADER_BYTES
-    config.h2_max_header_list_size = 8 * MAX_HEADER_BYTES
+    # Heads up to this size reach the application, which answers in the API's own error shape; one without end holds no
+    # more.
+    config.h11_max_incomplete_size = 2 * MAX_HEADER_BYTES
+    config.h2_max_header_list_size = 2 * MAX_HEADER_BYTES
     # Proxies put many streams on one connection; by default it is 100, and a client that needs more waits.
     config.h2_max_concurrent_streams = _HTTP2_STREAMS
     # At this number, 1000 by default, an HTTP/2 connection is closed under all the streams that it carries.
@@ -218,6 +260,7 @@ class Server:
         self._accepting: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._going_away: set[asyncio.Task[None]] = set()
+        self._unsent = Account(BOUND, self._waiting)
 
     async def start(self) -> None:
         self._accepting = await self._loop.create_server(self._protocol, sock=self._listener, backlog=_BACKLOG)
@@ -281,24 +324,25 @@ class Server:
         if self._connections:
             await asyncio.wait(self._connections, timeout=timeout)
 
+    def _waiting(self) -> list[Waiting]:
+        """All answers that wait for their client, those of connections first that hold more than their share."""
+        found = [
+            (not connection.sending.account.is_full, answer.kept_pace, answer)
+            for connection in self._connections.values()
+            for answer in connection.protocol.waiting()
+        ]
+        return [answer for *_, answer in sorted(found, key=lambda entry: entry[:2])]
+
     def _protocol(self) -> asyncio.StreamReaderProtocol:
-        reader = asyncio.StreamReader(loop=self._loop)
+        reader = asyncio.StreamReader(limit=_READ_AHEAD, loop=self._loop)
         return asyncio.StreamReaderProtocol(reader, self._connected, loop=self._loop)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        state = {
-            ABORT: writer.transport.abort,
-            CORK: functools.partial(_cork, writer),
-            DIRECT: _Chunks(writer),
-            HALF_CLOSE: HalfClose(),
-            READ_TIMEOUT: self._limits.read_timeout,
-            UNTAKEN: _untaken(writer),
-        }
         try:
             connection = _Connection(
-                self._limits, self._app, self._loop, self._config, self._context, state, reader, writer
+                self._limits, self._unsent, writer, reader, self._app, self._loop, self._config, self._context
             )
         except OSError:
             writer.close()

@@ -13,15 +13,20 @@ forwarded (event ids are the relay's own), and an event whose data is empty is d
 because clients of these APIs parse every data line as JSON and some upstreams use it to keep alive. What upstreams
 write where an event should stand is read as one: a field `error:`, and a block that begins like a JSON or an HTML body.
 An event without its blank line at the end of the body is offered (`rest`), and not discarded.
+
+What of a field's line goes on to clients: `data:` as it is, for the API's own JSON judges it, and `event:` where its
+type has no control character. Such a line is ignored, as the standard has it for an `id:` with NUL.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from relay.protocol.outcomes import Cause, StreamFailure
 
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _BOM = b"\xef\xbb\xbf"
 
 COMMENT_LINE = b": hb\n"
@@ -134,6 +139,10 @@ class Parser:
         )
 
     def _parse(self, block: bytes) -> Event | None:
+        if block[:7] == b"event: ":  # as nearly all are that have a type
+            first, _, rest = block.partition(b"\n")
+            if rest[:6] == b"data: " and b"\n" not in rest and _CONTROL.search(first) is None:
+                return Event(first[7:], rest[6:])
         kind = b""
         data: list[bytes] = []
         error = b""
@@ -143,9 +152,9 @@ class Parser:
                 value = value[1:]
             if name == b"data":
                 data.append(value)
-            elif name == b"event":
+            elif name == b"event" and _CONTROL.search(value) is None:
                 kind = value
-            elif name == b"id" and b"\0" not in value:
+            elif name == b"id" and _CONTROL.search(value) is None:
                 self.last_event_id = value
             elif name == b"retry" and value.isdigit() and len(value) < 16:  # int() refuses thousands of digits
                 self.retry = int(value)

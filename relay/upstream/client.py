@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import aiohttp
@@ -18,12 +19,16 @@ from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
-from relay.protocol.errors import UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
+from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.connections import Connections, proxy_for
 
 CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
+# Of an answer's end (RFC 9110, section 15).
+_FIRST_STATUS, _LAST_STATUS = 200, 599
+# The upstream waits while a client takes a piece that is larger.
+_LARGE = 4 * 1024
 # With these nothing of a request was sent.
 _NOT_CONNECTED = (
     aiohttp.ClientConnectorError,
@@ -175,7 +180,12 @@ class Body(httpx.AsyncByteStream):
         content = self._response.content
         try:
             async for chunk in content.iter_any():
+                if len(chunk) <= _LARGE:
+                    yield chunk
+                    continue
+                self._hold()
                 yield chunk
+                self._go_on()
         except (aiohttp.ClientError, OSError) as error:
             content.set_exception(None)  # type: ignore[arg-type]
             rest = content.read_nowait()
@@ -183,9 +193,23 @@ class Body(httpx.AsyncByteStream):
                 yield rest
             raise _transport_error(error) from error
 
+    def _hold(self) -> None:
+        """Read nothing while nobody asks for more: one read may bring 256 KiB. The wait is none of the upstream's."""
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            self.pause()
+            connection.protocol._drop_timeout()
+
+    def _go_on(self) -> None:
+        if (connection := self._response.connection) is not None and connection.protocol is not None:
+            connection.protocol.start_timeout()
+            self.resume()
+
     async def aclose(self) -> None:
         # Ends the connection unless the body was read to its end: this is how a generation is cancelled.
         self._response.close()
+        # Else what nobody reads any more stays until the collector comes. Of an answer without a body there is none.
+        with suppress(AttributeError):
+            self._response.content._buffer.clear()
 
 
 class _Undone:
@@ -288,6 +312,14 @@ def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]]
     return [item for item in head if item[0].lower() not in gone], decoders or None
 
 
+def _malformed(what: str) -> UpstreamMalformed:
+    return UpstreamMalformed(
+        f"What the upstream sent {what}. Check the upstream's base_url with `relay check`, and what stands before it. "
+        "It may have generated all the same, so another try may be paid for twice.",
+        headers={"x-should-retry": "false"},
+    )
+
+
 class UpstreamClient:
     """The one client of a replica. Targets go out exactly as they came: nothing is quoted anew."""
 
@@ -313,7 +345,8 @@ class UpstreamClient:
         is how long the body may be silent then.
 
         Raises UpstreamUnreachable where no connection was had, UpstreamDisconnected where it ended before an answer,
-        UpstreamTimeout where the answer does not come in time.
+        UpstreamTimeout where the answer does not come in time, UpstreamMalformed where it is none of HTTP (RFC 9110,
+        section 15).
         """
         address = URL(url, encoded=True)
         proxy, authorization = proxy_for(upstream, address)
@@ -345,11 +378,16 @@ class UpstreamClient:
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
+        except aiohttp.ClientResponseError as error:
+            raise _malformed("is no head of an HTTP answer") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamDisconnected(
                 f"The upstream's connection ended before its answer ({type(error).__name__}). It may have generated "
                 "all the same, so another try may be paid for twice."
             ) from error
+        if not _FIRST_STATUS <= response.status <= _LAST_STATUS:
+            response.close()
+            raise _malformed(f"has the status {response.status:03}, which ends no answer")
         if response.connection is not None and (protocol := response.connection.protocol) is not None:
             protocol.read_timeout = idle
             protocol.start_timeout()

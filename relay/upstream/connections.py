@@ -23,6 +23,8 @@ from yarl import URL
 from relay.config import UpstreamSettings
 from relay.config.tls import context
 
+# Of a body that its client does not take; aiohttp reads on to twice as much, and its own default is 256 KiB.
+_READ_AHEAD = 16 * 1024
 # How long a time-out that is due waits for what has arrived in time and was not read yet.
 READ_FIRST = 0.1
 _GONE = select.POLLIN | getattr(select, "POLLRDHUP", 0)
@@ -101,6 +103,7 @@ class Connections:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            read_bufsize=_READ_AHEAD,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             max_line_size=64 * 1024,
             max_field_size=64 * 1024,

@@ -48,6 +48,7 @@ LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
     "redirect": ((Head(307, {"location": "/v1/elsewhere"}, "length"),), "upstream_refused", "307"),
     "200 of HTML": ((Head(200, {"content-type": "text/html"}), Send(b"<html>")), "upstream_malformed", ""),
     "compressed": ((UNREADABLE, Send(b"\x1f\x8b")), "upstream_malformed", ""),
+    "a status that is none": ((Head(600, {}, "length"),), "upstream_malformed", "600"),
     "reset": ((Reset(),), "upstream_disconnected", ""),
     "close": ((Cut(),), "upstream_disconnected", ""),
 }

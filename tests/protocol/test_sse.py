@@ -54,6 +54,10 @@ def plain(*data: str) -> list[Event]:
     return [Event(b"", text.encode()) for text in data]
 
 
+def controls(value: bytes) -> bool:
+    return any(byte < 0x20 or byte == 0x7F for byte in value)
+
+
 def by_the_standard(body: bytes) -> Heard:
     """The standard's algorithm, line by line on the whole body, with the parser's stated departures."""
     heard = Heard()
@@ -77,11 +81,11 @@ def by_the_standard(body: bytes) -> Heard:
         value = value.removeprefix(b" ")
         if name == b"data":
             data += value + b"\n"
-        elif name == b"event":
+        elif name == b"event" and not controls(value):
             kind = value
         elif name == b"error":
             error = value
-        elif name == b"id" and b"\0" not in value:
+        elif name == b"id" and not controls(value):
             last_id = value
         elif name == b"retry" and value and all(c in b"0123456789" for c in value):
             retry = int(value)
@@ -208,6 +212,15 @@ class TestWhatIsNotForwarded:
 
     def test_an_id_with_a_nul_is_nothing(self) -> None:
         assert hear([b"id: 1\n\nid: a\0b\n\n"]).last_event_id == b"1"
+
+    @pytest.mark.parametrize("byte", [0, 1, 8, 9, 0x0B, 0x1B, 0x1F, 0x7F])
+    @pytest.mark.parametrize("where", [b"%b", b"a%bb", b"a%b", b" %b"])
+    @pytest.mark.parametrize("after", [b"data: 1\n\n", b"data:1\n\n", b"data: 1\ndata: 2\n\n", b"x: 1\ndata: 1\n\n"])
+    def test_a_type_with_a_control_character_is_nothing(self, byte: int, where: bytes, after: bytes) -> None:
+        line = b"event: " + where % bytes([byte]) + b"\n"
+        assert [event.type for event in events_of(line + after)] == [b""]
+        assert [event.type for event in events_of(b"event: ping\n" + line + after)] == [b"ping"]
+        assert [event.type for event in events_of(line + b"event: ping\n" + after)] == [b"ping"]
 
     def test_an_unfinished_event_is_discarded(self) -> None:
         parser = Parser(BIG)

@@ -103,6 +103,11 @@ def leaves(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
+def without_odd_types(body: bytes) -> bytes:
+    """Lines of a type with a control character are none."""
+    return re.sub(rb"(^|[\r\n])event:[^\r\n]*[\x00-\x09\x0b\x0c\x0e-\x1f\x7f][^\r\n]*", rb"\1:", body)
+
+
 @quietly
 @given(bodies, st.booleans(), st.integers(1, 7))
 @example(b"id: 7\nretry: 5\nevent: a\ndata: 1\n\n", True, 3)
@@ -116,7 +121,7 @@ def test_what_an_upstream_sends_stays_in_its_frame(body: bytes, logged: bool, cu
     for frame in frames:
         assert b"\r" not in frame
         assert (frame.count(b"\n\n"), frame[-2:]) == (1, b"\n\n")
-    out, theirs = Browser.of(b"".join(frames)), Browser.of(body)
+    out, theirs = Browser.of(b"".join(frames)), Browser.of(without_odd_types(body))
     bare = {event.data for event in taken if event.data.startswith((b"{", b"[", b"<"))}
     assume(bare <= {event.data for event in theirs.events})  # a body that is no event stream is read as an error's
     meant = [(event.type, event.data) for event in theirs.events if event.data]
@@ -235,7 +240,7 @@ def test_an_upstream_forges_nothing(site: Site, case: str, logged: bool) -> None
         browser = Browser.of(answer.read())
     own(browser, stream, logged=logged)
     assert [event.data for event in browser.events][meant:] == [LAST[6:-2], b"[DONE]"]
-    theirs = [event for event in Browser.of(frames).events if event.data]
+    theirs = [event for event in Browser.of(without_odd_types(frames)).events if event.data]
     assert [(event.type, event.data) for event in browser.events[:meant]] == [(e.type, e.data) for e in theirs]
     if logged:
         with open_stream(f"{site.relay.url}/streams/{stream}", "GET", AUTH) as again:
