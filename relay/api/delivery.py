@@ -15,17 +15,21 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from relay.api.exchange import Exchange
+from relay.api.services import Services
 from relay.config import Settings
 from relay.http.contract import ConnectionCut
 from relay.metrics import Meter
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import INCREMENTAL, Headers
+from relay.streams.adoption import Adoption
 from relay.streams.reader import Lost
 
 # The most that one write hands to a connection.
 _SLICE = 64 * 1024
 # How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
 _LOOKS = 4
+# After an answer's end, pauses in which a client's machine is to say that it has all of it: 0.7 s.
+_TAKEN_WITHIN = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
 
 EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache, no-store, no-transform"),
@@ -54,6 +58,32 @@ def stream_headers(
         (b"relay-heartbeat", f"{heartbeat:g}".encode()),
         *upstream,
     ]
+
+
+async def deliver(
+    services: Services, exchange: Exchange, source: Source, headers: Headers, stream: str, *, joinable: bool
+) -> None:
+    """One client reading one stream, and what became of it: the next request that is the same may join what this one
+    has not had to its end. Raises ConnectionCut."""
+    adoption = services.registry.adoption
+    delivered = False
+    try:
+        await Delivery(exchange, source, services.settings).run(headers)
+        delivered = True
+    finally:
+        if not delivered or not adoption.follows(stream, joinable=joinable):
+            adoption.left(stream, delivered=delivered, joinable=joinable)
+        else:
+            services.registry.later(_see_taken(adoption, exchange.taken(), stream, joinable))
+
+
+async def _see_taken(adoption: Adoption, taken: Callable[[], bool | None], stream: str, joinable: bool) -> None:
+    """What was written may never arrive: the client's machine tells, mostly at once."""
+    for pause in (*_TAKEN_WITHIN, 0.0):
+        if (delivered := taken()) is not None:
+            break
+        await asyncio.sleep(pause)
+    adoption.left(stream, delivered=bool(delivered), joinable=joinable)
 
 
 class Source(Protocol):

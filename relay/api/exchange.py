@@ -20,7 +20,7 @@ import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, DirectWriter
+from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNTAKEN, ConnectionCut, DirectWriter
 from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
@@ -63,6 +63,10 @@ class ClientGone(Exception):
 
 def _nothing() -> int:
     return 0
+
+
+def _yes() -> bool:
+    return True
 
 
 class Exchange:
@@ -271,6 +275,12 @@ class Exchange:
         """Tells how many bytes of this answer wait for the client; always 0 where the server does not say."""
         told: Callable[[], int] | None = self.scope.get("state", {}).get(UNTAKEN)
         return told or _nothing
+
+    def taken(self) -> Callable[[], bool | None]:
+        """To be called at this answer's end: tells whether its client has got all of it, None as long as that cannot be
+        said."""
+        told: Callable[[], Callable[[], bool | None]] | None = self.scope.get("state", {}).get(TAKEN)
+        return told() if told is not None and self.scope["http_version"] < "2" else _yes
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over

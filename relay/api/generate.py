@@ -13,7 +13,8 @@ import httpx
 import orjson
 
 from relay.api import event_ids, resume, tickets
-from relay.api.delivery import NO_STORE, Delivery, stream_headers
+from relay.api.attaching import Attaching
+from relay.api.delivery import NO_STORE, deliver, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import RequestBody, UpstreamRequest, upstream_request
@@ -28,6 +29,7 @@ from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.answer import Asking, Call, Opened, Refused
+from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.refusal import failed_answer, no_event_stream, read_refusal
 from relay.upstream.client import body_of
@@ -65,12 +67,14 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
 
 
 async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Request:
+    attaching = Attaching(services, exchange)
     raw, body = await exchange.json(services.settings.limits.body)
     original = raw
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
+    asked = body
     if route.model != model or exchange.caller.restricted:
         body = {**body, "model": route.model}
         raw = orjson.dumps(body)
@@ -88,7 +92,11 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
             services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
-    joining = Joining(services, exchange, stream, owner, raw)
+    if logged:
+        await attaching.read(original, asked)
+    else:
+        attaching.drop()
+    joining = Joining(services, exchange, stream, raw, owner, attaching)
     asking = dialect.ask_for_usage(body) if route.upstream.usage != "passthrough" else None
     if asking is not None:
         raw = orjson.dumps(asking)
@@ -107,7 +115,9 @@ async def _stream(
     scope = tickets.scope_of(services, exchange)
     with_ids = event_ids.wanted(services, exchange)
     if route.upstream.buffer and (joined := await joining.join()) is not None:
-        if detached:
+        if isinstance(joined, Attached):
+            await resume.joined(services, exchange, joined)
+        elif detached:
             services.gate.charge_resume(exchange.caller.identity)
             await _accept(services, exchange, joined, scope)
         else:
@@ -131,8 +141,7 @@ async def _stream(
     )
     if slot.counted:
         registry.later(_release_at_end(producer, slot))
-    if joining.claimed:
-        registry.later(joining.follow(producer))
+    joining.began(producer)
     if detached:
         try:
             await producer.ensure_created()
@@ -147,13 +156,13 @@ async def _stream(
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
-    except ConnectionCut:
+    except BaseException as error:
         reader.close()
-        if goes_on:
+        registry.adoption.left(producer.stream, delivered=False, joinable=False)
+        if isinstance(error, ConnectionCut) and goes_on:
+            if joining.attachable:
+                producer.make()  # whoever comes next, on whatever replica, is to find it
             registry.later(_see_through(services, producer))
-        raise
-    except BaseException:
-        reader.close()
         raise
     if upstream_headers is None:
         reader.close()
@@ -163,7 +172,7 @@ async def _stream(
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)
-    await Delivery(exchange, source, services.settings).run(headers)
+    await deliver(services, exchange, source, headers, producer.stream, joinable=False)
 
 
 def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:

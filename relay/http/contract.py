@@ -14,6 +14,9 @@ DIRECT = "relay.direct"
 READ_TIMEOUT = "relay.read_timeout"
 # In the scope's state: tells how many bytes of this answer wait for the client to take them.
 UNTAKEN = "relay.untaken"
+# In the scope's state: to be called at an answer's end, gives what tells whether its client has got all of it: True,
+# False, None as long as that cannot be said. Missing where the server cannot tell.
+TAKEN = "relay.taken"
 
 
 class DirectWriter(Protocol):

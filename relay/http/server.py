@@ -29,7 +29,7 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, UNTAKEN, ConnectionCut, HalfClose
+from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNTAKEN, ConnectionCut, HalfClose
 from relay.http.http1 import CORK, Context
 from relay.http.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -87,6 +87,23 @@ def _untaken(writer: asyncio.StreamWriter) -> Callable[[], int]:
         return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     return untaken
+
+
+def _taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[], bool | None]:
+    """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
+    much of when it resets the connection, its client never got."""
+    transport = writer.transport
+    untaken = _untaken(writer)
+    half_closed = reader.at_eof()
+
+    def taken() -> bool | None:
+        if reader.exception() is not None:
+            return False
+        if transport.is_closing():  # nobody can be asked any more
+            return not half_closed
+        return untaken() == 0 or None
+
+    return taken
 
 
 class _Connection(TCPServer):
@@ -294,6 +311,7 @@ class Server:
             DIRECT: _Chunks(writer),
             HALF_CLOSE: HalfClose(),
             READ_TIMEOUT: self._limits.read_timeout,
+            TAKEN: functools.partial(_taken, reader, writer),
             UNTAKEN: _untaken(writer),
         }
         try:

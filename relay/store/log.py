@@ -7,8 +7,10 @@ Layout, one hash tag per stream:
   goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
   With `store.encryption_env` each content is encrypted (see `relay.encryption`).
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
-  visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log
-  by `streams.tombstone`.
+  visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. Where a further
+  request can join it: `orphan` and `taken`, how often its producer's replica was left without a reader of its own, and
+  up to which time one has come again; `delivered` once it was read to its end. It outlives the log by
+  `streams.tombstone`.
 * the shard channel of the log's name says that something was appended.
 
 `store.prefix` stands for `relay:`. All times are the store's own clock: no replica's clock matters.
@@ -51,7 +53,7 @@ _HEADER_BYTES = 16 << 10  # of those that resumes have of an upstream's answer; 
 class Status:
     """What a stream is: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds (below 0:
     its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds, `headers` what
-    every answer with it has of its upstream's."""
+    every answer with it has of its upstream's, `joinable` whether a request that is the same may join it."""
 
     stream: str
     top: int
@@ -68,6 +70,7 @@ class Status:
     replica: str
     usage: str
     headers: Headers
+    joinable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ class Log:
             await self.commands.confirm(key)
             return None
         top, outcome, lease, kept, born, ended, *texts = reply
+        joinable = bool(texts.pop())
         headers = texts.pop()
         fence, api, owner, upstream, model, replica, usage = (t.decode() for t in texts)
         return Status(
@@ -165,7 +169,31 @@ class Log:
             replica=replica,
             usage=usage,
             headers=self._headers_of(stream, headers),
+            joinable=joinable,
         )
+
+    async def adopt(self, stream: str, replica: str, dead: Sequence[str] = ()) -> tuple[str, str, list[str]]:
+        """Take a generation over for a reader on a replica: what was found (see `adopt.lua`), the replica that produces
+        it, and those that have readers of it."""
+        keys = [self.names.meta(stream), self.names.log(stream)]
+        args = [replica, millis(self.settings.lease), millis(self.settings.attach_window), *dead]
+        found, producer, *readers = await self.commands.run(keys[0], scripts.ADOPT, keys, args)
+        return found.decode(), producer.decode(), [reader.decode() for reader in readers]
+
+    async def orphaned(self, stream: str, gone: int, taken: int) -> None:
+        """How often its replica was left without a reader, and up to which time one has come again; no effect where the
+        stream is not there."""
+        key = self.names.meta(stream)
+        await self.commands.run(key, scripts.ORPHAN, [key], [gone, taken])
+
+    async def mark(self, stream: str, fields: dict[str, str | bytes]) -> None:
+        """Note something of a stream; no effect where it is not there."""
+        flat: list[Any] = [part for item in fields.items() for part in item]
+        await self.commands.run(self.names.meta(stream), scripts.MARK, [self.names.meta(stream)], flat)
+
+    async def set_headers(self, stream: str, headers: Headers) -> None:
+        """Those of the upstream's, of a stream that was made before its upstream had answered."""
+        await self.mark(stream, {"headers": self._headers_at_rest(stream, headers)})
 
     def _headers_at_rest(self, stream: str, headers: Headers) -> bytes:
         lines = b"\r\n".join(b"%b:%b" % item for item in headers)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relay.config import StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.commit import Committer
+from relay.streams.hold import HoldWhileSilent
 
 if TYPE_CHECKING:
     from relay.streams.producer import Producer
@@ -30,8 +32,14 @@ class Host(Protocol):
     def on_moved(self, producer: Producer) -> None:
         """Its request goes to another upstream than before."""
 
+    def joining_fields(self, producer: Producer) -> dict[str, str]:
+        """What is kept with its stream of the readers who went, where a further request can join it."""
+
     def on_ended(self, producer: Producer) -> None:
         """The producer is done, and there will be nothing more of it."""
+
+    def later(self, work: Coroutine[Any, Any, None]) -> object:
+        """Work for the store that nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +61,35 @@ class ProducerContext:
             "upstream": producer.route.upstream.name,
             "model": producer.route.pattern,
             "replica": self.replica,
+            **self.host.joining_fields(producer),
         }
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),
             self.log.create(producer.stream, fields, producer.writer.fence, producer.kept_headers),
         )
 
-    async def put_again(self, producer: Producer) -> None:
+    async def made(self, producer: Producer) -> bool:
+        """Is the stream in the store? False where it is not, and may be one without a log. Raises StoreUnavailable."""
+        try:
+            await self.put_into_store(producer)
+        except StoreUnavailable:
+            if self.log.store.outage == "refuse":
+                raise
+            return False
+        return True
+
+    async def put_again(self, producer: Producer, hold: HoldWhileSilent) -> None:
         """The store has come back without the stream, or not yet."""
         while True:
             try:
-                return await self.put_into_store(producer)
+                await self.put_into_store(producer)
+                break
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE)
+        hold.cancel()
+        producer.writer.made_again()
+
+    def keep_headers(self, producer: Producer) -> None:
+        """The stream was made before the upstream's answer with these."""
+        if producer.logged and producer.kept_headers:
+            self.host.later(self.log.set_headers(producer.stream, producer.kept_headers))

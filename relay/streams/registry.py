@@ -23,6 +23,7 @@ from relay.protocol.outcomes import Cause, Ending
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
+from relay.streams.adoption import Adoption
 from relay.streams.ahead import Ahead
 from relay.streams.answer import Call
 from relay.streams.claims import Claims
@@ -30,6 +31,7 @@ from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
 from relay.streams.leases import Leases
 from relay.streams.lookup import Lookup
+from relay.streams.orphans import Orphans
 from relay.streams.producer import Producer
 from relay.streams.tail import Tail
 from relay.upstream.routing import Route
@@ -72,6 +74,11 @@ class Registry:
             self.producers,
             settings.limits.readers_per_stream,
         )
+        self.orphans = Orphans(
+            log, self.replica_id, settings.streams, self.lookup.readers_of, self._gone_beyond, self.later
+        )
+        self.lookup.on_came = self.orphans.came
+        self.adoption = Adoption(self.replica_id, log, self.lookup, self.orphans, self._tail, self.later)
         self._context = ProducerContext(
             settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
         )
@@ -92,7 +99,7 @@ class Registry:
         await self._leases.close()
         if self._background:
             await asyncio.wait(self._background, timeout=2)
-        await self.claims.close()
+        await asyncio.gather(self.claims.close(), self.orphans.close())
         await self._tail.close()
         await self._committer.close()
         await self.log.topology.close()
@@ -179,6 +186,8 @@ class Registry:
 
     def on_created(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
+        if not producer.logged:
+            self.orphans.ended(producer.first_stream, None)
         producer.account.meter.streams_active.inc()
 
     def on_moved(self, producer: Producer) -> None:
@@ -202,8 +211,9 @@ class Registry:
         self._unnamed.discard(producer)
 
     def _on_store_returned(self) -> None:
-        """It may have lost what responses are called, and which keys were given back."""
+        """It may have lost what responses are called, which keys were given back, and who has gone."""
         self.claims.store_returned()
+        self.orphans.store_returned()
         self._unnamed.update(p for p in self.producers.values() if p.response_id and p.dialect.name == "responses")
 
     def on_ended(self, producer: Producer) -> None:
@@ -211,6 +221,7 @@ class Registry:
         self._began.discard(producer.first_stream)
         self._unnamed.discard(producer)
         self._abandonment.forget(producer)
+        self.orphans.ended(producer.stream, producer.outcome if producer.is_persisted else None)
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
         self.later(self._close_books(producer))
@@ -240,6 +251,7 @@ class Registry:
 
     async def renew_names(self) -> None:
         self.claims.renew()
+        self.orphans.renew()
         await asyncio.gather(self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)))
 
     async def _renew_one(self, producer: Producer) -> None:
@@ -255,6 +267,14 @@ class Registry:
             producer.stop(Ending.STOPPED)
         elif verb == "left":
             self._abandonment.ask(producer)
+        elif verb == "beyond":
+            self._abandonment.gone_beyond(producer)
+
+    def _gone_beyond(self, stream: str) -> None:
+        self._on_message("beyond", stream)
+
+    def joining_fields(self, producer: Producer) -> dict[str, str]:
+        return self.orphans.fields(producer.stream)
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work for the store that nobody waits for and that need not succeed; where it cannot be done, the next check

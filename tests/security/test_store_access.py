@@ -39,7 +39,7 @@ def settings(store: Store, upstream: ScriptedUpstream) -> dict[str, Any]:
     return {
         "store": {"url": store.url},
         "upstreams": [{"name": "scripted", "base_url": upstream.url}],
-        "streams": {"heartbeat": "200ms", "lease": "1s", "attach_retries": True},
+        "streams": {"heartbeat": "200ms", "lease": "1s"},
     }
 
 
