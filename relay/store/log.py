@@ -174,10 +174,15 @@ class Log:
 
     async def adopt(self, stream: str, replica: str, dead: Sequence[str] = ()) -> tuple[str, str, list[str]]:
         """Take a generation over for a reader on a replica: what was found (see `adopt.lua`), the replica that produces
-        it, and those that have readers of it."""
+        it, and those that have readers of it. Raises StoreUnavailable also within a lease of the store's return: until
+        then it may have lost who reads."""
         keys = [self.names.meta(stream), self.names.log(stream)]
         args = [replica, millis(self.settings.lease), millis(self.settings.attach_window), *dead]
+        asked_at = time.monotonic()
         found, producer, *readers = await self.commands.run(keys[0], scripts.ADOPT, keys, args)
+        self._check_settled(keys[0], asked_at)
+        if found == b"taken":
+            await self.commands.confirm(keys[0])
         return found.decode(), producer.decode(), [reader.decode() for reader in readers]
 
     async def orphaned(self, stream: str, gone: int, taken: int) -> None:

@@ -99,7 +99,7 @@ class _Held:
         self.taken = 0
         self.over = False
         self.ended_at: float | None = None
-        self.told = (False, 0, 0)
+        self.told: tuple[bool | None, int, int] = (False, 0, 0)
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -227,7 +227,7 @@ class Orphans:
         """It may have lost what it was told last."""
         self._returns += 1
         for held in self._held.values():
-            held.told = (not held.to_tell[0], -1, -1)
+            held.told = (None, -1, -1)
 
     async def close(self) -> None:
         """What the store has not been told by now, time to live does."""

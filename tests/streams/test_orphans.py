@@ -254,6 +254,19 @@ def test_the_store_hears_what_holds_now(how: str, last: str) -> None:
     play(story)
 
 
+def test_what_fails_while_the_store_comes_back_gives_its_name_back() -> None:
+    """The store has what was noted, and nobody here knows whether it has."""
+
+    async def story(store: Store) -> None:
+        store.orphans.store_returned()
+        store.orphans.ended(STREAM, Cause.UPSTREAM_DISCONNECTED)
+        await store.told()
+        assert await store.log.directory.noted(NAME) == []
+        assert not store.orphans.knows(STREAM)
+
+    play(story)
+
+
 def test_a_stream_that_is_made_later_knows_that_its_reader_went() -> None:
     async def scene() -> None:
         store = Store()
