@@ -118,13 +118,17 @@ class Attaching:
         self._others = await (self._asking or self._ask())
         until = asyncio.get_running_loop().time() + _SEEN_WITHIN
         over: set[str] = set()
+        asked: set[str] = set()
         while True:
             known = {noted.stream: noted for noted in (*self._others, *self._registry.orphans.of(self._name))}
             same = [noted for noted in known.values() if noted.request == self._request and noted.stream not in over]
             waits = False
             for noted in reversed(same):
                 try:
-                    found, attached = await self._registry.adoption.adopt(noted, self._owner, self._api)
+                    found, attached = await self._registry.adoption.adopt(
+                        noted, self._owner, self._api, again=noted.stream in asked
+                    )
+                    asked.add(noted.stream)
                 except StoreUnavailable:
                     return None
                 except ApiError:  # it has expired, or is full

@@ -28,6 +28,8 @@ from relay.streams.reader import Lost
 _SLICE = 64 * 1024
 # How often in `limits.write_timeout` a client that keeps a write waiting is looked at.
 _LOOKS = 4
+# A client's machine that is asked for a sign of life answers within so many seconds; who comes again waits a second.
+_HEARD_WITHIN = 0.6
 # After an answer's end, pauses in which a client's machine is to say that it has all of it: 0.7 s.
 _TAKEN_WITHIN = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
 
@@ -67,10 +69,13 @@ async def deliver(
     has not had to its end. Raises ConnectionCut."""
     adoption = services.registry.adoption
     delivered = False
+    delivery = Delivery(exchange, source, services.settings)
+    adoption.connected(stream, delivery.probe)
     try:
-        await Delivery(exchange, source, services.settings).run(headers)
+        await delivery.run(headers)
         delivered = True
     finally:
+        adoption.disconnected(stream, delivery.probe)
         if not delivered or not adoption.follows(stream, joinable=joinable):
             adoption.left(stream, delivered=delivered, joinable=joinable)
         else:
@@ -142,6 +147,7 @@ class Delivery:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             gone.cancel()
             self._exchange.when_half_closed(None)
             self._reader.close()
@@ -186,6 +192,17 @@ class Delivery:
         for at in range(0, len(view), _SLICE):
             await send(view[at : at + _SLICE])
             self._writing_since = self._loop.time()
+
+    def probe(self) -> None:
+        """Somebody asks for the same again: is this client still there? One that is cut off without a word, as by a
+        change of networks, answers nothing, and would be written to for minutes."""
+        self._send_heartbeat()
+        self._loop.call_later(_HEARD_WITHIN, self._hang_up_unheard)
+
+    def _hang_up_unheard(self) -> None:
+        if self._timer is not None and self._exchange.unheard() > _HEARD_WITHIN - 0.05:
+            self._exchange.abort()
+            self._reader.hang_up()
 
     async def _watch(self) -> None:
         await self._exchange.until_gone()

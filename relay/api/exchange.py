@@ -20,7 +20,17 @@ import orjson
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.auth.gate import Caller
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNTAKEN, ConnectionCut, DirectWriter
+from relay.http.contract import (
+    ABORT,
+    DIRECT,
+    HALF_CLOSE,
+    READ_TIMEOUT,
+    TAKEN,
+    UNHEARD,
+    UNTAKEN,
+    ConnectionCut,
+    DirectWriter,
+)
 from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
@@ -281,6 +291,11 @@ class Exchange:
         said."""
         told: Callable[[], Callable[[], bool | None]] | None = self.scope.get("state", {}).get(TAKEN)
         return told() if told is not None and self.scope["http_version"] < "2" else _yes
+
+    def unheard(self) -> float:
+        """For how many seconds the client's machine has not answered what was sent to it; 0 where that is not known."""
+        told: Callable[[], float] | None = self.scope.get("state", {}).get(UNHEARD)
+        return 0.0 if told is None else told()
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over

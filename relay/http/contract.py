@@ -17,6 +17,9 @@ UNTAKEN = "relay.untaken"
 # In the scope's state: to be called at an answer's end, gives what tells whether its client has got all of it: True,
 # False, None as long as that cannot be said. Missing where the server cannot tell.
 TAKEN = "relay.taken"
+# In the scope's state: tells for how many seconds the peer's machine has acknowledged nothing of what was sent to it; 0
+# where it owes nothing. Missing where the server cannot tell.
+UNHEARD = "relay.unheard"
 
 
 class DirectWriter(Protocol):

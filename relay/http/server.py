@@ -29,7 +29,17 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNTAKEN, ConnectionCut, HalfClose
+from relay.http.contract import (
+    ABORT,
+    DIRECT,
+    HALF_CLOSE,
+    READ_TIMEOUT,
+    TAKEN,
+    UNHEARD,
+    UNTAKEN,
+    ConnectionCut,
+    HalfClose,
+)
 from relay.http.http1 import CORK, Context
 from relay.http.http2 import Protocol
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -87,6 +97,16 @@ def _untaken(writer: asyncio.StreamWriter) -> Callable[[], int]:
         return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     return untaken
+
+
+def _unheard(connection: socket.socket) -> float:
+    """As the kernel tells it (`tcp_info`): packets that are not acknowledged, and the time since the last that was."""
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    except (OSError, AttributeError):
+        return 0.0
+    unacknowledged, last = int.from_bytes(told[24:28], sys.byteorder), int.from_bytes(told[56:60], sys.byteorder)
+    return last / 1000 if unacknowledged else 0.0
 
 
 def _taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[], bool | None]:
@@ -312,6 +332,7 @@ class Server:
             HALF_CLOSE: HalfClose(),
             READ_TIMEOUT: self._limits.read_timeout,
             TAKEN: functools.partial(_taken, reader, writer),
+            UNHEARD: functools.partial(_unheard, writer.get_extra_info("socket")),
             UNTAKEN: _untaken(writer),
         }
         try:

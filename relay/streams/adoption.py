@@ -36,18 +36,37 @@ class Adoption:
         self._orphans = orphans
         self._tail = tail
         self._background = background
+        self._probes: dict[str, set[Callable[[], None]]] = {}  # of the clients that read a stream here
         self._taken: set[str] = set()  # by requests on this replica, until the store knows that they have gone again
 
-    async def adopt(self, noted: Noted, owner: str, api: str) -> tuple[Found, Attached | None]:
-        """Join a stream from its start, where it is an orphan: a place in it then. Raises what `Lookup.attach` does."""
+    def connected(self, stream: str, probe: Callable[[], None]) -> None:
+        """A client reads a stream here; `probe` finds out whether it is still there."""
+        self._probes.setdefault(stream, set()).add(probe)
+
+    def disconnected(self, stream: str, probe: Callable[[], None]) -> None:
+        probes = self._probes[stream]
+        probes.discard(probe)
+        if not probes:
+            del self._probes[stream]
+
+    def probe(self, stream: str) -> None:
+        """Somebody, somewhere, asks for the same as the readers of a stream."""
+        for probe in self._probes.get(stream, ()):
+            probe()
+
+    async def adopt(self, noted: Noted, owner: str, api: str, *, again: bool = False) -> tuple[Found, Attached | None]:
+        """Join a stream from its start, where it is an orphan: a place in it then. Where it is read, its readers are
+        asked whether they are still there, unless that was done before (`again`). Raises what `Lookup.attach` does."""
         stream = noted.stream
         if self._lookup.readers_of(stream) or stream in self._taken:
+            if not again:
+                self.probe(stream)
             return Found.READ, None
         self._taken.add(stream)
         attached = None
         try:
             with self._tail.arriving(stream):
-                found, producer = await self._take(noted)
+                found, producer = await self._take(noted, "" if again else "probe")
                 if found is not Found.TAKEN:
                     return found, None
                 local = producer == self._replica
@@ -65,17 +84,17 @@ class Adoption:
             if attached is None:
                 self._taken.discard(stream)
 
-    async def _take(self, noted: Noted) -> tuple[Found, str]:
-        stream = noted.stream
+    async def _take(self, noted: Noted, ask: str) -> tuple[Found, str]:
+        stream, directory = noted.stream, self._log.directory
         try:
             found, producer, readers = await self._log.adopt(stream, self._replica)
             producer = producer or noted.replica
             waits = found in (Found.READ, Found.UNMADE)
-            if waits and producer != self._replica and not await self._log.directory.listens(producer):
+            if waits and producer != self._replica and not await directory.tell(producer, ask, stream):
                 return Found.LOST, producer
             if found == Found.READ and readers:
                 # A replica that dies takes no leave of its readers, but nobody listens there any more.
-                dead = [name for name in readers if not await self._log.directory.listens(name)]
+                dead = [name for name in readers if not await directory.tell(name, ask, stream)]
                 if dead:
                     found, producer, _ = await self._log.adopt(stream, self._replica, dead)
         except StoreUnavailable:  # it may have done what it was asked for

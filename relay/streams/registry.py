@@ -260,6 +260,8 @@ class Registry:
 
     def _on_message(self, verb: str, stream: str) -> None:
         """What another replica tells this one."""
+        if verb == "probe":
+            self.adoption.probe(stream)
         producer = self.producers.get(stream)
         if producer is None:
             return

@@ -5,8 +5,12 @@ In every case the upstream counts its calls.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
+import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -321,6 +325,40 @@ def test_a_retry_that_comes_before_the_cut_is_seen_waits_for_it(site: PairSite, 
     closing.start()
     second = it.ask(site.replicas[where])
     closing.join()
+    assert stream_id(second) == stream_id(first)
+    site.upstream.open(model)
+    assert check(second.events()) == (3, "done")
+    assert calls(site, model) == 1
+
+
+SO_ATTACH_FILTER = 26
+
+
+def vanish(answer: RawStream) -> None:
+    """From now on the client's machine hears nothing, acknowledges nothing, and says nothing: as after a change of
+    networks. A filter on its socket drops whatever comes."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    answer._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a peer has acknowledged")
+@pytest.mark.parametrize("reads_at", [0, 1], ids=["read-at-the-producer", "read-elsewhere"])
+@pytest.mark.parametrize("where", [0, 1], ids=["asks-the-producer", "asks-the-other"])
+def test_a_client_that_has_vanished_without_a_word_is_found_out(site: PairSite, where: int, reads_at: int) -> None:
+    model = f"vanished-{where}-{reads_at}"
+    site.upstream.on(model, *held(model))
+    it = agent("claude", model)
+    first = it.ask(site.replicas[0])
+    reading = first
+    first.events(2)
+    if reads_at:
+        first.close()
+        time.sleep(0.2)
+        reading = it.ask(site.replicas[1])
+        reading.events(2)
+    vanish(reading)
+    second = it.ask(site.replicas[where])
     assert stream_id(second) == stream_id(first)
     site.upstream.open(model)
     assert check(second.events()) == (3, "done")
