@@ -83,7 +83,10 @@ def prefix_digests(messages: Sequence[Any]) -> list[str]:
     so_far = b""
     for message in messages:
         spelled = orjson.dumps(message, option=_SORTED)
-        spelled = _ONE_TEXT.sub(rb'"content":\1', _CACHE_MARK.sub(b"", spelled))
+        if b'"cache_control":' in spelled:
+            spelled = _CACHE_MARK.sub(b"", spelled)
+        if b'"content":[{"text":' in spelled:
+            spelled = _ONE_TEXT.sub(rb'"content":\1', spelled)
         so_far = hashlib.sha256(so_far + spelled).digest()
         digests.append(so_far[:12].hex())
     return digests

@@ -161,7 +161,7 @@ class Client:
                 return await self._read(answer, number)
             finally:
                 seen.reading.append(((began, self.world.now()), number))
-                if self.attempt.startswith("agent-"):
+                if self.attempt.startswith("agent-") and not resumes:
                     seen.agents.append(((began, self.world.now()), self.name))
         if answer.status == 202 and stream is not None:
             self.witness.answered(stream, resumable=True)

@@ -144,7 +144,7 @@ def request(seed: int, number: int, topology: str) -> Request:
         hops=hops if kind in ("poster", "eventsource", "keyed", "agent") else (),
         leaves_after=dice.randrange(1, total + 1) if dice.random() < 0.06 else None,
         slow_at=dice.randrange(1, total + 1) if dice.random() < 0.08 else None,
-        watchers=watchers if kind != "sdk" or dice.random() < 0.5 else (),
+        watchers=watchers if kind not in ("sdk", "agent") or (kind == "sdk" and dice.random() < 0.5) else (),
         stops_after=dice.uniform(0.2, spec.seconds + 0.5) if dice.random() < 0.09 else None,
         twins=dice.choice((1, 1, 2, 3)) if kind in ("keyed", "agent") else 1,
         by_ticket=dice.random() < 0.5,
