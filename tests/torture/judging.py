@@ -24,8 +24,8 @@ _DEADLY = ("kill", "drain", "kill_worker")
 # A lease is renewed every third of it, or oftener.
 _LAPSE = 0.6 * LEASE
 _REOPENED = 0.5
-# So long nothing may have been broken when an agent's retry has to join.
-_JOINED = 2 * LEASE + GRACE
+# An agent's retry looks for what it can join for a second.
+_LOOKED = 1.5
 
 
 def judge(evidence: Evidence) -> list[Found]:
@@ -187,7 +187,7 @@ def _calm(evidence: Evidence, at: float) -> bool:
     """Was nothing broken, or just taken up again? If not, who asks may have to do without what could be joined."""
     numbers = range(evidence.replicas)
     targets = [STORE, MACHINE, *map(replica, numbers), *map(line, numbers)]
-    return evidence.timeline.clear(targets, at - _JOINED, at, grace=0.0) >= _JOINED
+    return evidence.timeline.clear(targets, at - _LOOKED, at, grace=GRACE) >= _LOOKED
 
 
 def _shared(evidence: Evidence) -> Iterator[Found]:

@@ -193,7 +193,7 @@ def test_a_fault_excuses_a_turn_that_is_paid_twice(target: str) -> None:
     case.evidence.calls[1].attempt = case.evidence.calls[0].attempt
     case.broke("cut", "front 0", 29.0, 29.1)
     assert case.kinds() == ["turn_paid_twice"]
-    case.broke("store_freeze", target, 28.0, 29.0)
+    case.broke("store_freeze", target, 26.0, 27.0)
     assert case.kinds() == []
 
 
