@@ -42,9 +42,11 @@ class Attaching:
         self._settings = services.settings.streams
         self._path: str = exchange.scope["path"]
         self._api = exchange.dialect.name
-        self._session = self._session_of(exchange)
-        count = exchange.header(b"x-stainless-retry-count")
-        self._counts = count is not None
+        headers = dict(exchange.headers)
+        names = (name.lower().encode() for name in self._settings.session_headers)
+        self._session = next((value for name in names if (value := headers.get(name))), None)
+        self._counts = b"x-stainless-retry-count" in headers
+        count = exchange.header(b"x-stainless-retry-count") if self._counts else None
         retries = int(count[:4]) if count is not None and count.isascii() and count.isdigit() else 0
         attach = self._settings.attach_retries
         self._came = how_it_came(attach, self._session, retries)
@@ -56,9 +58,8 @@ class Attaching:
             attach != "off"
             and (self._session is not None or self._counts)
             and bool(exchange.caller.identity)
-            and exchange.header(b"idempotency-key") is None
-            and exchange.header(b"last-event-id") is None
-            and "respond-async" not in (exchange.header(b"prefer") or "")
+            and b"idempotency-key" not in headers
+            and b"respond-async" not in headers.get(b"prefer", b"")
             and self._registry.owners.secret_known
         )
         self._owner = self._registry.owners.digest(exchange.caller.identity) if self._takes_part else ""
@@ -70,12 +71,8 @@ class Attaching:
         self.noted = False
         """Can another request come to this one's generation?"""
         if self._takes_part and self._session is not None:
-            self._name = "session:" + self._digest(self._path.encode(), self._session.encode("latin-1"))
+            self._name = "session:" + self._digest(self._path.encode(), self._session)
             self._asking = asyncio.create_task(self._ask())
-
-    def _session_of(self, exchange: Exchange) -> str | None:
-        values = (exchange.header(name.lower().encode()) for name in self._settings.session_headers)
-        return next((value for value in values if value), None)
 
     def _digest(self, *parts: bytes) -> str:
         return self._registry.owners.digest(self._owner.encode(), *parts)

@@ -76,7 +76,7 @@ RULES: dict[tuple[Came, Found], Verdict] = {
 }
 
 
-def how_it_came(attach: Literal["auto", "marked", "off"], session: str | None, retries: int) -> Came:
+def how_it_came(attach: Literal["auto", "marked", "off"], session: bytes | None, retries: int) -> Came:
     """By the setting, the session's header and the SDK's count."""
     if attach == "off":
         return Came.PLAIN

@@ -28,20 +28,20 @@ FIELDS = {"api": "chat", "owner": "o", "upstream": "u", "model": "m", "replica":
     ("attach", "session", "retries", "came"),
     [
         ("auto", None, 0, Came.PLAIN),
-        ("auto", "s", 0, Came.SESSION),
+        ("auto", b"s", 0, Came.SESSION),
         ("auto", None, 1, Came.MARKED),
-        ("auto", "s", 1, Came.SESSION),
+        ("auto", b"s", 1, Came.SESSION),
         ("marked", None, 0, Came.PLAIN),
-        ("marked", "s", 0, Came.PLAIN),
+        ("marked", b"s", 0, Came.PLAIN),
         ("marked", None, 1, Came.MARKED),
-        ("marked", "s", 1, Came.MARKED),
+        ("marked", b"s", 1, Came.MARKED),
         ("off", None, 0, Came.PLAIN),
-        ("off", "s", 0, Came.PLAIN),
+        ("off", b"s", 0, Came.PLAIN),
         ("off", None, 1, Came.PLAIN),
-        ("off", "s", 2, Came.PLAIN),
+        ("off", b"s", 2, Came.PLAIN),
     ],
 )
-def test_how_a_request_came(attach: Any, session: str | None, retries: int, came: Came) -> None:
+def test_how_a_request_came(attach: Any, session: bytes | None, retries: int, came: Came) -> None:
     assert how_it_came(attach, session, retries) is came
 
 
