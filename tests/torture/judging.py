@@ -172,15 +172,15 @@ def _turns(evidence: Evidence) -> Iterator[Found]:
     for turn, calls in turns.items():
         twins = int(turn.split("-")[1])
         for n, call in enumerate(calls[twins:], twins):
-            over = [c for c in calls[:n] if c.cancelled or c.spec.ending != "complete" or _over(c, call.began)]
-            if not over and _calm(evidence, call.began):
+            # Others read fewer of those that run than have begun the turn: one was there to be joined.
+            running = sum(not _over(earlier, call.began) for earlier in calls[:n])
+            if running >= twins and _calm(evidence, call.began):
                 yield Found("turn_paid_twice", "; ".join(map(str, calls[: n + 1])), turn, call.began)
 
 
 def _over(call: CallLike, at: float) -> bool:
     """What was sent to its end may have been taken to its end by a client's machine that the client has not read."""
-    over = call.ended if call.said_all is None else call.said_all
-    return over is not None and over < at
+    return any(when is not None and when < at for when in (call.ended, call.said_all))
 
 
 def _calm(evidence: Evidence, at: float) -> bool:

@@ -174,7 +174,8 @@ def agents_case(twins: int = 1, *, ended: float | None = None) -> Case:
         (1, 40.0, False, ["turn_paid_twice"]),  # while the first runs
         (2, 40.0, False, []),  # two have asked
         (1, 25.0, False, []),  # the first was at its end
-        (1, 33.0, True, []),  # the first was stopped
+        (1, 29.0, True, []),  # the first was stopped
+        (1, 33.0, True, ["turn_paid_twice"]),  # it was stopped later
     ],
 )
 def test_a_turn_is_paid_for_once(twins: int, ended: float, cancelled: bool, found: list[str]) -> None:
