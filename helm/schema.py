@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from relay import config
-from relay.config import units
+from relay.config import streams, units
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = HERE / "relay" / "values.schema.json"
@@ -56,6 +56,8 @@ class _AsWritten(GenerateJsonSchema):
             return {"anyOf": [*inner["anyOf"], {"enum": _OFF}]}
         if function is units.off_to_word:
             return {"enum": [*inner["enum"], False]} if "enum" in inner else {"anyOf": [inner, {"enum": [False]}]}
+        if function is streams.to_attaching:
+            return {"enum": [*inner["enum"], True, False]}
         return inner
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:

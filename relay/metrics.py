@@ -221,7 +221,7 @@ class Metrics:
         self.resumes = Counter(
             "relay_resumes_total",
             "Requests for a stream that is already there: live, replay (it had ended), complete (nothing was missing), "
-            "joined (by Idempotency-Key), or the refusal's code.",
+            "joined (a retry, with an Idempotency-Key or without), or the refusal's code.",
             ("api", "result"),
             registry=registry,
         )

@@ -12,15 +12,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from relay.api.exchange import Exchange
+from relay.api.services import Services
 from relay.config import Settings
 from relay.http.contract import ConnectionCut
 from relay.metrics import Meter
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import INCREMENTAL, Headers
+from relay.streams.adoption import Adoption
 from relay.streams.reader import Lost
 
 # The most that is written through. The server takes what is larger slice by slice, so that it is copied nowhere.
 _SLICE = 64 * 1024
+# A client's machine that is asked for a sign of life answers within so many seconds; who comes again waits a second.
+_HEARD_WITHIN = 0.6
+# After an answer's end, pauses in which a client's machine is to say that it has all of it: 0.7 s.
+_TAKEN_WITHIN = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3)
 
 EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache, no-store, no-transform"),
@@ -49,6 +55,35 @@ def stream_headers(
         (b"relay-heartbeat", f"{heartbeat:g}".encode()),
         *upstream,
     ]
+
+
+async def deliver(
+    services: Services, exchange: Exchange, source: Source, headers: Headers, stream: str, *, joinable: bool
+) -> None:
+    """One client reading one stream, and what became of it: the next request that is the same may join what this one
+    has not had to its end. Raises ConnectionCut."""
+    adoption = services.registry.adoption
+    delivered = False
+    delivery = Delivery(exchange, source, services.settings)
+    adoption.connected(stream, delivery.probe)
+    try:
+        await delivery.run(headers)
+        delivered = True
+    finally:
+        adoption.disconnected(stream, delivery.probe)
+        if not delivered or not adoption.follows(stream, joinable=joinable):
+            adoption.left(stream, delivered=delivered, joinable=joinable)
+        else:
+            services.registry.later(_see_taken(adoption, exchange.taken(), stream, joinable))
+
+
+async def _see_taken(adoption: Adoption, taken: Callable[[], bool | None], stream: str, joinable: bool) -> None:
+    """What was written may never arrive: the client's machine tells, mostly at once."""
+    for pause in (*_TAKEN_WITHIN, 0.0):
+        if (delivered := taken()) is not None:
+            break
+        await asyncio.sleep(pause)
+    adoption.left(stream, delivered=bool(delivered), joinable=joinable)
 
 
 class Source(Protocol):
@@ -96,6 +131,7 @@ class Delivery:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             gone.cancel()
             self._exchange.when_half_closed(None)
             self._reader.close()
@@ -131,6 +167,17 @@ class Delivery:
             data = None  # a reader that waits holds nothing
             self._writing = False
             self._last_write = now()
+
+    def probe(self) -> None:
+        """Somebody asks for the same again: is this client still there? One that is cut off without a word, as by a
+        change of networks, answers nothing, and would be written to for minutes."""
+        self._send_heartbeat()
+        self._loop.call_later(_HEARD_WITHIN, self._hang_up_unheard)
+
+    def _hang_up_unheard(self) -> None:
+        if self._timer is not None and self._exchange.unheard() > _HEARD_WITHIN - 0.05:
+            self._exchange.abort()
+            self._reader.hang_up()
 
     async def _watch(self) -> None:
         await self._exchange.until_gone()

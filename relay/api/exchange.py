@@ -21,7 +21,16 @@ from starlette.types import Message, Receive, Scope, Send
 from relay.api.bodies import SLOW, Bodies, Charge
 from relay.api.json_body import JsonBody, too_large
 from relay.auth.gate import Caller
-from relay.http.contract import DIRECT, HALF_CLOSE, READ_TIMEOUT, ConnectionCut, DirectWriter
+from relay.http.contract import (
+    ABORT,
+    DIRECT,
+    HALF_CLOSE,
+    READ_TIMEOUT,
+    TAKEN,
+    UNHEARD,
+    ConnectionCut,
+    DirectWriter,
+)
 from relay.protocol import codings
 from relay.protocol import headers as rules
 from relay.protocol.apis import of_path
@@ -58,6 +67,10 @@ _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
 
 class ClientGone(Exception):
     """The client hung up before its answer."""
+
+
+def _yes() -> bool:
+    return True
 
 
 class Exchange:
@@ -264,6 +277,24 @@ class Exchange:
         half_close = self.scope.get("state", {}).get(HALF_CLOSE)
         if half_close is not None and self.scope["http_version"] < "2":
             half_close.probe = probe
+
+    def taken(self) -> Callable[[], bool | None]:
+        """To be called at this answer's end: tells whether its client has got all of it, None as long as that cannot be
+        said."""
+        told: Callable[[], Callable[[], bool | None]] | None = self.scope.get("state", {}).get(TAKEN)
+        return told() if told is not None and self.scope["http_version"] < "2" else _yes
+
+    def unheard(self) -> float:
+        """For how many seconds the client's machine has not answered what was sent to it; 0 where that is not known."""
+        told: Callable[[], float] | None = self.scope.get("state", {}).get(UNHEARD)
+        return 0.0 if told is None else told()
+
+    def abort(self) -> None:
+        """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over
+        HTTP/2 the other streams of the connection may be well, and only this one is cut."""
+        abort = self.scope.get("state", {}).get(ABORT)
+        if abort is not None and self.scope["http_version"] < "2":
+            abort()
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -13,7 +13,8 @@ import httpx
 import orjson
 
 from relay.api import event_ids, kept, resume, tickets
-from relay.api.delivery import NO_STORE, Delivery, stream_headers
+from relay.api.attaching import Attaching
+from relay.api.delivery import NO_STORE, deliver, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import ClientBody, UpstreamRequest, is_name, upstream_request
@@ -36,6 +37,7 @@ from relay.protocol.json_edit import changes
 from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.answer import Asking, Call, Opened, Refused
+from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.refusal import failed_answer, no_event_stream, read_refusal
 from relay.upstream.client import body_of
@@ -60,10 +62,12 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
     if exchange.header(b"last-event-id") is not None:
         await resume.by_post(services, exchange, dialect)
         return
+    attaching = Attaching(services, exchange)
     # Before the body: who may not go upstream now has nobody read it.
-    slot = services.gate.admit(exchange.caller, may_join=Joining.is_possible(services, exchange))
+    slot = services.gate.admit(exchange.caller, may_join=Joining.is_possible(exchange, attaching))
     try:
-        request = await _read(services, exchange, dialect)
+        attaching.ask()
+        request = await _read(services, exchange, dialect, attaching)
         slot.body_read()
         if request.joining is None:
             slot.pay()
@@ -77,7 +81,7 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
         slot.release()
 
 
-async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Request:
+async def _read(services: Services, exchange: Exchange, dialect: Dialect, attaching: Attaching) -> _Request:
     raw, body = await exchange.json(services.bodies)
     model = body.get("model")
     if not is_name(model):
@@ -92,6 +96,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
     choices = parse_count(body.get("n")) or 1
     background = body.get("background") is True
     content = ClientBody(exchange, raw, model, None if asking is None else changes(body, asking))
+    await attaching.read(raw, body)
     del body, asking  # larger than the body, and not charged
     await kept.check(services, exchange, named)
     registry = services.registry
@@ -106,9 +111,11 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect) -> _Re
             services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
+    if not logged:
+        attaching.drop()
     # What belongs to nobody is joined by nobody.
     joins_as = owner if exchange.caller.can_come_back else stream
-    joining = Joining(services, exchange, stream, joins_as, raw)
+    joining = Joining(services, exchange, stream, raw, joins_as, attaching)
     return _Request(route, content, owner, stream, joining, choices, background)
 
 
@@ -125,7 +132,9 @@ async def _stream(
     if route.upstream.buffer and (joined := await joining.join()) is not None:
         request.body.let_go()
         slot.refund()
-        if detached:
+        if isinstance(joined, Attached):
+            await resume.joined(services, exchange, joined)
+        elif detached:
             services.gate.charge_resume(exchange.caller.identity)
             await _accept(services, exchange, joined, scope)
         else:
@@ -150,8 +159,7 @@ async def _stream(
     begun = slot.hand_over()
     if begun.counted:
         registry.later(_release_at_end(producer, begun))
-    if joining.claimed:
-        registry.later(joining.follow(producer))
+    joining.began(producer)
     if detached:
         try:
             await producer.ensure_created()
@@ -166,13 +174,13 @@ async def _stream(
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
-    except ConnectionCut:
+    except BaseException as error:
         reader.close()
-        if goes_on:
+        registry.adoption.left(producer.stream, delivered=False, joinable=False)
+        if isinstance(error, ConnectionCut) and goes_on:
+            if joining.attachable:
+                producer.make()  # whoever comes next, on whatever replica, is to find it
             registry.later(_see_through(services, producer))
-        raise
-    except BaseException:
-        reader.close()
         raise
     if upstream_headers is None:
         reader.close()
@@ -185,7 +193,7 @@ async def _stream(
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)
-    await Delivery(exchange, source, services.settings).run(headers)
+    await deliver(services, exchange, source, headers, producer.stream, joinable=False)
 
 
 def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:

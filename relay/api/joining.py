@@ -2,8 +2,7 @@
 
 An `Idempotency-Key` is claimed in the store before anything goes upstream, so of any number of requests with it, on any
 replicas, one generates and the others read its stream from the start. Where that stream cannot be read, yet or at all,
-while its generation may still run, they are told to come back: 409. With `attach_retries` an SDK's own retry
-(`x-stainless-retry-count` above 0) joins for the same credential and body, as long as the generation is in flight.
+while its generation may still run, they are told to come back: 409. Without a key, see `attaching`.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ from __future__ import annotations
 import asyncio
 from enum import Enum, auto
 
+from relay.api.attaching import Attaching
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Use
 from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyKeyReused, StoreUnavailable
 from relay.protocol.outcomes import Cause, Ending
 from relay.store.directory import Claim
+from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 
 LONGEST_KEY = 255
 _POLL_INTERVAL = 0.1
-
-
-def _retries(exchange: Exchange) -> int:
-    count = exchange.header(b"x-stainless-retry-count") or "0"
-    return int(count[:4]) if count.isascii() and count.isdigit() else 0
 
 
 class _State(Enum):
@@ -37,71 +33,73 @@ class _State(Enum):
 
 
 class Joining:
-    """One request's claim. After `join` has answered None, the request is to generate under `stream`, and `follow` or
-    `release` says what became of that."""
+    """One request's way to an earlier one's generation. After `join` has answered None, the request is to generate
+    under `stream`: `began` is to be called then, or `release` where it does not."""
 
-    def __init__(self, services: Services, exchange: Exchange, stream: str, owner: str, body: bytes) -> None:
-        """`body` is as the client request_digest, and is not kept."""
+    def __init__(
+        self, services: Services, exchange: Exchange, stream: str, body: bytes, owner: str, attaching: Attaching
+    ) -> None:
+        """`body` is as the client sent it, and is not kept."""
         self._registry = services.registry
         self._settings = services.settings.streams
         self._stream = stream
         self._owner = owner
+        self._attaching = attaching
         self._claimed: str | None = None
-        self.expected = False
-        """May another request come to this one's generation without knowing its stream's id?"""
         self._key = exchange.header(b"idempotency-key")
-        self._retries = _retries(exchange)
         # Without the secret that the replicas share, no name is the same on another one.
         owners = self._registry.owners
-        joins = owners.secret_known and (self._key is not None or self._settings.attach_retries)
-        self._request_digest = owners.digest(Use.REQUEST, exchange.scope["path"].encode(), body) if joins else None
+        keyed = owners.secret_known and self._key is not None
+        self._request_digest = owners.digest(Use.REQUEST, exchange.scope["path"].encode(), body) if keyed else None
 
     @staticmethod
-    def is_possible(services: Services, exchange: Exchange) -> bool:
+    def is_possible(exchange: Exchange, attaching: Attaching) -> bool:
         """May the request join one that is there, for all that its head says?"""
-        return exchange.header(b"idempotency-key") is not None or (
-            services.settings.streams.attach_retries and _retries(exchange) > 0
-        )
-
-    async def join(self) -> str | None:
-        """The stream to join, None where this request is the first. Raises BadRequest, IdempotencyKeyReused,
-        IdempotencyKeyInFlight, and StoreUnavailable where the key cannot be honoured."""
-        if self._key is not None:
-            if not 0 < len(self._key) <= LONGEST_KEY:
-                raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters. Send a shorter one.")
-            if self._request_digest is None:
-                raise StoreUnavailable
-            return await self._by_key(self._key, self._request_digest)
-        if self._request_digest is not None:
-            try:
-                return await self._by_retry(self._request_digest)
-            except StoreUnavailable:
-                return None
-        return None
+        return exchange.header(b"idempotency-key") is not None or attaching.is_possible
 
     @property
-    def claimed(self) -> bool:
-        return self._claimed is not None
+    def expected(self) -> bool:
+        """May another request come to this one's generation without knowing its stream's id?"""
+        return self._claimed is not None or self.attachable
+
+    @property
+    def attachable(self) -> bool:
+        """And without a key?"""
+        return self._attaching.noted
+
+    async def join(self) -> str | Attached | None:
+        """The stream to join, or a place in it; None where this request is the first. Raises BadRequest,
+        IdempotencyKeyReused, IdempotencyKeyInFlight, StoreUnavailable where the key cannot be honoured, and what
+        `Lookup.attach` does."""
+        if self._key is None:
+            return await self._attaching.join()
+        if not 0 < len(self._key) <= LONGEST_KEY:
+            raise BadRequest(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters. Send a shorter one.")
+        if self._request_digest is None:
+            raise StoreUnavailable
+        return await self._by_key(self._key, self._request_digest)
 
     def release(self) -> None:
         """Nothing went upstream: the next request with the key may generate."""
         if self._claimed is not None:
             self._registry.claims.ended(self._claimed, self._stream, None)
 
-    async def follow(self, producer: Producer) -> None:
-        """The claim's life is the generation's."""
-        if self._claimed is None:
-            return
+    def began(self, producer: Producer) -> None:
+        """The generation runs: the claim's life is its own."""
+        if self._claimed is not None:
+            self._registry.later(self._follow(producer, self._claimed))
+        elif self._key is None:
+            self._attaching.began(self._stream)
+
+    async def _follow(self, producer: Producer, name: str) -> None:
         outcome = None
         try:
             if await asyncio.shield(producer.created) and not producer.logged:
-                self._registry.claims.unlogged(self._claimed, self._stream)
+                self._registry.claims.unlogged(name, self._stream)
             await producer.done()
             outcome = producer.outcome if producer.is_persisted else None
         finally:
-            self._registry.claims.ended(self._claimed, self._stream, outcome)
-
-    # -- by key ---------------------------------------------------------------------------------------------
+            self._registry.claims.ended(name, self._stream, outcome)
 
     async def _by_key(self, key: str, request_digest: str) -> str | None:
         name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
@@ -113,7 +111,6 @@ class Joining:
             )
             if claim.stream == self._stream:
                 self._claimed = name
-                self.expected = True
                 return None
             state = await self._state(name, claim)
             if state is _State.OVER:
@@ -139,11 +136,18 @@ class Joining:
             return _State.OVER
         live = status is not None and not status.outcome
         if status is not None and live and status.lease_left >= 0:
-            return _State.READABLE
+            # What a process writes that has just died comes to nothing, though its lease has not lapsed yet.
+            return _State.READABLE if await self._is_heard(claim) else _State.IN_FLIGHT
         # A producer that is given up may only be paused, and its call goes on when it wakes.
         if await self._is_dead(name, claim):
             return _State.OVER
         return _State.READABLE if live else _State.IN_FLIGHT
+
+    async def _is_heard(self, claim: Claim) -> bool:
+        """Is the process there that writes this claim's stream, be it paused? An earlier version's is not known."""
+        if not claim.replica or self._registry.local(claim.stream) is not None:
+            return True
+        return await self._registry.directory.listens(claim.replica)
 
     async def _is_dead(self, name: str, claim: Claim) -> bool:
         """Does nothing run any more that could have made this claim? Of an earlier version's claim nobody can say."""
@@ -162,33 +166,3 @@ class Joining:
             await asyncio.wait([producer.created], timeout=until - now)
         else:
             await asyncio.sleep(_POLL_INTERVAL)
-
-    # -- by retry -------------------------------------------------------------------------------------------
-
-    async def _by_retry(self, request_digest: str) -> str | None:
-        name = "retry:" + self._registry.owners.digest(Use.RETRY, self._owner.encode(), request_digest.encode())
-        if self._retries:
-            stream = await self._registry.directory.resolve_alias(name)
-            if stream is not None:
-                # One that is still to come is in flight, however soon it ends then.
-                status = await self._registry.log.get_status(stream)
-                if (status is None or not status.outcome) and await self._wait_in_log(name, stream):
-                    return stream
-        await self._registry.directory.set_latest(name, self._stream)
-        self.expected = True
-        return None
-
-    async def _wait_in_log(self, name: str, stream: str) -> bool:
-        """Wait for the stream that has the name. It comes to be within its replica's patience, or never."""
-        producer = self._registry.local(stream)
-        if producer is not None:
-            return await asyncio.shield(producer.created) and producer.logged
-        try:
-            async with asyncio.timeout(self._settings.patience + self._settings.lease):
-                while await self._registry.log.get_status(stream) is None:
-                    if await self._registry.directory.resolve_alias(name) != stream:
-                        return False
-                    await asyncio.sleep(_POLL_INTERVAL)
-        except TimeoutError:
-            return False
-        return True

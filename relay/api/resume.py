@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from relay.api import event_ids, tickets
-from relay.api.delivery import NO_STORE, Delivery, stream_headers
+from relay.api.delivery import NO_STORE, deliver, stream_headers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
@@ -18,6 +18,7 @@ from relay.protocol.dialect import Dialect
 from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+from relay.streams.lookup import Attached
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,30 @@ async def proceed(
             if attached.reader is not None:
                 attached.reader.close()
             raise
+    await _go_on(services, exchange, after, attached, with_ids, joins=joins)
+
+
+async def joined(services: Services, exchange: Exchange, attached: Attached) -> None:
+    """Read a stream that an earlier request began, and that this one has been given a place in."""
+    assert attached.reader is not None
+    after = EventId(attached.reader.stream, 0)
+    try:
+        with counted(services, attached.dialect.name):
+            services.gate.charge_resume(exchange.caller.identity)
+            services.gate.charge_replay(exchange.caller.identity, attached.backlog)
+            with_ids = event_ids.wanted(services, exchange)
+    except ApiError:
+        attached.reader.close()
+        services.registry.adoption.left(after.stream, delivered=False, joinable=attached.joinable)
+        raise
+    await _go_on(services, exchange, after, attached, with_ids, joins=True)
+
+
+async def _go_on(
+    services: Services, exchange: Exchange, after: EventId, attached: Attached, with_ids: bool, *, joins: bool
+) -> None:
+    if not joins:  # a retry that comes now, on another replica, must not take its stream
+        await services.registry.orphans.told_of(after.stream)
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
@@ -116,7 +141,7 @@ async def proceed(
         await exchange.answer(204, b"", headers[1:])
         return
     source = attached.reader if with_ids else event_ids.WithoutIds(attached.reader)
-    await Delivery(exchange, source, services.settings).run(headers)
+    await deliver(services, exchange, source, headers, after.stream, joinable=attached.joinable)
 
 
 def _rate_subject(principal: Principal, stream: str) -> bytes:

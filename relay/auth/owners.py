@@ -73,7 +73,7 @@ class Owners:
         """The owner that a credential's identity stands for; for NOBODY one that has no stream, each time another.
         Raises StoreUnavailable."""
         await self.know_secret()
-        return self._owner(identity if identity != NOBODY else NOBODY + secrets.token_bytes(16))
+        return self.owner(identity if identity != NOBODY else NOBODY + secrets.token_bytes(16))
 
     async def of_principal(self, principal: Principal) -> str | None:
         """The owner who asks; None with a ticket. Raises StoreUnavailable."""
@@ -87,10 +87,10 @@ class Owners:
         except StoreUnavailable:
             if not may_degrade:
                 raise
-        return self._owner(identity)
+        return self.owner(identity)
 
-    def _owner(self, identity: bytes) -> str:
-        """As in version 0.1, whose streams have such owners."""
+    def owner(self, identity: bytes) -> str:
+        """As in version 0.1, whose streams have such owners; to be called once the secret is known."""
         return hmac.digest(self._secret, identity, "sha256").hex()
 
     def digest(self, use: Use, *parts: bytes) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from relay.config.units import Duration, DurationOrNever, DurationOrOff, DurationOrZero, Section, Size
+
+_HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+
+
+def to_attaching(value: object) -> object:
+    """Earlier versions had a switch here; and without quotes YAML 1.1 reads `off` as one."""
+    return {"true": "marked", "false": "off"}.get(str(value).lower(), value)
 
 
 class StreamSettings(Section):
@@ -58,4 +65,16 @@ class StreamSettings(Section):
     )
     max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
     max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
-    attach_retries: bool = Field(False, description="An SDK's own retry joins the generation in flight.")
+    attach_retries: Annotated[Literal["auto", "marked", "off"], BeforeValidator(to_attaching)] = Field(
+        "auto",
+        description="Which requests join the generation of an earlier one that is the same but for the order of its "
+        "members, has the same owner, path and session, and whose reader went before its end. `auto`: those with a "
+        "session header, and an SDK's own retries. `marked`: only the latter (`x-stainless-retry-count` above 0).",
+    )
+    attach_window: Duration = Field(
+        10.0, description="How long after its end a generation whose reader went can still be joined."
+    )
+    session_headers: list[Annotated[str, Field(pattern=_HEADER_NAME)]] = Field(
+        ["x-claude-code-session-id", "session-id", "x-session-id"],
+        description="Names of headers in which agents send their session. The first of them that a request has counts.",
+    )

@@ -11,6 +11,14 @@ HALF_CLOSE = "relay.half_close"
 DIRECT = "relay.direct"
 # In the scope's state: `limits.read_timeout`, in seconds.
 READ_TIMEOUT = "relay.read_timeout"
+# In the scope's state: ends the connection at once, whatever it still holds for its peer.
+ABORT = "relay.abort"
+# In the scope's state: to be called at an answer's end, gives what tells whether its client has got all of it: True,
+# False, None as long as that cannot be said. Missing where the server cannot tell.
+TAKEN = "relay.taken"
+# In the scope's state: tells for how many seconds the peer's machine has acknowledged nothing of what was sent to it; 0
+# where it owes nothing. Missing where the server cannot tell.
+UNHEARD = "relay.unheard"
 
 
 class DirectWriter(Protocol):

@@ -2,7 +2,8 @@
 
 * `relay:name:{…}` a hash. A claim: `stream`, `digest`, `replica`, `joinable`, `over`, `at` (an Idempotency-Key,
   from before its POST to the end of its generation). An alias: `stream`, and `ambiguous` where two streams were given
-  it (a response's id).
+  it (a response's id). Generations that a further request can join: for each stream what is noted of it (a session's,
+  or a request's).
 * `relay:replicas` when each replica was last heard of; `relay:replica:{…}` the streams that it runs, for the sweep.
 * the shard channel of a replica's name carries messages to it: a verb, a space, a stream id. Whoever is subscribed to
   it lives, if only as a process that is stopped: the server ends a dead one's subscription, not a paused one's.
@@ -65,6 +66,18 @@ class Claim:
     at: int = field(default=0, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A generation that a further request may join, or go beyond: a digest of its `request`, how many messages that has
+    (`turns`, 0 where it has none), a digest of these, and the replica that produces it."""
+
+    stream: str
+    request: str
+    turns: int
+    messages: str
+    replica: str
+
+
 class Directory:
     """Claims, aliases, replicas and the secret, on a store."""
 
@@ -77,6 +90,7 @@ class Directory:
         self._announced_at = float("-inf")
         self._longest = millis(streams.max_duration + streams.retention)
         self._retention = millis(streams.retention)
+        self._joinable = millis(streams.max_duration + streams.attach_window)
 
     # -- claims ---------------------------------------------------------------------------------------------
 
@@ -152,6 +166,34 @@ class Directory:
             logger.error("stream %s: no relay has given it the name under which it was looked for", found)
             return None
         return found
+
+    # -- generations that can be joined -----------------------------------------------------------------------
+
+    async def note(self, name: str, noted: Noted) -> None:
+        """Note a generation under a name, beside others."""
+        key = self._names.name_key(name)
+        text = f"{noted.request} {noted.turns} {noted.messages or '-'} {noted.replica}"
+        await self._commands.run(key, scripts.NOTE, [key], [noted.stream, text, self._joinable])
+
+    async def forget(self, name: str, stream: str) -> None:
+        """What is noted of a generation under a name."""
+        key = self._names.name_key(name)
+        await self._commands.call(key, "HDEL", key, stream)
+
+    async def noted(self, name: str) -> list[Noted]:
+        """The generations that are noted under a name."""
+        key = self._names.name_key(name)
+        reply = await self._commands.call(key, "HGETALL", key)
+        pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+        found = []
+        for stream, text in pairs:
+            request, turns, messages, replica = text.decode().split(" ")
+            found.append(Noted(stream.decode(), request, int(turns), messages, replica))
+        return found
+
+    async def listens(self, replica: str) -> bool:
+        """Is its process there, be it paused? See `replica_gone`."""
+        return await self._publish(replica, b"")
 
     # -- replicas -------------------------------------------------------------------------------------------
 

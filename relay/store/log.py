@@ -8,8 +8,10 @@ Layout, one hash tag per stream:
   With `store.encryption_env` each content is encrypted (see `relay.encryption`), and what the hash says of owner, API,
   end and usage is believed only where the entries bear it out.
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
-  visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. It outlives the log
-  by `streams.tombstone`.
+  visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. Where a further
+  request can join it: `orphan` and `taken`, how often its producer's replica was left without a reader of its own, and
+  up to which time one has come again; `delivered` once it was read to its end. It outlives the log by
+  `streams.tombstone`.
 * the shard channel of the log's name says that something was appended.
 
 `store.prefix` stands for `relay:`. All times are the store's own clock: no replica's clock matters.
@@ -54,8 +56,8 @@ _Place = tuple[str, int, Binding]
 class Status:
     """What a stream is, as its hash says: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds
     (below 0: its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds,
-    `headers` what every answer with it has of its upstream's, `end_mark` the log's own word of the end: see
-    `Log.confirm_end`."""
+    `headers` what every answer with it has of its upstream's, `end_mark` the log's own word of the end (see
+    `Log.confirm_end`), `joinable` whether a request that is the same may join it."""
 
     stream: str
     top: int
@@ -73,6 +75,7 @@ class Status:
     usage: str
     headers: Headers
     end_mark: bytes
+    joinable: bool
 
     @property
     def binding(self) -> Binding:
@@ -162,7 +165,7 @@ class Log:
             self._check_settled(key, asked_at)
             await self.commands.confirm(key)
             return None
-        top, outcome, lease, kept, born, ended, *texts, headers, end_mark = reply
+        top, outcome, lease, kept, born, ended, *texts, headers, end_mark, orphan = reply
         fence, api, owner, upstream, model, replica, usage = (t.decode("utf-8", "replace") for t in texts)
         return Status(
             stream=stream,
@@ -181,6 +184,7 @@ class Log:
             usage=usage,
             headers=self._headers_of(stream, headers, Binding(owner, api)),
             end_mark=end_mark,
+            joinable=bool(orphan),
         )
 
     def confirm_end(self, status: Status) -> Status:
@@ -192,6 +196,30 @@ class Log:
         entry = b"%d-1" % status.top
         end, usage = self._open_end(status.stream, entry, status.top, status.end_mark, status.binding)
         return replace(status, outcome=end.outcome, usage=status.usage if usage is None else usage)
+
+    async def adopt(self, stream: str, replica: str, dead: Sequence[str] = ()) -> tuple[str, str, list[str]]:
+        """Take a generation over for a reader on a replica: what was found (see `adopt.lua`), the replica that produces
+        it, and those that have readers of it. Raises StoreUnavailable also within a lease of the store's return: until
+        then it may have lost who reads."""
+        keys = [self.names.meta(stream), self.names.log(stream)]
+        args = [replica, millis(self.settings.lease), millis(self.settings.attach_window), *dead]
+        asked_at = time.monotonic()
+        found, producer, *readers = await self.commands.run(keys[0], scripts.ADOPT, keys, args)
+        self._check_settled(keys[0], asked_at)
+        if found == b"taken":
+            await self.commands.confirm(keys[0])
+        return found.decode(), producer.decode(), [reader.decode() for reader in readers]
+
+    async def orphaned(self, stream: str, gone: int, taken: int) -> None:
+        """How often its replica was left without a reader, and up to which time one has come again; no effect where the
+        stream is not there."""
+        key = self.names.meta(stream)
+        await self.commands.run(key, scripts.ORPHAN, [key], [gone, taken])
+
+    async def mark(self, stream: str, fields: dict[str, str | bytes]) -> None:
+        """Note something of a stream; no effect where it is not there."""
+        flat: list[Any] = [part for item in fields.items() for part in item]
+        await self.commands.run(self.names.meta(stream), scripts.MARK, [self.names.meta(stream)], flat)
 
     def _headers_at_rest(self, stream: str, headers: Headers, binding: Binding) -> bytes:
         lines = b"\r\n".join(b"%b:%b" % item for item in headers)

@@ -27,10 +27,12 @@ _TOLERANCE = 0.05
 @dataclass(slots=True)
 class _Clock:
     """`unread_since` is the monotonic time since when no reader is known, `limit` how long that may be; `came` whether
-    one ever was, `elsewhere` whether another replica has some now, `asking` whether the log is being asked."""
+    one ever was, `elsewhere` whether another replica has some now, `asking` whether the log is being asked, `beyond`
+    whether nobody is expected to come back."""
 
     unread_since: float
     limit: float
+    beyond: bool = False
     came: bool = False
     elsewhere: bool = False
     asking: bool = False
@@ -63,6 +65,13 @@ class Abandonment:
         clock.unread_since = time.monotonic()
         self._arm(producer, clock)
 
+    def gone_beyond(self, producer: Producer) -> None:
+        """Its session has gone on without it: it ends now, unless somebody reads it."""
+        clock = self._clocks.get(producer)
+        if clock is not None and not producer.feed.readers and not clock.elsewhere:
+            clock.beyond = True
+            self._arm(producer, clock)
+
     def forget(self, producer: Producer) -> None:
         """It has ended."""
         clock = self._clocks.pop(producer, None)
@@ -73,6 +82,7 @@ class Abandonment:
         clock = self._clocks.get(producer)
         if clock is not None:
             clock.came = True
+            clock.beyond = False
             clock.limit = self._settings.abandon_after
 
     def reader_left(self, producer: Producer) -> None:
@@ -93,6 +103,7 @@ class Abandonment:
         if clock is None:
             return
         clock.elsewhere = answer.read_elsewhere
+        clock.beyond = clock.beyond and not clock.elsewhere
         if answer.unseen != float("inf"):
             clock.came = True
             clock.limit = self._settings.abandon_after
@@ -104,7 +115,7 @@ class Abandonment:
         if clock.timer is not None:
             clock.timer.cancel()
             clock.timer = None
-        limit = clock.limit if producer.logged else 0.0
+        limit = clock.limit if producer.logged and not clock.beyond else 0.0
         if not clock.elsewhere and limit != float("inf"):
             left = clock.unread_since + limit - time.monotonic()
             clock.timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._due, producer)
@@ -134,7 +145,7 @@ class Abandonment:
         clock.asking = False
         if producer not in self._clocks or producer.feed.readers or clock.elsewhere:
             return
-        if time.monotonic() - clock.unread_since + _TOLERANCE >= clock.limit:
+        if clock.beyond or time.monotonic() - clock.unread_since + _TOLERANCE >= clock.limit:
             self._abandon(producer)
         else:
             self._arm(producer, clock)

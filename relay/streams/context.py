@@ -12,6 +12,7 @@ from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.commit import Committer
+from relay.streams.hold import HoldWhileSilent
 
 if TYPE_CHECKING:
     from relay.streams.producer import Producer
@@ -37,6 +38,9 @@ class Host(Protocol):
     def on_answered(self, producer: Producer) -> None:
         """Its upstream has answered with a stream."""
 
+    def joining_fields(self, producer: Producer) -> dict[str, str]:
+        """What is kept with its stream of the readers who went, where a further request can join it."""
+
     def on_ended(self, producer: Producer) -> None:
         """The producer is done, and there will be nothing more of it."""
 
@@ -55,7 +59,12 @@ class ProducerContext:
     async def put_into_store(self, producer: Producer) -> None:
         """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
         self.host.on_making(producer)
-        fields = {"api": producer.dialect.name, "owner": producer.owner, "replica": self.replica}
+        fields = {
+            "api": producer.dialect.name,
+            "owner": producer.owner,
+            "replica": self.replica,
+            **self.host.joining_fields(producer),
+        }
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),
             self.log.create(
@@ -70,13 +79,26 @@ class ProducerContext:
             producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers, binding
         )
 
-    async def put_again(self, producer: Producer) -> None:
+    async def made(self, producer: Producer) -> bool:
+        """Is the stream in the store? False where it is not, and may be one without a log. Raises StoreUnavailable."""
+        try:
+            await self.put_into_store(producer)
+        except StoreUnavailable:
+            if self.log.store.outage == "refuse":
+                raise
+            return False
+        return True
+
+    async def put_again(self, producer: Producer, hold: HoldWhileSilent) -> None:
         """The store has come back without the stream, or not yet."""
         while True:
             try:
-                return await self.put_into_store(producer)
+                await self.put_into_store(producer)
+                break
             except StoreUnavailable:
                 await asyncio.sleep(_PAUSE)
+        hold.cancel()
+        producer.writer.made_again()
 
 
 def _upstream(producer: Producer) -> dict[str, str]:

@@ -47,13 +47,14 @@ _STOP_TIMEOUT = 2.0
 class Attached:
     """A reader's place in a stream: `reader` is None at the end of a finished one, `live` is False where it has
     ended, `backlog` is how many events stand in the log after the position, `headers` those of the upstream's that
-    every answer with the stream has."""
+    every answer with the stream has, `joinable` whether a request that is the same may join it."""
 
     dialect: Dialect
     reader: Reader | None
     live: bool
     backlog: int
     headers: Headers
+    joinable: bool = False
 
 
 class Lookup:
@@ -80,6 +81,8 @@ class Lookup:
         self._producers = producers
         self._readers_per_stream = readers_per_stream
         self._readers: Counter[str] = Counter()
+        self.on_came: Callable[[str], None] = lambda _: None
+        """Hears of each reader who comes to a stream that is produced here, knowing its id."""
         self._of_tails: set[Reader] = set()
 
     def send_readers_away(self) -> None:
@@ -89,6 +92,10 @@ class Lookup:
             reader.hang_up()
 
     # -- readers ------------------------------------------------------------------------------------------
+
+    def readers_of(self, stream: str) -> int:
+        """How many readers a stream has on this replica."""
+        return self._readers.get(stream, 0)
 
     def first_reader(self, producer: Producer) -> Reader:
         """The reader of the request that began the generation."""
@@ -118,16 +125,16 @@ class Lookup:
             if not status.outcome:
                 if told:
                     # The end that it was told the store has lost since: there is none that it has not been told.
-                    return self._attached(dialect, None, False, 0, status.headers)
+                    return self._attached(dialect, None, False, 0, status)
                 return await self._attach_elsewhere(status, n)
         if told or (n == status.top and not sent_by_relay(self._confirm_end(status).outcome)):
-            return self._attached(dialect, None, False, 0, status.headers)
+            return self._attached(dialect, None, False, 0, status)
         if n > status.top:
             raise PositionUnknown
         meter = self._metrics.meter(status.api, status.upstream, status.model)
         reader = self._reader(stream, n, dialect, meter, None, status.binding)
         await self._check_readable(reader)
-        return self._attached(dialect, reader, False, status.top - n, status.headers)
+        return self._attached(dialect, reader, False, status.top - n, status)
 
     def _attach_here(self, producer: Producer, position: EventId, api: str | None, joins: bool) -> Attached:
         """Nothing is awaited: what is read here is true until the reader has its place."""
@@ -141,7 +148,9 @@ class Lookup:
             return Attached(producer.dialect, None, False, 0, producer.kept_headers)
         reader = self._local(producer, n)
         producer.account.resumes += not joins
-        return self._attached(producer.dialect, reader, feed.end is None, backlog, producer.kept_headers)
+        self.on_came(producer.stream)
+        reader.meter.replayed_events.inc(backlog)
+        return Attached(producer.dialect, reader, feed.end is None, backlog, producer.kept_headers)
 
     async def _attach_elsewhere(self, status: Status, n: int) -> Attached:
         if self.draining:
@@ -166,7 +175,7 @@ class Lookup:
             reader.close()
             raise PositionUnknown if feed.closed or feed.end is not None else StoreBehind
         self._of_tails.add(reader)
-        return self._attached(dialect, reader, True, max(feed.top, status.top) - n, status.headers)
+        return self._attached(dialect, reader, True, max(feed.top, status.top) - n, status)
 
     @staticmethod
     async def _check_readable(reader: Reader) -> None:
@@ -182,10 +191,10 @@ class Lookup:
             raise
 
     @staticmethod
-    def _attached(dialect: Dialect, reader: Reader | None, live: bool, backlog: int, headers: Headers) -> Attached:
+    def _attached(dialect: Dialect, reader: Reader | None, live: bool, backlog: int, status: Status) -> Attached:
         if reader is not None:
             reader.meter.replayed_events.inc(backlog)
-        return Attached(dialect, reader, live, backlog, headers)
+        return Attached(dialect, reader, live, backlog, status.headers, status.joinable)
 
     def _local(self, producer: Producer, n: int) -> Reader:
         feed = producer.feed

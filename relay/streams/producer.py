@@ -146,11 +146,11 @@ class Producer:
         """Make the stream unless it is made, and give it to the client, before or after the upstream has answered: from
         here on whatever goes wrong goes in-band. Raises StoreUnavailable, and then the stream has not been made."""
         self._promised = True
-        await asyncio.shield(self._make())
+        await asyncio.shield(self.make())
         if not self.created.done():
             self.created.set_result(True)
 
-    def _make(self) -> asyncio.Future[None]:
+    def make(self) -> asyncio.Future[None]:
         """The stream's making, which begins now unless it has begun."""
         if self._making is None:
             self._making = asyncio.ensure_future(self._create())
@@ -197,7 +197,7 @@ class Producer:
             async with asyncio.timeout(self._settings.max_duration):
                 ingest = await self._open()
                 if ingest is None:
-                    return None
+                    return await self._refused()
                 ingest.open()
                 self.outcome = await ingest.finished
                 return End(self.outcome.value)
@@ -224,6 +224,13 @@ class Producer:
         events = end_mark.closing_events(self.dialect, self.watch, outcome, message, self.account.request.id)
         stream = self.stream if self.logged else ""
         return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
+
+    async def _refused(self) -> End | None:
+        """Where the stream was made before the upstream's refusal, it ends: nobody was given it."""
+        if self._making is None or (await asyncio.wait([self._making]) and self._making.exception()):
+            return None
+        self.outcome = Cause.UPSTREAM_REFUSED
+        return End(self.outcome.value)
 
     async def _wait_created(self, outcome: Outcome, message: str) -> bool:
         """Is there a stream, to end in-band? An answer is owed either way: the failure, as long as the client has not
@@ -289,9 +296,9 @@ class Producer:
         ingest.start()
         known: list[asyncio.Future[Any]] = [ingest.first, ingest.finished, self.created]
         try:
-            await asyncio.wait([self._make(), *known], return_when=asyncio.FIRST_COMPLETED)
-            if self._make().done():
-                await self._make()
+            await asyncio.wait([self.make(), *known], return_when=asyncio.FIRST_COMPLETED)
+            if self.make().done():
+                await self.make()
             await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
             if not self._promised:
                 self._owed = begins_with_error(response, ingest, upstream.headers)
@@ -314,15 +321,10 @@ class Producer:
             self._context.host.on_moved(self)
 
     async def _create(self) -> None:
-        if self.logged:
-            try:
-                await self._context.put_into_store(self)
-            except StoreUnavailable:
-                if self._context.log.store.outage == "refuse":
-                    raise
-                # Its first reader has not seen an id yet: the stream is one without a log, and says so.
-                self.writer.go_unlogged(new_stream_id(logged=False), self._context.log)
-                self.account.meter.degraded()
+        if self.logged and not await self._context.made(self):
+            # Its first reader has not seen an id yet: the stream is one without a log, and says so.
+            self.writer.go_unlogged(new_stream_id(logged=False), self._context.log)
+            self.account.meter.degraded()
         self._context.host.on_created(self)
 
     def _name(self, response_id: str) -> None:
@@ -364,12 +366,7 @@ class Producer:
     def on_log_gone(self) -> None:
         logger.warning("stream %s: the store has come back without it; making it again", self.stream)
         self._hold.begin()
-        self._remaking = asyncio.create_task(self._remake())
-
-    async def _remake(self) -> None:
-        await self._context.put_again(self)
-        self._hold.cancel()
-        self.writer.made_again()
+        self._remaking = asyncio.create_task(self._context.put_again(self, self._hold))
 
     def on_fault(self, error: Exception) -> None:
         """One stream's fault is not another's: this one ends, and where it cannot even do that, others end it."""

@@ -23,6 +23,7 @@ from relay.protocol.outcomes import Cause, Ending
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
+from relay.streams.adoption import Adoption
 from relay.streams.ahead import Ahead
 from relay.streams.answer import Call
 from relay.streams.claims import Claims
@@ -30,6 +31,7 @@ from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
 from relay.streams.leases import Leases
 from relay.streams.lookup import Lookup
+from relay.streams.orphans import Orphans
 from relay.streams.producer import Producer
 from relay.streams.tail import Tail
 from relay.upstream.routing import Route
@@ -73,6 +75,11 @@ class Registry:
             self.producers,
             settings.limits.readers_per_stream,
         )
+        self.orphans = Orphans(
+            log, self.replica_id, settings.streams, self.lookup.readers_of, self._gone_beyond, self.later
+        )
+        self.lookup.on_came = self.orphans.came
+        self.adoption = Adoption(self.replica_id, log, self.lookup, self.orphans, self._tail, self.later)
         self._context = ProducerContext(
             settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
         )
@@ -93,7 +100,7 @@ class Registry:
         await self._leases.close()
         if self._background:
             await asyncio.wait(self._background, timeout=2)
-        await self.claims.close()
+        await asyncio.gather(self.claims.close(), self.orphans.close())
         await self._tail.close()
         await self._committer.close()
         await self.log.topology.close()
@@ -183,6 +190,8 @@ class Registry:
 
     def on_created(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
+        if not producer.logged:
+            self.orphans.ended(producer.first_stream, None)
         producer.account.meter.streams_active.inc()
         if self._learnt.get(producer) is False:
             self._learn_soon(producer)
@@ -226,8 +235,10 @@ class Registry:
         self._unnamed.discard(producer)
 
     def _on_store_returned(self) -> None:
-        """It may have lost what responses are called, what was learnt of streams, and which keys were given back."""
+        """It may have lost what responses are called, what was learnt of streams, which keys were given back, and who
+        has gone."""
         self.claims.store_returned()
+        self.orphans.store_returned()
         self._learnt = {p: None if told is None else False for p, told in self._learnt.items()}
         self._unnamed.update(p for p in self.producers.values() if p.response_id and p.dialect.name == "responses")
 
@@ -238,6 +249,7 @@ class Registry:
         if self._learnt.pop(producer, None) is False:
             self.later(self._learn(producer))
         self._abandonment.forget(producer)
+        self.orphans.ended(producer.stream, producer.outcome if producer.is_persisted else None)
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
         self.later(self._close_books(producer))
@@ -267,6 +279,7 @@ class Registry:
 
     async def renew_names(self) -> None:
         self.claims.renew()
+        self.orphans.renew()
         untold = [producer for producer, told in self._learnt.items() if told is False]
         await asyncio.gather(
             self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)), *map(self._learn, untold)
@@ -278,6 +291,8 @@ class Registry:
 
     def _on_message(self, verb: str, stream: str) -> None:
         """What another replica tells this one."""
+        if verb == "probe":
+            self.adoption.probe(stream)
         producer = self.producers.get(stream)
         if producer is None:
             return
@@ -285,6 +300,14 @@ class Registry:
             producer.stop(Ending.STOPPED)
         elif verb == "left":
             self._abandonment.ask(producer)
+        elif verb == "beyond":
+            self._abandonment.gone_beyond(producer)
+
+    def _gone_beyond(self, stream: str) -> None:
+        self._on_message("beyond", stream)
+
+    def joining_fields(self, producer: Producer) -> dict[str, str]:
+        return self.orphans.fields(producer.stream)
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work for the store that nobody waits for and that need not succeed; where it cannot be done, the next check

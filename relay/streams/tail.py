@@ -96,7 +96,10 @@ class Tail:
 
     def was_announced(self, status: Status) -> None:
         """The log knows of readers here, within `arriving`."""
-        self._to_leave[status.stream] = status.replica
+        self.announce(status.stream, status.replica)
+
+    def announce(self, stream: str, producer: str) -> None:
+        self._to_leave[stream] = producer
 
     def enter(self, status: Status) -> TailFeed:
         """The feed of a live stream that is produced elsewhere, all readers here share it; one more is counted, whom

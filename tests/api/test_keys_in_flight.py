@@ -215,7 +215,10 @@ def test_a_winner_that_dies_in_mid_stream_leaves_its_key(site: Site) -> None:
 
     def another() -> bool:
         with post(site.b) as answer:
-            return answer.status == 200 and check(answer.events()) == (2, "done")
+            if answer.status != 200:
+                return False
+            assert stream_id(answer) != stream_id(first), "nobody is given the dead one's log"
+            return check(answer.events()) == (2, "done")
 
     wait_until(another, 15, "a whole answer")
     assert len(site.upstream.calls) == 2

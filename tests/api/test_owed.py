@@ -87,18 +87,21 @@ def test_whoever_takes_the_bytes_is_the_only_one_that_holds_them() -> None:
     assert asyncio.run(sent()) == [b"y" * 10]
 
 
+@pytest.mark.parametrize("how", ["idempotency-key", "x-session-id"])
 @pytest.mark.parametrize("answered", [True, False], ids=["streaming", "upstream-still-silent"])
-def test_a_live_stream_does_not_keep_its_request(answered: bool, relays: Relays, upstream: ScriptedUpstream) -> None:
+def test_a_live_stream_does_not_keep_its_request(
+    answered: bool, how: str, relays: Relays, upstream: ScriptedUpstream
+) -> None:
     head = () if answered else (Gate("never"),)
     upstream.on("m", *head, Head(200, {"content-type": "text/event-stream"}), Send(frame(1)), Gate("never"))
     upstream.on("small", *stream(frame(1), DONE))
     config: dict[str, Any] = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
-    relay = relays.start({**config, "streams": {"patience": "300ms", "attach_retries": True}})
+    relay = relays.start({**config, "streams": {"patience": "300ms"}})
     prompt = "lorem ipsum " * (4 * MEGABYTE // 12)
     post(relay.url, "small", prompt=prompt).read()
     before = rss(relay.pid)
     with ThreadPoolExecutor(2) as pool:
-        held = list(pool.map(lambda n: post(relay.url, "m", prompt=prompt, **{"idempotency-key": f"k{n}"}), range(10)))
+        held = list(pool.map(lambda n: post(relay.url, "m", prompt=prompt, **{how: f"k{n}"}), range(10)))
     assert [answer.status for answer in held] == [200] * 10
     for call in upstream.calls_of("m"):
         assert (call.header("content-length"), call.header("transfer-encoding")) == (str(len(call.body)), None)

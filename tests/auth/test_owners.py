@@ -201,9 +201,9 @@ class TestWhatStandsForACredential:
     def test_no_credential_is_in_the_store(self, upstream: ScriptedUpstream, relays: Relays, store: Store) -> None:
         streamed = FIRST_TOKENS["responses-text"]
         upstream.on("m", *stream(*streamed.events))
-        relay = relays.start(config(upstream, store, streams={"attach_retries": True}))
+        relay = relays.start(config(upstream, store))
         body = {"model": "m", "stream": True, "input": "x"}
-        for more in ({"idempotency-key": "canary-idem"}, {"x-stainless-retry-count": "1"}):
+        for more in ({"idempotency-key": "canary-idem"}, {"session-id": "canary-session"}):
             headers = {"authorization": MINE, **more}
             with open_stream(relay.url + PATHS["responses"], headers=headers, body=body) as answer:
                 answer.read()
@@ -214,6 +214,7 @@ class TestWhatStandsForACredential:
         for told in (credential, credential.encode().hex(), hashlib.sha256(credential.encode()).hexdigest()):
             assert told not in held
         assert "canary-idem" not in held
+        assert "canary-session" not in held
 
     def test_it_takes_the_deployment_s_secret_to_derive_it(
         self, upstream: ScriptedUpstream, relays: Relays, tmp_path: Path

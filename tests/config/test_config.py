@@ -45,7 +45,9 @@ CONTRACT = {
     "streams.event_ids": "always",
     "streams.max_event_bytes": 8 << 20,
     "streams.max_stream_bytes": 64 << 20,
-    "streams.attach_retries": False,
+    "streams.attach_retries": "auto",
+    "streams.attach_window": 10.0,
+    "streams.session_headers": ["x-claude-code-session-id", "session-id", "x-session-id"],
     "auth.mode": "passthrough",
     "auth.keys_file": None,
     "auth.credential_headers": [
@@ -235,7 +237,8 @@ class TestWhoWins:
             "limits.open_rate": "600/m",
             "limits.resume_rate": "600/m",
             "limits.replay_rate": "600/m",
-            "streams.attach_retries": "true",
+            "streams.attach_retries": "marked",
+            "streams.session_headers": '["x-of-ours"]',
             "streams.max_event_bytes": "1KiB",
             "streams.max_stream_bytes": "1KiB",
             "limits.body": "1KiB",
@@ -331,6 +334,7 @@ class TestValues:
             ("streams.abandon_after", float("inf")),
             ("streams.detached", float("inf")),
             ("tickets.scope", "off"),
+            ("streams.attach_retries", "off"),
             ("limits.open_rate", None),
             ("limits.resume_rate", None),
             ("limits.replay_rate", None),
@@ -353,6 +357,12 @@ class TestValues:
     def test_the_environment_switches_off_what_the_file_has_on(self, folder: Path) -> None:
         config = written(folder, {"limits": {"open_rate": "600/m"}})
         assert loaded(config=config, environ={"RELAY_LIMITS__OPEN_RATE": "off"}).limits.open_rate is None
+
+    @pytest.mark.parametrize(("switch", "word"), [(True, "marked"), (False, "off")])
+    def test_attach_retries_was_a_switch(self, switch: bool, word: str, folder: Path) -> None:
+        assert loaded({"streams": {"attach_retries": switch}}).streams.attach_retries == word
+        said = str(switch).lower()
+        assert loaded(environ={"RELAY_STREAMS__ATTACH_RETRIES": said}).streams.attach_retries == word
 
     @pytest.mark.parametrize(
         "bind", ["127.0.0.1:8080", "0.0.0.0:80", "[::]:8080", "localhost:1", "relay.internal:65535"]
@@ -541,7 +551,7 @@ upstreams:
     api_key_env: OPENAI_API_KEY
     buffer: true
     usage: passthrough
-streams: {heartbeat: 15s, abandon_after: 60s, retention: 1h, max_event_bytes: 8MiB, attach_retries: false}
+streams: {heartbeat: 15s, abandon_after: 60s, retention: 1h, max_event_bytes: 8MiB, attach_retries: auto}
 auth: {mode: passthrough}
 limits: {body: 32MiB, readers_per_stream: 64, write_timeout: 30s}
 drain: {timeout: 600s}
@@ -612,7 +622,7 @@ class TestReference:
         ("path", "default"),
         [
             ("streams.heartbeat", "`15s`"),
-            ("streams.attach_retries", "`false`"),
+            ("streams.attach_retries", "`auto`"),
             ("streams.max_event_bytes", "`8MiB`"),
             ("limits.readers_per_stream", "`64`"),
             ("upstreams[].name", "required"),

@@ -165,7 +165,6 @@ class TestCanaries:
         settings["upstreams"].insert(
             0, {"name": "keyed", "base_url": upstream.url, "models": ["keyed-*"], "api_key_env": "UP_KEY"}
         )
-        settings["streams"]["attach_retries"] = True
         one, two = (relays.start(settings, {"UP_KEY": RELAY_KEY}) for _ in range(2))
         for name, steps in _scenes().items():
             upstream.on(name, *steps)
@@ -180,7 +179,7 @@ class TestCanaries:
             for path, prompt in paths.items():
                 model = name if number % 2 else f"keyed-{name}"
                 by_key = {"x-api-key": KEY} if path == PATHS["messages"] else AUTH
-                headers = {**by_key, "idempotency-key": f"{KEY}-{number}-{path}", "x-stainless-retry-count": "1"}
+                headers = {**by_key, "idempotency-key": f"{KEY}-{number}-{path}", "x-session-id": KEY}
                 body = {"model": model, "stream": name != "json-200", **prompt}
                 with open_stream(one.url + path, headers=headers, body=body) as answer:
                     seen.add(answer.read().decode(errors="replace"))

@@ -39,7 +39,7 @@ def settings(store: Store, upstream: ScriptedUpstream) -> dict[str, Any]:
     return {
         "store": {"url": store.url},
         "upstreams": [{"name": "scripted", "base_url": upstream.url}],
-        "streams": {"heartbeat": "200ms", "lease": "1s", "attach_retries": True},
+        "streams": {"heartbeat": "200ms", "lease": "1s"},
     }
 
 
@@ -102,20 +102,25 @@ def stopped_elsewhere(one: RelayProcess, two: RelayProcess, upstream: ScriptedUp
 
 
 def joined(one: RelayProcess, two: RelayProcess, upstream: ScriptedUpstream) -> None:
-    """A key that was given back, is claimed and joined; an SDK's own retry."""
+    """A key that was given back, is claimed and joined; an agent that was cut off, and comes again."""
     upstream.on("refused", *json_response(500, {"error": {"message": "no"}}))
     with post(one, "refused", idempotency_key="refused") as refusal:
         assert refusal.status == 500
-    for model, first_with, again_with in (
-        ("keyed", {"idempotency_key": "k"}, {"idempotency_key": "k"}),
-        ("retried", {}, {"x_stainless_retry_count": "1"}),
-    ):
-        upstream.on(model, *stream(WORDS[0], Gate(model), *WORDS[1:], *END))
-        with post(one, model, **first_with) as first, post(two, model, **again_with) as again:
-            assert again.headers["relay-stream-id"] == first.headers["relay-stream-id"]
-            upstream.open(model)
-            assert again.events() == first.events()
-    assert len([call for call in upstream.calls if call.json["model"] in ("keyed", "retried")]) == 2
+    upstream.on("keyed", *stream(WORDS[0], Gate("keyed"), *WORDS[1:], *END))
+    with post(one, "keyed", idempotency_key="k") as first, post(two, "keyed", idempotency_key="k") as again:
+        assert again.headers["relay-stream-id"] == first.headers["relay-stream-id"]
+        upstream.open("keyed")
+        assert again.events() == first.events()
+    upstream.on("retried", *stream(WORDS[0], Gate("retried"), *WORDS[1:], *END))
+    with post(one, "retried", session_id="s") as first:
+        first.events(1)
+    with post(two, "retried", session_id="s") as again:
+        assert again.headers["relay-stream-id"] == first.headers["relay-stream-id"]
+        upstream.open("retried")
+        assert len(again.events()) == 6
+    with post(one, "retried", session_id="s") as new:
+        assert new.headers["relay-stream-id"] != first.headers["relay-stream-id"]
+    assert len([call for call in upstream.calls if call.json["model"] in ("keyed", "retried")]) == 3
 
 
 def ended_by_another(one: RelayProcess, two: RelayProcess, upstream: ScriptedUpstream, server: Server) -> None:

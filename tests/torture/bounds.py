@@ -13,6 +13,7 @@ HEARTBEAT = 0.8
 PATIENCE = 1.5
 IDLE = 6.0
 ABANDON = 6.0
+ATTACH = 4.0
 COMMAND = DEFAULT_TIMEOUT
 DRAIN = 2.5
 MAX_DURATION = 300.0
@@ -47,6 +48,7 @@ def settings(upstream_url: str, store_url: str, *, workers: int, outage: str, ah
             "upstream_idle_timeout": f"{IDLE}s",
             "upstream_answer_timeout": f"{IDLE}s",
             "abandon_after": f"{ABANDON}s",
+            "attach_window": f"{ATTACH}s",
             "detached": f"{2 * ABANDON}s",
             "max_duration": f"{MAX_DURATION}s",
             "retention": f"{RETENTION}s",

@@ -101,6 +101,13 @@ class Client:
         body = {"model": "m", "stream": True, "messages": [], "torture": self.spec.as_json()}
         return json.dumps({**body, "attempt": self.attempt, **({"key": key} if key else {})}).encode()
 
+    def body_of_agent(self, turn: str) -> bytes:
+        """The same request at every try, in another order."""
+        self.attempt = turn
+        body = {"model": "m", "stream": True, "messages": [turn], "torture": self.spec.as_json(), "attempt": turn}
+        members = list(body.items())
+        return json.dumps(dict(self.dice.sample(members, len(members)))).encode()
+
     @property
     def path(self) -> str:
         return PATHS[self.spec.api]
@@ -154,6 +161,8 @@ class Client:
                 return await self._read(answer, number)
             finally:
                 seen.reading.append(((began, self.world.now()), number))
+                if self.attempt.startswith("agent-") and not resumes:
+                    seen.agents.append(((began, self.world.now()), self.name))
         if answer.status == 202 and stream is not None:
             self.witness.answered(stream, resumable=True)
             self.ticket_url = headers.get("relay-stream-url")

@@ -36,6 +36,8 @@ class StreamSeen:
     detached: bool = False
     reading: list[tuple[Interval, int]] = field(default_factory=list)
     """When a client was connected to it, and at which replica."""
+    agents: list[tuple[Interval, str]] = field(default_factory=list)
+    """When an agent was connected to it, which came without its id, and which one."""
     stop_asked: list[float] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
     """When a DELETE was answered 204."""

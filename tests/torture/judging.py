@@ -24,10 +24,12 @@ _DEADLY = ("kill", "drain", "kill_worker")
 # A lease is renewed every third of it, or oftener.
 _LAPSE = 0.6 * LEASE
 _REOPENED = 0.5
+# An agent's retry looks for what it can join for a second.
+_LOOKED = 1.5
 
 
 def judge(evidence: Evidence) -> list[Found]:
-    rules = (_ends, _two_ends, _refusals, _calls, _stops, _abandonment, _waits)
+    rules = (_ends, _two_ends, _refusals, _calls, _turns, _shared, _stops, _abandonment, _waits)
     return sorted((found for rule in rules for found in rule(evidence)), key=lambda found: found.at)
 
 
@@ -146,6 +148,8 @@ def _calls(evidence: Evidence) -> Iterator[Found]:
     unkeyed: dict[str, list[CallLike]] = defaultdict(list)
     keyed: dict[str, list[CallLike]] = defaultdict(list)
     for call in evidence.calls:
+        if call.attempt.startswith("agent-"):
+            continue
         if call.key is None:
             unkeyed[call.attempt].append(call)
         else:
@@ -157,6 +161,42 @@ def _calls(evidence: Evidence) -> Iterator[Found]:
         for first, second in pairwise(calls):
             if (why := _paid_twice(evidence, first, second)) is not None:
                 yield Found("paid_twice", f"key {key}: {why}: {first}; {second}", second.attempt, second.began)
+
+
+def _turns(evidence: Evidence) -> Iterator[Found]:
+    """A turn of an agent is asked for upstream once for each that has begun it, however often they are cut off."""
+    turns: dict[str, list[CallLike]] = defaultdict(list)
+    for call in evidence.calls:
+        if call.attempt.startswith("agent-"):
+            turns[call.attempt].append(call)
+    for turn, calls in turns.items():
+        twins = int(turn.split("-")[1])
+        for n, call in enumerate(calls[twins:], twins):
+            # Others read fewer of those that run than have begun the turn: one was there to be joined.
+            running = sum(not _over(earlier, call.began) for earlier in calls[:n])
+            if running >= twins and _calm(evidence, call.began):
+                yield Found("turn_paid_twice", "; ".join(map(str, calls[: n + 1])), turn, call.began)
+
+
+def _over(call: CallLike, at: float) -> bool:
+    """What was sent to its end may have been taken to its end by a client's machine that the client has not read."""
+    return any(when is not None and when < at for when in (call.ended, call.said_all))
+
+
+def _calm(evidence: Evidence, at: float) -> bool:
+    """Was nothing broken, or just taken up again? If not, who asks may have to do without what could be joined."""
+    numbers = range(evidence.replicas)
+    targets = [STORE, MACHINE, *map(replica, numbers), *map(line, numbers)]
+    return evidence.timeline.clear(targets, at - _LOOKED, at, grace=GRACE) >= _LOOKED
+
+
+def _shared(evidence: Evidence) -> Iterator[Found]:
+    """Agents that ask for the same at once have an answer each."""
+    for stream in evidence.streams.values():
+        for ((_, first_end), first), ((second_began, _), second) in pairwise(sorted(stream.agents)):
+            apart = first_end <= second_began + 0.1
+            if first != second and not apart and _calm(evidence, second_began):
+                yield Found("shared", f"{stream.id} is read by {first} and {second}", second, second_began)
 
 
 def _paid_twice(evidence: Evidence, first: CallLike, second: CallLike) -> str | None:

@@ -14,7 +14,7 @@ from tests.torture.bounds import BOUNDS
 from tests.torture.generation import Api, Ending, Spec
 from tests.torture.timeline import STORE, line, replica
 
-Kind = Literal["poster", "eventsource", "sdk", "keyed", "client", "detached"]
+Kind = Literal["poster", "eventsource", "sdk", "keyed", "client", "detached", "agent"]
 
 _REPLICA = {"pause": 5, "kill": 3, "drain": 3}
 _LINE = {"blackhole": 4, "refuse": 3, "delay": 3, "drop": 3}
@@ -114,14 +114,22 @@ class Request:
     stops_after: float | None = None
     """Somebody sends a DELETE so long after the beginning."""
     twins: int = 1
-    """So many send the same request with the same key at once."""
+    """So many send the same request at once, with the same key, or in the same session."""
     by_ticket: bool = False
     seed: int = 0
 
 
 def request(seed: int, number: int, topology: str) -> Request:
     dice = random.Random(f"session {seed} {number} {topology}")
-    kinds: dict[Kind, int] = {"poster": 26, "eventsource": 20, "sdk": 14, "keyed": 18, "client": 14, "detached": 8}
+    kinds: dict[Kind, int] = {
+        "poster": 26,
+        "eventsource": 20,
+        "sdk": 14,
+        "keyed": 18,
+        "client": 14,
+        "detached": 8,
+        "agent": 20,
+    }
     kind = dice.choices(list(kinds), weights=list(kinds.values()))[0]
     spec = _spec(dice)
     total = spec.events
@@ -133,12 +141,12 @@ def request(seed: int, number: int, topology: str) -> Request:
         kind,
         spec,
         owner=f"owner-{dice.randrange(3)}",
-        hops=hops if kind in ("poster", "eventsource", "keyed") else (),
+        hops=hops if kind in ("poster", "eventsource", "keyed", "agent") else (),
         leaves_after=dice.randrange(1, total + 1) if dice.random() < 0.06 else None,
         slow_at=dice.randrange(1, total + 1) if dice.random() < 0.08 else None,
-        watchers=watchers if kind != "sdk" or dice.random() < 0.5 else (),
+        watchers=watchers if kind not in ("sdk", "agent") or (kind == "sdk" and dice.random() < 0.5) else (),
         stops_after=dice.uniform(0.2, spec.seconds + 0.5) if dice.random() < 0.09 else None,
-        twins=dice.choice((1, 1, 2, 3)) if kind == "keyed" else 1,
+        twins=dice.choice((1, 1, 2, 3)) if kind in ("keyed", "agent") else 1,
         by_ticket=dice.random() < 0.5,
         seed=dice.randrange(1 << 30),
     )

@@ -83,6 +83,8 @@ def _history(outcome: Outcome, client: str) -> list[str]:
     name = client.partition("/")[0]
     if name.startswith("key-"):
         name = f"s{name.split('-')[1]}"
+    elif name.startswith("agent-"):
+        name = f"s{name.split('-')[2]}"
     elif name.startswith("client-"):
         name = name.split("-")[1]
     parts: list[str] = []

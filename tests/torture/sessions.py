@@ -200,6 +200,20 @@ async def _keyed(client: Client, request: Request) -> None:
         await _between(client)
 
 
+async def _agent(client: Client, request: Request) -> None:
+    """After a cut the same request again, in the same session, without a mark: it joins what runs, from the start."""
+    turn = f"agent-{request.twins}-{request.number}-{request.seed}"
+    while client.done is None:
+        if client.witness.stream is not None:
+            client.note("asks again")
+            client.witness.restart()
+        headers = client.headers(session_id=f"session-{request.number}")
+        result = await client.visit("POST", client.path, headers, client.body_of_agent(turn))
+        if _is_over(client, result):
+            return
+        await _between(client)
+
+
 async def _stopper(of: Client, after: float) -> None:
     """Somebody stops the stream, at any replica, and tries until he is told that it is."""
     world = of.world
@@ -351,4 +365,5 @@ _DRIVES = {
     "keyed": _keyed,
     "client": _transport,
     "detached": _detached,
+    "agent": _agent,
 }

@@ -162,6 +162,49 @@ def test_a_replica_that_is_paused_while_the_store_is_restarted_cannot_be_told_fr
     assert case.kinds() == []
 
 
+def agents_case(twins: int = 1, *, ended: float | None = None) -> Case:
+    case = Case(ended=ended)
+    case.evidence.calls[0].attempt = f"agent-{twins}-1-0"
+    return case
+
+
+@pytest.mark.parametrize(
+    ("twins", "ended", "cancelled", "found"),
+    [
+        (1, 40.0, False, ["turn_paid_twice"]),  # while the first runs
+        (2, 40.0, False, []),  # two have asked
+        (1, 25.0, False, []),  # the first was at its end
+        (1, 29.0, True, []),  # the first was stopped
+        (1, 33.0, True, ["turn_paid_twice"]),  # it was stopped later
+    ],
+)
+def test_a_turn_is_paid_for_once(twins: int, ended: float, cancelled: bool, found: list[str]) -> None:
+    case = agents_case(twins, ended=ended)
+    case.evidence.calls[0].cancelled = cancelled
+    case.stream.reading.append(((20.0, 30.0), 0))
+    case.call(began=30.0, ended=41.0)
+    case.evidence.calls[1].attempt = case.evidence.calls[0].attempt
+    assert case.kinds() == found
+
+
+@pytest.mark.parametrize("target", [STORE, replica(1), line(2)])
+def test_a_fault_excuses_a_turn_that_is_paid_twice(target: str) -> None:
+    case = agents_case(ended=40.0)
+    case.call(began=30.0, ended=41.0)
+    case.evidence.calls[1].attempt = case.evidence.calls[0].attempt
+    case.broke("cut", "front 0", 29.0, 29.1)
+    assert case.kinds() == ["turn_paid_twice"]
+    case.broke("store_freeze", target, 26.0, 27.0)
+    assert case.kinds() == []
+
+
+@pytest.mark.parametrize(("second", "found"), [(15.0, ["shared"]), (20.0, [])])
+def test_agents_share_no_stream(second: float, found: list[str]) -> None:
+    case = Case()
+    case.stream.agents += [((10.0, 20.0), "s1a"), ((second, 25.0), "s1b")]
+    assert case.kinds() == found
+
+
 def test_a_stop_stops_the_upstream() -> None:
     case = Case(ended=40.0)
     case.stream.stop_asked.append(14.9)

@@ -30,8 +30,29 @@ CLAIM = _read("claim")
 RELEASE = _read("release")
 ALIAS = _read("alias")
 SIGN = _read("sign")
+NOTE = _read("note")
+MARK = _read("mark")
+ORPHAN = _read("orphan")
+ADOPT = _read("adopt")
 
-SCRIPTS = (CREATE, LEARN, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN)
+SCRIPTS = (
+    CREATE,
+    LEARN,
+    APPEND,
+    RENEW,
+    STATUS,
+    READ,
+    LEAVE,
+    FORCE_END,
+    CLAIM,
+    RELEASE,
+    ALIAS,
+    SIGN,
+    NOTE,
+    MARK,
+    ORPHAN,
+    ADOPT,
+)
 
 # Codes that the scripts answer.
 OK, FENCED, MISMATCH, GONE, ENDED, ALIVE = 1, 2, 3, 4, 5, 6
