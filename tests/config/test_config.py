@@ -83,6 +83,7 @@ OF_AN_UPSTREAM = [
         "apis",
         "models",
         "strip_prefix",
+        "path_map",
         "model",
         "next_on",
         "wait",
