@@ -141,6 +141,7 @@ async def _stream(
             raise
         if producer.logged:
             registry.run_detached(producer)
+            registry.keep_late_headers(producer)
             await _accept(services, exchange, producer.stream, scope)
             return
     reader = registry.lookup.first_reader(producer)
@@ -278,6 +279,7 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
     if producer.answer.cancelled():
         # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
         if producer.created.done() and producer.created.result():
+        services.registry.keep_late_headers(producer)
             return [exchange.id_header()]
         raise ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
     answer = producer.answer.result()

@@ -44,7 +44,6 @@ _PAGE_EVENTS = 256
 _PAGE_BYTES = 256 << 10
 _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
 _RENEWED_AT_ONCE = 500
-_HEADER_BYTES = 16 << 10  # of those that resumes have of an upstream's answer; with more there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +132,12 @@ class Log:
             args += ["headers", self._headers_at_rest(stream, headers)]
         await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
 
+    async def keep_headers(self, stream: str, headers: Headers) -> None:
+        """Of an upstream that answered after its stream was made; no effect where the store does not know that."""
+        if headers:
+            key = self.names.meta(stream)
+            await self.commands.run(key, scripts.KEEP_HEADERS, [key], [self._headers_at_rest(stream, headers)])
+
     async def get_status(
         self, stream: str, *, owner: str | None = None, read_at: str = "", came: bool = False
     ) -> Status | None:
@@ -169,8 +174,6 @@ class Log:
 
     def _headers_at_rest(self, stream: str, headers: Headers) -> bytes:
         lines = b"\r\n".join(b"%b:%b" % item for item in headers)
-        if len(lines) > _HEADER_BYTES:
-            return b""
         encryptor = self.cipher.encryptor(stream)
         return lines if encryptor is None else encryptor.head(lines)
 

@@ -175,6 +175,16 @@ class Registry:
         """It runs without a reader for a while: its abandon clock starts when its first one leaves."""
         self._abandonment.run_detached(producer)
 
+    def keep_late_headers(self, producer: Producer) -> asyncio.Task[None]:
+        """Of a stream that is made before its upstream answers: who comes later, on any replica, has its headers."""
+
+        async def once_answered() -> None:
+            await asyncio.wait([producer.answer])
+            if producer.logged and producer.kept_headers:
+                await self.log.keep_headers(producer.stream, producer.kept_headers)
+
+        return self.later(once_answered())
+
     # -- what producers say -------------------------------------------------------------------------------
 
     def on_created(self, producer: Producer) -> None:

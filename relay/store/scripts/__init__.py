@@ -29,8 +29,9 @@ CLAIM = _read("claim")
 RELEASE = _read("release")
 ALIAS = _read("alias")
 SIGN = _read("sign")
+KEEP_HEADERS = _read("keep_headers")
 
-SCRIPTS = (CREATE, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN)
+SCRIPTS = (CREATE, APPEND, RENEW, STATUS, READ, LEAVE, FORCE_END, CLAIM, RELEASE, ALIAS, SIGN, KEEP_HEADERS)
 
 # Codes that the scripts answer.
 OK, FENCED, MISMATCH, GONE, ENDED, ALIVE = 1, 2, 3, 4, 5, 6
