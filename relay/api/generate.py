@@ -13,7 +13,7 @@ import httpx
 import orjson
 
 from relay.api import event_ids, resume, tickets
-from relay.api.delivery import NO_STORE, Delivery, stream_headers
+from relay.api.delivery import NO_STORE, Delivery, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import RequestBody, UpstreamRequest, upstream_request
@@ -21,6 +21,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
+from relay.protocol import agents
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import ApiError, BadRequest, UpstreamMalformed
@@ -140,18 +141,18 @@ async def _stream(
             producer.stop(Ending.ABANDONED)
             raise
         if producer.logged:
-            registry.run_detached(producer)
             registry.keep_late_headers(producer)
+            registry.run_detached(producer)
             await _accept(services, exchange, producer.stream, scope)
             return
-    reader = registry.lookup.first_reader(producer)
+    reader = suit(registry.lookup.first_reader(producer), exchange, services.settings)
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
     except ConnectionCut:
         reader.close()
         if goes_on:
-            registry.later(_see_through(services, producer))
+            registry.later(_see_through(producer, _patience(services, exchange)))
         raise
     except BaseException:
         reader.close()
@@ -243,10 +244,15 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
         slot.release()
 
 
-async def _see_through(services: Services, producer: Producer) -> None:
+def _patience(services: Services, exchange: Exchange) -> float:
+    streams = services.settings.streams
+    return agents.patience(streams.patience, streams.patience_limit, exchange.headers)
+
+
+async def _see_through(producer: Producer, patience: float) -> None:
     """The client has gone before its answer, but its next attempt finds this generation by its key, or the upstream
     is read to its end all the same: it goes on, and its abandon clock runs."""
-    await asyncio.wait((producer.answer,), timeout=services.settings.streams.patience)
+    await asyncio.wait((producer.answer,), timeout=patience)
     if not producer.answer.done():
         try:
             await producer.ensure_created()
@@ -258,9 +264,8 @@ async def _see_through(services: Services, producer: Producer) -> None:
 
 async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
-    patience = services.settings.streams.patience
     try:
-        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=patience))
+        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=_patience(services, exchange)))
         if exchange.gone:
             raise ConnectionCut
     except ConnectionCut:
@@ -274,12 +279,12 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
         except ApiError:
             producer.stop(Ending.ABANDONED)
             raise
+        services.registry.keep_late_headers(producer)
         # An upstream that has not answered yet has not named the request either.
         return producer.upstream_headers or [exchange.id_header()]
     if producer.answer.cancelled():
         # The generation has ended while its stream was being made (`max_duration`, a stop): there is its end to tell.
         if producer.created.done() and producer.created.result():
-        services.registry.keep_late_headers(producer)
             return [exchange.id_header()]
         raise ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
     answer = producer.answer.result()
