@@ -219,7 +219,7 @@ def test_a_silent_stream_sends_codex_events_between_whole_events(
         ("comment", "responses", {}, b": hb\n"),
         ("comment", "messages", {}, b": hb\n"),
         ("event", "responses", {"originator": "other", "user-agent": "x"}, b"event: keepalive\n"),
-        ("event", "chat", {}, b'data: {"id":""'),
+        ("event", "chat", {}, b"event: keepalive\n"),
     ],
 )
 def test_heartbeats_of_all_forms(
