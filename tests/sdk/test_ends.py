@@ -69,7 +69,7 @@ def running() -> Iterator[str]:
             upstream.on(model_of(api, end), *ends(api)[end])
         config: dict[str, Any] = {
             "upstreams": [{"name": "scripted", "base_url": upstream.url, "malformed": "end"}],
-            "streams": {"patience": "400ms"},
+            "streams": {"patience": "400ms", "patience_limit": "400ms"},
         }
         with RelayProcess(config) as relay:
             yield relay.url
