@@ -192,28 +192,24 @@ def of_stream(headers: Headers, more: Sequence[str] = ()) -> Headers:
     """What a relayed stream has of the upstream's headers; `more` as of `to_client`."""
     dropped = _named_by_connection(headers)
     return [
-        item
-        for item in ((name.lower(), v) for name, v in headers)
-        if (_tells_of_the_request(item[0]) or (more and _named_for_streams(item[0], more)))
-        and item[0] not in dropped
-        and not _UNPRINTABLE.search(item[1])
+        (name, v)
+        for name, v in ((name.lower(), v) for name, v in headers)
+        if (_of_a_stream(name) or (more and _named_for_streams(name, more)))
+        and name not in dropped
+        and not _UNPRINTABLE.search(v)
     ]
 
 
 def of_resume(of_stream: Headers, more: Sequence[str] = ()) -> Headers:
     """What every later answer with the stream has of these, in all no more than `MAX_KEPT_BYTES`."""
-    kept = [item for item in of_stream if not _OF_THE_MOMENT.fullmatch(item[0]) or _named(item[0], more)]
+    kept = [item for item in of_stream if _lasts(item[0]) or (more and _named(item[0], more))]
     left = MAX_KEPT_BYTES - sum(map(_line_bytes, kept))
-    for item in sorted(kept, key=_line_bytes, reverse=True):
-        if left >= 0:
-            break
+    for item in sorted(kept, key=_line_bytes, reverse=True) if left < 0 else ():
         kept.remove(item)
         left += _line_bytes(item)
+        if left >= 0:
+            break
     return kept
-
-
-def _line_bytes(item: tuple[bytes, bytes]) -> int:
-    return len(item[0]) + len(item[1]) + len(":\r\n")
 
 
 def of_answer(headers: Headers, more: Sequence[str] = ()) -> tuple[Headers, Headers]:
@@ -222,9 +218,19 @@ def of_answer(headers: Headers, more: Sequence[str] = ()) -> tuple[Headers, Head
     return first, of_resume(first, more)
 
 
-@lru_cache(1024)  # names are an upstream's, and few
-def _tells_of_the_request(name: bytes) -> bool:
+def _line_bytes(item: tuple[bytes, bytes]) -> int:
+    return len(item[0]) + len(item[1]) + len(":\r\n")
+
+
+# Upstreams send few names, and each stream asks for all of them.
+@lru_cache(1024)
+def _of_a_stream(name: bytes) -> bool:
     return _listed(name, _STREAM_LIST, ()) and not _OF_THE_STREAM.fullmatch(name)
+
+
+@lru_cache(1024)
+def _lasts(name: bytes) -> bool:
+    return not _OF_THE_MOMENT.fullmatch(name)
 
 
 def _named_for_streams(name: bytes, more: Sequence[str]) -> bool:
