@@ -280,6 +280,22 @@ def test_a_lost_stream_ends_claude_code_s_connection_and_a_resume_is_told_the_er
             assert error_of("messages", list(again)[events - n :])[0] == "upstream_disconnected"
 
 
+def test_who_has_joined_on_another_replica_hears_the_loss_in_the_same_way(pair: PairSite) -> None:
+    sample = SAMPLES["messages"]
+    pair.upstream.on("lost-joined", *cut_after(sample, 3, Gate("lost-joined")))
+    key = {"idempotency-key": "joined"}
+    answers = [asked(pair.replicas[n].url, "messages", "lost-joined", key) for n in (0, 1)]
+    other = {**sample.headers("sk-claude"), **key}
+    answers.append(ask(pair.replicas[1].url + sample.path, headers=other, body=sample.body("lost-joined")))
+    for answer in answers:
+        assert len(answer.events(3)) == 3
+    pair.upstream.open("lost-joined")
+    kinds, ends = zip(*(ending(answer) for answer in answers), strict=True)
+    assert kinds == ([], [], ["error"])
+    assert [end in ("fin", "reset") for end in ends] == [True, True, False]
+    assert len(pair.upstream.calls_of("lost-joined")) == 1
+
+
 def test_over_http2_only_the_stream_is_cut(site: Site) -> None:
     sample = SAMPLES["messages"]
     site.upstream.on("lost-h2", *cut_after(sample, 3, Gate("lost-h2")))
