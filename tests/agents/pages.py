@@ -28,7 +28,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """A row for each turn and fault, with a cell for each setup: what it came to, calls, and deltas wasted."""
     setups = [setup for setup in ("direct", "one relay", "two relays") if any(r["setup"] == setup for r in results)]
     lines = [f"| turn | cut | {' | '.join(setups)} |", "|---" * (len(setups) + 2) + "|"]
-    for turn, fault in dict.fromkeys((result["turn"], result["fault"]) for result in results):
+    known = dict.fromkeys((result["turn"], result["fault"]) for result in results)
+    for turn, fault in sorted(known, key=lambda row: row[0]):
         cells = []
         for setup in setups:
             found = next((r for r in results if (r["turn"], r["fault"], r["setup"]) == (turn, fault, setup)), None)

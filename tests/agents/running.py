@@ -100,8 +100,12 @@ def _opencode(url: str, home: Path) -> tuple[list[str], dict[str, str]]:
 def _aider(url: str, home: Path) -> tuple[list[str], dict[str, str]]:
     off = ("git", "check-update", "show-model-warnings", "show-release-notes", "pretty", "auto-lint", "detect-urls")
     options = ["--model", f"openai/{MAIN}", "--message", PROMPT, "--yes-always", "--analytics-disable"]
+    session = {"name": f"openai/{MAIN}", "extra_params": {"extra_headers": {"x-session-id": home.parent.name}}}
+    path = home / "models.yml"
+    path.write_text(json.dumps([session]))  # which is YAML, too
     settings = {"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "sk-rig", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    return [*options, "--map-tokens=0", *(f"--no-{name}" for name in off), "--chat-mode", "ask"], settings
+    options += ["--map-tokens=0", f"--model-settings-file={path}", "--chat-mode=ask", *(f"--no-{name}" for name in off)]
+    return options, settings
 
 
 _BUILD = {"codex": _codex, "claude-code": _claude_code, "opencode": _opencode, "aider": _aider}
