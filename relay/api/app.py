@@ -20,7 +20,7 @@ from relay.protocol import guard
 from relay.protocol.apis import BY_PATH, DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import ApiError, NotFound, StoreUnavailable, Unavailable
+from relay.protocol.errors import ApiError, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def create_app(services: Services) -> Router:
             Route("/streams/{id}", endpoint(streams)),
             Route("/livez", endpoint(_livez)),
             Route("/readyz", endpoint(_readyz)),
+            Route("/api/hello", endpoint(_hello)),
             Route("/openapi.json", endpoint(partial(pages.answer, file=openapi.file()))),
             *[
                 Route(path, endpoint(partial(pages.answer, file=f)))
@@ -121,6 +122,13 @@ async def _api(services: Services, exchange: Exchange, *, dialect: Dialect) -> N
         await generate(services, exchange, dialect)
     else:
         await any_path(services, exchange)
+
+
+async def _hello(services: Services, exchange: Exchange) -> None:
+    """An agent looks whether its API is there before it asks (Claude Code, with HEAD)."""
+    if exchange.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("Use GET or HEAD.", headers={"allow": "GET, HEAD"})
+    await exchange.answer(200, b'{"message":"hello"}' if exchange.method == "GET" else b"")
 
 
 async def _livez(services: Services, exchange: Exchange) -> None:

@@ -17,6 +17,7 @@ import dataclasses
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Use
+from relay.protocol import agents
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.identity import body_digest, messages_of, prefix_digests
@@ -163,7 +164,9 @@ class Attaching:
         assert attached.reader is not None
         if attached.backlog:
             return attached
-        until = asyncio.get_running_loop().time() + self._settings.patience
+        until = asyncio.get_running_loop().time() + agents.patience(
+            self._settings.patience, self._settings.patience_limit, self._exchange.headers
+        )
         begun = None
         try:
             while begun is None:

@@ -16,10 +16,11 @@ from relay.api.services import Services
 from relay.config import Settings
 from relay.http.contract import ConnectionCut
 from relay.metrics import Meter
+from relay.protocol import agents
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.headers import INCREMENTAL, Headers
 from relay.streams.adoption import Adoption
-from relay.streams.reader import Lost
+from relay.streams.reader import Lost, Reader
 
 # The most that is written through. The server takes what is larger slice by slice, so that it is copied nowhere.
 _SLICE = 64 * 1024
@@ -102,6 +103,17 @@ class Source(Protocol):
     def hang_up(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def suit(reader: Reader, exchange: Exchange, settings: Settings) -> Reader:
+    """The reader as its client understands it. Who comes back with an id, or to a stream's own address, is told how it
+    ended: a cut says that only to who asks again."""
+    streams, headers = settings.streams, exchange.headers
+    reader.heartbeat = agents.heartbeat(streams.heartbeat_form, reader.dialect, headers, reader.comment)
+    comes_back = exchange.method != "POST" or exchange.header(b"last-event-id") is not None
+    if not comes_back:
+        reader.cut_at_loss = agents.hears_losses_as_cuts(streams.broken_end, reader.dialect, headers)
+    return reader
 
 
 class Delivery:

@@ -42,6 +42,7 @@ class WithoutIds:
 
     @property
     def heartbeat(self) -> bytes:
+        """Without ids a comment is a block of its own."""
         beat = self._source.heartbeat
         return COMMENT_BLOCK if beat == COMMENT_LINE else beat
 

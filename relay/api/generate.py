@@ -14,7 +14,7 @@ import orjson
 
 from relay.api import event_ids, kept, resume, tickets
 from relay.api.attaching import Attaching
-from relay.api.delivery import NO_STORE, deliver, stream_headers
+from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import ClientBody, UpstreamRequest, is_name, upstream_request
@@ -22,6 +22,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
+from relay.protocol import agents
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -170,7 +171,7 @@ async def _stream(
             registry.run_detached(producer)
             await _accept(services, exchange, producer.stream, scope)
             return
-    reader = registry.lookup.first_reader(producer)
+    reader = suit(registry.lookup.first_reader(producer), exchange, services.settings)
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
@@ -180,7 +181,7 @@ async def _stream(
         if isinstance(error, ConnectionCut) and goes_on:
             if joining.attachable:
                 producer.make()  # whoever comes next, on whatever replica, is to find it
-            registry.later(_see_through(services, producer))
+            registry.later(_see_through(producer, _patience(services, exchange)))
         raise
     if upstream_headers is None:
         reader.close()
@@ -271,10 +272,15 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
         slot.release()
 
 
-async def _see_through(services: Services, producer: Producer) -> None:
+def _patience(services: Services, exchange: Exchange) -> float:
+    streams = services.settings.streams
+    return agents.patience(streams.patience, streams.patience_limit, exchange.headers)
+
+
+async def _see_through(producer: Producer, patience: float) -> None:
     """The client has gone before its answer, but its next attempt finds this generation by its key, or the upstream
     is read to its end all the same: it goes on, and its abandon clock runs."""
-    await asyncio.wait((producer.answer,), timeout=services.settings.streams.patience)
+    await asyncio.wait((producer.answer,), timeout=patience)
     if not producer.answer.done():
         try:
             await producer.ensure_created()
@@ -286,9 +292,8 @@ async def _see_through(services: Services, producer: Producer) -> None:
 
 async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
-    patience = services.settings.streams.patience
     try:
-        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=patience))
+        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=_patience(services, exchange)))
         if exchange.gone:
             raise ConnectionCut
     except ConnectionCut:

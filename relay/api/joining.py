@@ -104,7 +104,7 @@ class Joining:
     async def _by_key(self, key: str, request_digest: str) -> str | None:
         name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.patience + self._settings.lease
+        until = loop.time() + max(self._settings.patience, self._settings.patience_limit) + self._settings.lease
         while True:
             claim = await self._registry.claims.claim(
                 name, self._stream, self._claim_digest(request_digest, self._stream)

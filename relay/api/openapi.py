@@ -173,6 +173,14 @@ def _paths() -> Json:
             "responses": {"200": health, **_refused("openai", 503)},
         }
     }
+    hello = {"description": "It is here.", "content": _json({"type": "object"})}
+    paths["/api/hello"] = {
+        "get": {
+            "summary": "Is the API there? Some agents ask, with HEAD, before anything else",
+            **open_to_all,
+            "responses": {"200": hello, **_refused("openai")},
+        }
+    }
     paths["/client/resuming-fetch.js"] = _served("text/javascript", {"type": "string"}, "A `fetch` that comes back.")
     paths["/openapi.json"] = _served("application/json", {"type": "object"}, "This description.")
     paths["/v1/{path}"] = {

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from relay.api import event_ids, tickets
-from relay.api.delivery import NO_STORE, deliver, stream_headers
+from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
@@ -140,7 +140,8 @@ async def _go_on(
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return
-    source = attached.reader if with_ids else event_ids.WithoutIds(attached.reader)
+    reader = suit(attached.reader, exchange, services.settings)
+    source = reader if with_ids else event_ids.WithoutIds(reader)
     await deliver(services, exchange, source, headers, after.stream, joinable=attached.joinable)
 
 

@@ -1,7 +1,7 @@
 """A relayed stream's bytes, cut into whole events that stay as they are.
 
-The relay's frames end lines at LF only, and a heartbeat is a comment line without a blank line (or, for messages, a
-ping without an id). What is held is one unfinished event.
+The relay's frames end lines at LF only, and a heartbeat is a comment line without a blank line, or an event without an
+id whose type says so. What is held is one unfinished event.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ MAX_REFUSAL_BYTES = 65_536
 """What is read of a refusal, to find its code in it."""
 MAX_REFUSAL_TIME = 2.0
 """Seconds; as above."""
+
+HEARTBEATS = (b"ping", b"keepalive")
+"""Types of events, without an id, that are none of the stream's."""
 
 # The code of a 409 whose request may join its generation a moment later.
 KEY_IN_FLIGHT = "idempotency_key_in_flight"

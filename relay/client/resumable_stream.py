@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from relay.client.decoding import Decoder, DecodingError, can_decode, encoding_of
-from relay.client.events import KEY_IN_FLIGHT, Block, EventTooLarge, Splitter, error_code, is_terminal
+from relay.client.events import HEARTBEATS, KEY_IN_FLIGHT, Block, EventTooLarge, Splitter, error_code, is_terminal
 from relay.client.failure_messages import (
     ADVICE,
     ADVICE_WITHOUT_CODE,
@@ -190,7 +190,7 @@ class ResumableStream:
             if not self._is_next(block.id):
                 return False
             self._budget.on_event()
-        elif block.data is not None and block.type != b"ping":
+        elif block.data is not None and block.type not in HEARTBEATS:
             if not self._is_new(block):
                 return False
         elif self._policy.clock() - self._since >= STEADY_CONNECTION:

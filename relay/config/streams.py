@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from relay.config.units import Duration, DurationOrNever, DurationOrOff, DurationOrZero, Section, Size
+from relay.protocol.agents import BrokenEnd, HeartbeatForm
 
 _HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
 
@@ -20,6 +21,11 @@ class StreamSettings(Section):
     heartbeat: Duration = Field(15.0, description="A silent stream gets a sign of life this often.")
     patience: Duration = Field(
         10.0, description="How long to wait for the upstream's status before the relay answers 200 itself."
+    )
+    patience_limit: Duration = Field(
+        30.0,
+        description="The longest such wait, for a client that says how long it waits itself (`X-Stainless-Timeout`): "
+        "it is given a tenth of that, so that a late refusal keeps its status. Proxies want a byte within 30 to 60 s.",
     )
     upstream_answer_timeout: DurationOrOff = Field(
         120.0,
@@ -62,6 +68,18 @@ class StreamSettings(Section):
         "always",
         description="Which frames have their ids. `ask`: those of requests with `Relay-Event-Ids: include`, and of "
         "resumes. With either, `Relay-Event-Ids: omit` leaves them out.",
+    )
+    heartbeat_form: HeartbeatForm = Field(
+        "auto",
+        description="`event`: a heartbeat is an event of the API's (`ping`, `keepalive`, a chunk without choices). "
+        "`comment`: a comment. `auto`: an event on messages, as the API's own, and for agents that count nothing else "
+        "(Codex on responses).",
+    )
+    broken_end: BrokenEnd = Field(
+        "auto",
+        description="How the client of a POST hears that its stream was lost: the upstream's connection, a time-out, "
+        "the replica, a refusal that passes. `error`: by the API's error event. `cut`: its connection is cut, and a "
+        "resume is told the error. `auto`: cut for agents that leave streaming at an error event (Claude Code).",
     )
     max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
     max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")

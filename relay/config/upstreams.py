@@ -51,6 +51,13 @@ class UpstreamSettings(Section):
         description="Where it is, with or without the version's path, as the API's SDK is given it "
         "(`https://api.openai.com/v1`, `https://api.anthropic.com`)."
     )
+    path_map: dict[
+        Annotated[str, Field(pattern=r"^/v1(/[^/?#\s]+)*$")], Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")]
+    ] = Field(
+        {},
+        description="Where its paths are not those of the API: a path here, with all below it, and the one that stands "
+        "for it after `base_url`; the longest that fits counts (`/v1: /backend-api/codex`).",
+    )
     apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
     models: list[str] = Field(
         ["*"],

@@ -153,9 +153,10 @@ class Chat:
 
     name = "chat"
     path = "/v1/chat/completions"
-    # A comment line WITHOUT a blank line: openai-python dispatches an empty event on a blank line once it
-    # has seen an id, and dies of it.
-    heartbeat = b": hb\n"
+    # A chunk without choices, such as the one that tells the usage; its type tells it from those that are the answer's.
+    event_heartbeat = (
+        b'event: keepalive\ndata: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":[]}\n\n'
+    )
 
     def watch(self, *, hide_usage: bool = False, choices: int = 1) -> ChatWatch:
         """A watch for one stream."""

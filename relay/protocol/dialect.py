@@ -110,11 +110,12 @@ class Watch(ABC):
 
 
 class Dialect(Protocol):
-    """One of the three APIs. `path` is where clients POST; `heartbeat` is what keeps a silent stream alive."""
+    """One of the three APIs. `path` is where clients POST; `event_heartbeat` is an event that keeps a silent stream
+    alive: it adds nothing to the answer and has no id."""
 
     name: str
     path: str
-    heartbeat: bytes
+    event_heartbeat: bytes
 
     def watch(self, *, hide_usage: bool = False, choices: int = 1) -> Watch:
         """A watch for one stream. `hide_usage`: usage that only the relay has asked for is not shown to the client.

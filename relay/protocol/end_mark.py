@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from relay.protocol import sse
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE
-from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, Spelling, StreamFailure
+from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, Spelling, StreamFailure, is_lost
 from relay.protocol.sse import Event
 
 _SENT_BY_UPSTREAM = frozenset(known.value for known, row in OUTCOMES.items() if row.spelling is Spelling.UPSTREAM)
@@ -33,6 +33,11 @@ class End:
     def sent_by_relay(self) -> bool:
         """Does the relay send this end, and not the upstream's own last event?"""
         return sent_by_relay(self.outcome)
+
+    @property
+    def lost(self) -> bool:
+        """Was the stream lost on the way, so that the same request may well get an answer?"""
+        return is_lost(self.outcome, self.closing.decode("utf-8", "replace"))
 
     def encode(self) -> bytes:
         """The content of the log's end mark."""

@@ -4,8 +4,9 @@ Rules: both ways only what is on a list crosses: what HTTP says of a body and it
 credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Beside a key of the
 relay's own the list is a short one, for whoever asks is then the relay's account to the upstream. Hop-by-hop headers
 and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
-side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate
-limits, what names the processing organisation and model, and what `headers` names, on a resume as well.
+side's own. A relayed stream carries the relay's own headers, and of the upstream's those that tell of the request and
+of who answers it: every `x-…` and the API's own, as a whole answer does, and what `headers` names. They are kept with
+the stream, so a resume on any replica has them too, but for what was true at that moment only (rate limits).
 
 The relay believes no header about who its client is or what it asked for (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
 `X-Original-URL`, `X-HTTP-Method-Override` …), and passes none on: an upstream that trusts the relay would believe them.
@@ -19,12 +20,15 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from relay.protocol import credentials
 
 Headers = list[tuple[bytes, bytes]]
 
 MAX_HEADER_BYTES = 32 * 1024
+MAX_KEPT_BYTES = 16 * 1024
+"""Of the upstream's headers that are kept with a stream; of more only the first answer has the largest."""
 
 _HOP_BY_HOP = frozenset(
     (
@@ -65,7 +69,7 @@ _NOT_OF_AN_ANSWER = re.compile(
 _UPSTREAM_LIST = re.compile(
     rb"(incremental|accept|accept-encoding|accept-language|authorization|api-key|baggage|cache-control|content-.*|http-referer|"
     rb"idempotency-key|if-.*|last-modified|origin|prefer|priority|range|referer|traceparent|tracestate|user-agent|"
-    rb"x-.*|openai-.*|anthropic-.*)"
+    rb"(session|thread|conversation|turn)-id|originator|version|chatgpt-.*|x-.*|openai-.*|anthropic-.*)"
 )
 _CLIENT_LIST = re.compile(
     rb"(incremental|accept-ranges|age|allow|cache-control|cf-ray|content-.*|date|deprecation|etag|expires|last-modified|link|location|"
@@ -81,6 +85,12 @@ _BESIDE_OWN_KEY = re.compile(
     rb"x-app|x-b3-.*|b3|(?:session|thread|conversation|turn)-id|originator|version|x-session-id|x-session-affinity|x-claude-code-session-id|"
     rb"x-codex-.*)"
 )
+_STREAM_LIST = re.compile(
+    rb"(request-id|retry-after.*|ratelimit.*|cf-ray|server-timing|traceresponse|deprecation|sunset|warning|"
+    rb"x-.*|openai-.*|anthropic-.*)"
+)
+# True when the answer began, and misleading to who comes back later.
+_OF_THE_MOMENT = re.compile(rb"retry-after.*|.*ratelimit.*|server-timing|openai-processing-ms")
 _NONE = re.compile(rb"(?!)")
 _LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of any API is
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
@@ -103,21 +113,6 @@ INCREMENTAL = (b"incremental", b"?1")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-
-_STREAM_KEPT = frozenset(
-    (
-        b"x-request-id",
-        b"request-id",
-        b"retry-after",
-        b"openai-organization",
-        b"openai-processing-ms",
-        b"openai-version",
-        b"openai-model",
-        b"anthropic-organization-id",
-        b"cf-ray",
-    )
-)
-_STREAM_KEPT_PREFIXES = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
 
 
 def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -239,29 +234,53 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
 
 
 def of_stream(headers: Headers, more: Sequence[str] = ()) -> Headers:
-    """What a relayed stream keeps of the upstream's headers; `more` as of `to_client`."""
+    """What a relayed stream has of the upstream's headers; `more` as of `to_client`."""
     dropped = _named_by_connection(headers)
-    kept = [
-        item
-        for item in ((name.lower(), v) for name, v in headers)
-        if (item[0] in _STREAM_KEPT or item[0].startswith(_STREAM_KEPT_PREFIXES))
-        and b"_" not in item[0]
-        and item[0] not in dropped
-        and not _UNPRINTABLE.search(item[1])
-    ]
-    return kept + [item for item in of_resume(headers, more) if item not in kept]
-
-
-def of_resume(headers: Headers, more: Sequence[str]) -> Headers:
-    """What every answer with a stream has of the upstream's headers, a resume too: those that patterns name."""
-    if not more:
-        return []
-    dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
     return [
-        item
-        for item in ((name.lower(), v) for name, v in headers)
-        if item[0] not in dropped
-        and _listed(item[0], _NONE, more)
-        and not _OF_THE_STREAM.fullmatch(item[0].replace(b"_", b"-"))
-        and not _UNPRINTABLE.search(item[1])
+        (name, v)
+        for name, v in ((name.lower(), v) for name, v in headers)
+        if (_of_a_stream(name) or (more and _named_for_streams(name, more)))
+        and name not in dropped
+        and not _UNPRINTABLE.search(v)
     ]
+
+
+def of_resume(of_stream: Headers, more: Sequence[str] = ()) -> Headers:
+    """What every later answer with the stream has of these, in all no more than `MAX_KEPT_BYTES`."""
+    kept = [item for item in of_stream if _lasts(item[0]) or (more and _named(item[0], more))]
+    left = MAX_KEPT_BYTES - sum(map(_line_bytes, kept))
+    for item in sorted(kept, key=_line_bytes, reverse=True) if left < 0 else ():
+        kept.remove(item)
+        left += _line_bytes(item)
+        if left >= 0:
+            break
+    return kept
+
+
+def of_answer(headers: Headers, more: Sequence[str] = ()) -> tuple[Headers, Headers]:
+    """What a relayed stream's first answer has of the upstream's headers, and what every later one has."""
+    first = of_stream(headers, more)
+    return first, of_resume(first, more)
+
+
+def _line_bytes(item: tuple[bytes, bytes]) -> int:
+    return len(item[0]) + len(item[1]) + len(":\r\n")
+
+
+# Upstreams send few names, and each stream asks for all of them.
+@lru_cache(1024)
+def _of_a_stream(name: bytes) -> bool:
+    return _listed(name, _STREAM_LIST, ()) and not _OF_THE_STREAM.fullmatch(name) and not _is_obeyed(name)
+
+
+@lru_cache(1024)
+def _lasts(name: bytes) -> bool:
+    return not _OF_THE_MOMENT.fullmatch(name)
+
+
+def _named_for_streams(name: bytes, more: Sequence[str]) -> bool:
+    return (
+        name not in _NOT_TO_CLIENT
+        and _listed(name, _NONE, more)
+        and not _OF_THE_STREAM.fullmatch(name.replace(b"_", b"-"))
+    )

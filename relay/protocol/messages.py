@@ -159,7 +159,7 @@ class Messages:
     name = "messages"
     path = "/v1/messages"
     # Every messages client accepts a ping without an id, also before the first event.
-    heartbeat = b'event: ping\ndata: {"type":"ping"}\n\n'
+    event_heartbeat = b'event: ping\ndata: {"type":"ping"}\n\n'
 
     def watch(self, *, hide_usage: bool = False, choices: int = 1) -> MessagesWatch:
         """A watch for one stream; usage stands in events that are always forwarded, so nothing is hidden."""

@@ -7,6 +7,7 @@ and the tables of the documentation (`python -m relay.protocol.outcomes` prints 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -61,6 +62,9 @@ class Row:
     stream, or has an answer of its own (an upstream's refusal is passed on as it is)."""
     meaning: str = ""
     """What happened, in the table of codes for users; every cause has one."""
+    lost: bool = False
+    """Is it a loss on the way to the answer, after which the same request may well get one? Such an end may be told by
+    a cut (`streams.broken_end`). None of the upstream's own errors is one, and no limit of the relay's."""
     runbook: str = ""
     """Where an operator looks, in the runbook's table; every cause has one, and several may share it."""
 
@@ -77,6 +81,7 @@ OUTCOMES: dict[Outcome, Row] = {
     Cause.UPSTREAM_DISCONNECTED: Row(
         f"The upstream closed the connection before the end of its answer. {NEW_ANSWER}",
         refusal=UpstreamDisconnected,
+        lost=True,
         meaning="the upstream's connection ended before its terminal event",
         runbook=_UPSTREAM,
     ),
@@ -94,6 +99,7 @@ OUTCOMES: dict[Outcome, Row] = {
     Cause.UPSTREAM_TIMEOUT: Row(
         f"The upstream took too long. {NEW_ANSWER}",
         refusal=UpstreamTimeout,
+        lost=True,
         meaning="the upstream exceeded one of its time-outs (`upstream_idle_timeout`, `upstream_stall_timeout`, "
         "`first_token_timeout`, `upstream_answer_timeout`); the message says which",
         runbook="an upstream that has stalled; the client's message names the time-out, set in `streams` or for the "
@@ -124,6 +130,7 @@ OUTCOMES: dict[Outcome, Row] = {
     ),
     Cause.PRODUCER_LOST: Row(
         f"The relay process that read the upstream is gone. {NEW_ANSWER}",
+        lost=True,
         meaning="the relay process that read the upstream is gone",
         runbook="a replica that died, or hung for longer than `streams.lease`",
     ),
@@ -137,6 +144,7 @@ OUTCOMES: dict[Outcome, Row] = {
     Cause.SHUTDOWN: Row(
         f"The relay is shutting down. {NEW_ANSWER}",
         refusal=_draining,
+        lost=True,
         meaning="the relay shut down before the stream ended",
         runbook="a `drain.timeout`, or a grace period around the relay, that is shorter than answers take",
     ),
@@ -144,9 +152,34 @@ OUTCOMES: dict[Outcome, Row] = {
     Ending.STOPPED: Row("The stream was stopped by its owner.", Spelling.STOP),
     Ending.ABANDONED: Row(
         "Nobody read this stream for streams.abandon_after, so the upstream call was cancelled. "
-        "Send the request again for a new answer."
+        "Send the request again for a new answer.",
+        lost=True,
     ),
 }
+
+_LATE = re.compile(r"The upstream (?:answered|reported) ([0-9]{3}): ")
+# Of an upstream's refusals those after which the same request may get an answer (as SDKs retry them); 5xx are more.
+_PASSING = (408, 409, 425, 429)
+
+
+def refused_late(status: int, told: str, *, answered: bool) -> str:
+    """The message of `upstream_refused`. `answered`: the status was the answer's, and not in its body."""
+    return f"The upstream {'answered' if answered else 'reported'} {status}: {told}"
+
+
+def late_status(told: str) -> int | None:
+    """The upstream's status in what was told of a late refusal, None where there is none."""
+    found = _LATE.search(told)
+    return int(found[1]) if found is not None else None
+
+
+def is_lost(outcome: str, told: str = "") -> bool:
+    """Was a stream with this end lost on the way (`Row.lost`)? `told` is what its readers were told: a late refusal is
+    one where another try may get an answer."""
+    if outcome == Cause.UPSTREAM_REFUSED:
+        status = late_status(told) or 0
+        return status in _PASSING or status >= 500
+    return any(row.lost for known, row in OUTCOMES.items() if known.value == outcome)
 
 
 class StreamFailure(Exception):

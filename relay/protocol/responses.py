@@ -21,7 +21,7 @@ from relay.protocol.dialect import (
 )
 from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, KEEP_ALIVE, PART, TOKEN
 from relay.protocol.errors import ApiError
-from relay.protocol.outcomes import StreamFailure
+from relay.protocol.outcomes import Cause, StreamFailure, late_status
 from relay.protocol.sse import Event
 from relay.protocol.upstream_error import UpstreamError, read_object
 
@@ -39,6 +39,8 @@ _DELTAS: dict[str, tuple[str, str, str, str]] = {
 _ENDS = frozenset(("response.completed", "response.incomplete", "response.done"))
 _FAILURES = frozenset(("response.failed", "response.cancelled", "response.canceled", "response.error"))
 _FAILED = ("failed", "cancelled", "canceled")
+# In `response.failed` some agents give up at this code, where they would ask again after the error that it tells.
+_GIVES_UP = "server_is_overloaded"
 
 
 class ResponsesWatch(Watch):
@@ -131,6 +133,8 @@ class ResponsesWatch(Watch):
             return []
         self._failed = True
         error, code = self.error, self.error.code or self.error.type or "server_error"
+        if code == _GIVES_UP:
+            code = "server_error"
         return [_failed(code, error.message, _next(self.last_sequence), self.response, request_id)]
 
     def stop_events(self, request_id: str) -> list[Event]:
@@ -215,7 +219,8 @@ class Responses:
 
     name = "responses"
     path = "/v1/responses"
-    heartbeat = b": hb\n"
+    # No `sequence_number`: those are the logged events' own.
+    event_heartbeat = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
 
     def watch(self, *, hide_usage: bool = False, choices: int = 1) -> ResponsesWatch:
         """A watch for one stream; usage stands in its last event, so nothing is hidden."""
@@ -244,7 +249,9 @@ class Responses:
             "param": None,
             "error": {"type": kind or "server_error", "code": code, "message": message, "param": None},
         }
-        return [Event(b"error", orjson.dumps(error)), _failed(code, message, number + 1, response, request_id)]
+        # After this code agents wait for as long as the message says ("try again in 7 seconds").
+        read = "rate_limit_exceeded" if code == Cause.UPSTREAM_REFUSED and late_status(message) == 429 else code
+        return [Event(b"error", orjson.dumps(error)), _failed(read, message, number + 1, response, request_id)]
 
     def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
         """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""

@@ -75,8 +75,9 @@ class UpstreamError:
         """The upstream's words, and when to come back where it said so."""
         if not self.retry_after or self.retry_after in self.message:
             return self.message
-        after = f"{self.retry_after} seconds" if self.retry_after.isdigit() else self.retry_after
-        return f"{self.message.rstrip('.')}. Retry after {after}."
+        after = self.retry_after
+        when = f"Try again in {after} seconds" if after.isdigit() else f"Retry after {after}"
+        return f"{self.message.rstrip('.')}. {when}."
 
 
 def is_keep_alive(data: bytes) -> bool:

@@ -47,7 +47,6 @@ _PAGE_EVENTS = 256
 _PAGE_BYTES = 256 << 10
 _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
 _RENEWED_AT_ONCE = 500
-_HEADER_BYTES = 16 << 10  # of those that resumes have of an upstream's answer; with more there are none
 
 _Place = tuple[str, int, Binding]
 
@@ -223,8 +222,6 @@ class Log:
 
     def _headers_at_rest(self, stream: str, headers: Headers, binding: Binding) -> bytes:
         lines = b"\r\n".join(b"%b:%b" % item for item in headers)
-        if len(lines) > _HEADER_BYTES:
-            return b""
         encryptor = self.cipher.encryptor(stream, binding)
         return lines if encryptor is None else encryptor.head(lines)
 

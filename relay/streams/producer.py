@@ -18,7 +18,7 @@ from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable
-from relay.protocol.headers import Headers, of_resume, of_stream
+from relay.protocol.headers import Headers, of_answer
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
@@ -279,8 +279,8 @@ class Producer:
     async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
-        self._response, raw, upstream = response, response.headers.raw, self.route.upstream
-        self.kept_headers, self.upstream_headers = of_resume(raw, upstream.headers), of_stream(raw, upstream.headers)
+        self._response, upstream = response, self.route.upstream
+        self.upstream_headers, self.kept_headers = of_answer(response.headers.raw, upstream.headers)
         self._context.host.on_answered(self)
         ingest = self._ingest = UpstreamIngest(
             body_of(response),

@@ -55,6 +55,10 @@ class Reader:
         self.dialect = dialect
         self.meter = meter
         self.end: End | None = None
+        self.heartbeat = dialect.event_heartbeat if dialect.name == "messages" else self.comment
+        """A sign of life between its frames."""
+        self.cut_at_loss = False
+        """Is this reader's connection to be cut where the stream was lost? Otherwise it is told so."""
         self._log = log
         self._feed = feed
         self._binding = binding
@@ -71,10 +75,9 @@ class Reader:
             feed.watch(self._wake)
 
     @property
-    def heartbeat(self) -> bytes:
-        """A sign of life, in the form that goes with the stream's frames."""
-        beat = self.dialect.heartbeat
-        return COMMENT_BLOCK if beat == COMMENT_LINE and not is_logged(self.stream) else beat
+    def comment(self) -> bytes:
+        """A comment in the form that goes with the stream's frames."""
+        return COMMENT_LINE if is_logged(self.stream) else COMMENT_BLOCK
 
     async def begin(self) -> Page | None:
         """Read the first page, where that comes from the log. Raises StoreUnavailable."""
@@ -126,6 +129,8 @@ class Reader:
         if self._told or not end.sent_by_relay:
             return None
         self._told = True
+        if self.cut_at_loss and end.lost:
+            raise Lost
         if end.closing:
             return end.closing
         last = await self._log.frame(self.stream, self.cursor, self._binding)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import httpx
 
 from relay.protocol.headers import of_stream
-from relay.protocol.outcomes import Cause, StreamFailure
+from relay.protocol.outcomes import Cause, StreamFailure, refused_late
 from relay.protocol.upstream_error import UpstreamError, read_body
 from relay.streams.answer import Failed
 from relay.streams.ingest import UpstreamIngest, no_events
@@ -70,8 +70,9 @@ def begins_with_error(response: httpx.Response, ingest: UpstreamIngest, more: Se
 def late_refusal(response: httpx.Response, error: UpstreamError) -> StreamFailure:
     """How a stream fails that was begun before the upstream answered so."""
     if response.status_code != 200:
-        told = f"The upstream answered {response.status_code}: {error.describe()}"
+        told = refused_late(response.status_code, error.describe(), answered=True)
         return StreamFailure(Cause.UPSTREAM_REFUSED, told, error)
     if error.status is not None:
-        return StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream reported {error.status}: {error.describe()}", error)
+        told = refused_late(error.status, error.describe(), answered=False)
+        return StreamFailure(Cause.UPSTREAM_REFUSED, told, error)
     return StreamFailure(Cause.UPSTREAM_MALFORMED, no_event_stream(response, error), error)

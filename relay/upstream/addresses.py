@@ -9,19 +9,35 @@ OpenAI's paths anywhere in it.
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit
 
 _VERSION = re.compile(r"v[0-9]{1,3}((alpha|beta|preview)[0-9]*)?")
 _OWN = "/v1"
 
 
-def join(base_url: str, target: str, *, anthropic: bool) -> str:
+def join(base_url: str, target: str, *, anthropic: bool, path_map: Mapping[str, str] | None = None) -> str:
     """The address of a target (a path that begins with `/v1`, and perhaps a query) under a base. `anthropic`: as the
-    Anthropic SDKs join the two."""
+    Anthropic SDKs join the two. `path_map`: paths, with all below them, that stand elsewhere under the base."""
     base = base_url.rstrip("/")
+    if path_map and (mapped := _mapped(path_map, target)) is not None:
+        return base + mapped
     segments = urlsplit(base).path.split("/")
     looked_at = segments[-1:] if anthropic else segments
     versioned = any(_VERSION.fullmatch(segment) for segment in looked_at)
     if versioned and re.match(r"/v1(?=[/?]|$)", target):
         target = target.removeprefix(_OWN)
     return base + target
+
+
+def _mapped(path_map: Mapping[str, str], target: str) -> str | None:
+    """The target by the longest rule that fits, None where there is none. What a segment spells with `%` is what it
+    means; what stands below the rule's path goes on as it came."""
+    path, mark, query = target.partition("?")
+    segments = path.split("/")
+    means = [unquote(segment) for segment in segments]
+    for ours in sorted(path_map, key=len, reverse=True):
+        rule = ours.split("/")
+        if means[: len(rule)] == rule:
+            return "/".join([path_map[ours], *segments[len(rule) :]]) + mark + query
+    return None

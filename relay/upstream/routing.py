@@ -26,7 +26,8 @@ class Route:
 
     def url(self, path_and_query: str) -> str:
         anthropic = path_and_query.startswith("/v1/messages") or self.upstream.apis == ["messages"]
-        return join(self.upstream.base_url, path_and_query, anthropic=anthropic)
+        upstream = self.upstream
+        return join(upstream.base_url, path_and_query, anthropic=anthropic, path_map=upstream.path_map)
 
 
 def route_model(upstreams: list[UpstreamSettings], api: str | None, model: str, *, bound: bool = False) -> Route:

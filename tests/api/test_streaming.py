@@ -25,8 +25,9 @@ def test_headers_of_a_stream(scene: Scene, api: Api, prefix: str) -> None:
         "anthropic-ratelimit-requests-limit": "4",
         "set-cookie": "a=b",
         "cache-control": "public, max-age=600",
+        "x-codex-turn-state": "state",
         "x-internal": "secret",
-        "connection": "keep-alive",
+        "connection": "keep-alive, x-internal",
     }
     model = scene.play(*stream(*sample.frames, headers=theirs), prefix=prefix)
     asking = {**sample.headers(), "accept-encoding": "gzip, br, zstd"}
@@ -39,7 +40,7 @@ def test_headers_of_a_stream(scene: Scene, api: Api, prefix: str) -> None:
         assert headers["relay-resumable"] == ("true" if prefix == "" else "false")
         assert re.fullmatch(r"st_[A-Za-z0-9_-]{22,}", headers["relay-stream-id"])
         assert headers["transfer-encoding"] == "chunked"
-        for name in ("x-request-id", "request-id", "x-ratelimit-remaining-tokens"):
+        for name in ("x-request-id", "request-id", "x-ratelimit-remaining-tokens", "x-codex-turn-state"):
             assert headers[name] == theirs[name]
         assert headers["anthropic-ratelimit-requests-limit"] == "4"
         for name in ("content-length", "content-encoding", "set-cookie", "x-internal", "server"):

@@ -5,7 +5,7 @@ A case is what servers do in turn, and what must be seen action. Body parts and 
     1 2 3!        events of the stream; `!` is one whose data is [DONE]
     e1            the relay's own end after event 1
     error plain   frames without an id: an error of the chat API, and any other
-    hb            a heartbeat
+    hb beat       a heartbeat: a comment, or an event
     half2         the first bytes of event 2
     other2        event 2 of another stream
     retry9:1      event 1 with `retry: 9` (milliseconds)
@@ -78,7 +78,12 @@ def part(word: str, data: str = "{}") -> bytes:
         return f"id: {STREAM}.{n}\nretry: {named[5:]}\ndata: {data}\n\n".encode()
     if n and named.startswith("big"):
         return frame(int(n), "x" * int(named[3:]))
-    fixed = {"hb": ": hb\n", "plain": "data: {}\n\n", "error": 'data: {"error":{"code":"max_duration"}}\n\n'}
+    fixed = {
+        "hb": ": hb\n",
+        "beat": "event: keepalive\ndata: {}\n\n",
+        "plain": "data: {}\n\n",
+        "error": 'data: {"error":{"code":"max_duration"}}\n\n',
+    }
     if word in fixed:
         return fixed[word].encode()
     if word.startswith("fill"):

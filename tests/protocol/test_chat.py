@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from relay.protocol.chat import Chat
 from relay.protocol.dialect import Usage
-from relay.protocol.ends import DONE_LINE, ERROR, FAILURE, HIDDEN, PART, TOKEN
+from relay.protocol.ends import DONE_LINE, ERROR, FAILURE, HIDDEN, KEEP_ALIVE, PART, TOKEN
 from relay.protocol.outcomes import Cause, Outcome
-from relay.protocol.sse import Event
+from relay.protocol.sse import Event, Parser
 from tests.protocol.dialects import (
     ABNORMAL,
     DONE_EVENT,
@@ -367,5 +367,7 @@ class TestErrorFrames:
         assert w.see(error) & (ERROR | FAILURE)
         assert w.see(done) & DONE_LINE
 
-    def test_the_heartbeat_has_no_blank_line(self) -> None:
-        assert CHAT.heartbeat == b": hb\n"
+    def test_the_heartbeat_that_is_an_event_is_a_chunk_that_says_nothing(self) -> None:
+        (event,) = Parser(1000).feed(CHAT.event_heartbeat)
+        assert json.loads(event.data)["choices"] == []
+        assert watch().see(event) == KEEP_ALIVE

@@ -6,7 +6,9 @@ import pytest
 
 from relay.protocol.credentials import shown
 from relay.protocol.headers import (
+    MAX_KEPT_BYTES,
     Headers,
+    of_answer,
     of_resume,
     of_stream,
     request_id,
@@ -87,6 +89,12 @@ class TestToUpstream:
             (b"idempotency-key", b"k"),
             (b"traceparent", b"00-1-2-01"),
             (b"user-agent", b"x/1"),
+            (b"session-id", b"s"),
+            (b"thread-id", b"t"),
+            (b"originator", b"codex_exec"),
+            (b"version", b"0.171.0"),
+            (b"x-codex-turn-state", b"u"),
+            (b"chatgpt-account-id", b"a"),
         ]
         assert upstream(headers) == [(name.lower(), v) for name, v in headers]
 
@@ -166,11 +174,19 @@ class TestOfStream:
             b"RateLimit-Policy",
             b"openai-organization",
             b"openai-processing-ms",
+            b"openai-model",
             b"anthropic-organization-id",
+            b"X-Codex-Turn-State",
+            b"x-models-etag",
+            b"x-codex-primary-used-percent",
+            b"x-reasoning-included",
+            b"x-should-retry",
+            b"retry-after",
+            b"cf-ray",
         ],
     )
-    def test_the_request_id_and_the_rate_limits_are_kept(self, name: bytes) -> None:
-        assert of_stream([(name, b"v")]) == [(name.lower(), b"v")]
+    def test_what_tells_of_the_request_and_of_who_answers_it_is_kept_as_of_a_whole_answer(self, name: bytes) -> None:
+        assert of_stream([(name, b"v")]) == to_client([(name, b"v")]) == [(name.lower(), b"v")]
 
     @pytest.mark.parametrize(
         "name",
@@ -187,10 +203,38 @@ class TestOfStream:
             b"Relay-Stream-Id",
             b"Relay-Resumable",
             b"Access-Control-Allow-Origin",
+            b"Location",
+            b"X-Forwarded-For",
+            b"x-accel-redirect",
+            b"x_codex_turn_state",
         ],
     )
     def test_the_rest_is_the_relays_own(self, name: bytes) -> None:
         assert of_stream([(name, b"v")]) == []
+
+    def test_those_that_connection_names_end_here(self) -> None:
+        assert of_stream([(b"connection", b"x-hop"), (b"x-hop", b"1"), (b"x-kept", b"2")]) == [(b"x-kept", b"2")]
+
+
+class TestOfResume:
+    def test_it_has_what_the_stream_has_but_for_what_was_true_at_that_moment(self) -> None:
+        lasting = [(b"x-request-id", b"r"), (b"x-codex-turn-state", b"t"), (b"openai-model", b"m")]
+        passing = [
+            (b"x-ratelimit-remaining-tokens", b"1"),
+            (b"anthropic-ratelimit-tokens-remaining", b"1"),
+            (b"ratelimit", b"a"),
+            (b"retry-after", b"7"),
+            (b"openai-processing-ms", b"4"),
+        ]
+        assert of_answer(lasting + passing) == (lasting + passing, lasting)
+        assert of_answer(passing, ["ratelimit"])[1] == [(b"ratelimit", b"a")]
+
+    def test_of_too_many_bytes_the_largest_go_first(self) -> None:
+        small = [(b"x-%d" % n, b"v") for n in range(100)]
+        huge = [(b"x-huge", b"h" * MAX_KEPT_BYTES), (b"x-large", b"l" * (MAX_KEPT_BYTES // 2))]
+        assert of_resume([huge[0], *small, huge[1]]) == [*small, huge[1]]
+        assert of_resume([(b"x-%d" % n, b"v" * 4096) for n in range(9)])[0] == (b"x-6", b"v" * 4096)
+        assert of_resume(small) == small
 
 
 class TestCredential:
@@ -260,10 +304,9 @@ class TestPatterns:
     def test_they_hold_for_streams_and_resumes(self) -> None:
         answer = [(b"X-Turn-State", b"a"), (b"gate-run-id", b"b"), (b"x-other", b"c"), (b"x-request-id", b"d")]
         named = [(b"x-turn-state", b"a"), (b"gate-run-id", b"b")]
-        assert of_resume(answer, ["x-turn-*", "gate-*"]) == named
-        assert of_stream(answer, ["x-turn-*", "gate-*"]) == [(b"x-request-id", b"d"), *named]
-        assert of_stream(answer, ["x-request-id"]) == [(b"x-request-id", b"d")]
-        assert of_resume(answer, []) == []
+        other = [(b"x-other", b"c"), (b"x-request-id", b"d")]
+        assert of_answer(answer, ["x-turn-*", "gate-*"]) == ([*named, *other], [*named, *other])
+        assert of_answer(answer, []) == ([named[0], *other], [named[0], *other])
 
     @pytest.mark.parametrize(
         "name",
@@ -286,7 +329,7 @@ class TestPatterns:
         assert of_stream([(name, b"v")], self.ALL) == []
 
     def test_a_value_that_ends_its_line_goes_no_further(self) -> None:
-        assert of_resume([(b"x-a", b"1\r\nrelay-stream-id: st"), (b"x-b", b"2")], self.ALL) == [(b"x-b", b"2")]
+        assert of_stream([(b"x-a", b"1\r\nrelay-stream-id: st"), (b"x-b", b"2")], self.ALL) == [(b"x-b", b"2")]
 
     def test_a_request_for_a_stream_says_so_once(self) -> None:
         given = [(b"incremental", b"?0")]

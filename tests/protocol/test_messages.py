@@ -240,4 +240,4 @@ class TestErrorFrames:
         assert w.error.message == "Over."
 
     def test_the_heartbeat_is_a_ping_without_an_id(self) -> None:
-        assert MESSAGES.heartbeat == b'event: ping\ndata: {"type":"ping"}\n\n'
+        assert MESSAGES.event_heartbeat == b'event: ping\ndata: {"type":"ping"}\n\n'

@@ -6,7 +6,18 @@ import pytest
 
 from relay.protocol import errors
 from relay.protocol.apis import BY_PATH, DIALECTS, of_path
-from relay.protocol.outcomes import OUTCOMES, Cause, Ending, Outcome, StreamFailure, cause_of, parse_outcome
+from relay.protocol.outcomes import (
+    OUTCOMES,
+    Cause,
+    Ending,
+    Outcome,
+    StreamFailure,
+    cause_of,
+    is_lost,
+    late_status,
+    parse_outcome,
+    refused_late,
+)
 
 ALL: list[Outcome] = [*Cause, *Ending]
 
@@ -116,3 +127,28 @@ def test_the_apis() -> None:
 )
 def test_the_dialect_of_a_path(path: str, api: str) -> None:
     assert of_path(path).name == api
+
+
+@pytest.mark.parametrize("end", ALL)
+def test_what_was_lost_on_the_way(end: Outcome) -> None:
+    lost = ("upstream_disconnected", "upstream_timeout", "producer_lost", "shutdown", "abandoned")
+    assert is_lost(end.value) == (end.value in lost)
+    assert not is_lost("named_by_a_newer_relay")
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize(
+    ("status", "lost"),
+    [(400, False), (401, False), (403, False), (404, False), (408, True), (409, True), (413, False), (422, False),
+     (429, True), (500, True), (503, True), (529, True)],
+)  # fmt: skip
+def test_a_late_refusal_is_lost_where_another_try_may_get_an_answer(status: int, lost: bool, answered: bool) -> None:
+    told = refused_late(status, "The upstream answered 400: no. The upstream answered 500: no.", answered=answered)
+    assert late_status(told) == status
+    assert is_lost("upstream_refused", f'data: {{"message":"{told}"}}') == lost
+    assert not is_lost("upstream_error", told)
+
+
+def test_another_message_has_no_status() -> None:
+    assert late_status("The upstream refused the request after the stream had begun.") is None
+    assert not is_lost("upstream_refused", "")

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol.dialect import Usage
-from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, PART, TOKEN
+from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, KEEP_ALIVE, PART, TOKEN
 from relay.protocol.outcomes import Cause, Outcome
 from relay.protocol.responses import Responses
-from relay.protocol.sse import Event
+from relay.protocol.sse import Event, Parser
 from tests.protocol.dialects import (
     ABNORMAL,
     DONE_EVENT,
@@ -275,5 +275,30 @@ class TestErrorFrames:
         assert w.see(error) & (ERROR | FAILURE)
         assert w.error.message == "Over."
 
-    def test_the_heartbeat_has_no_blank_line(self) -> None:
-        assert RESPONSES.heartbeat == b": hb\n"
+    def test_the_heartbeat_that_is_an_event_has_no_number_and_goes_no_further_than_the_next_relay(self) -> None:
+        (event,) = Parser(1000).feed(RESPONSES.event_heartbeat)
+        assert event == (b"keepalive", b'{"type":"keepalive"}')
+        w = watch()
+        assert w.watch.see(event) == KEEP_ALIVE
+        assert w.watch.last_sequence is None
+
+    @pytest.mark.parametrize(
+        ("message", "code"),
+        [
+            ("The upstream answered 429: Slow. Try again in 7 seconds.", "rate_limit_exceeded"),
+            ("The upstream reported 429: Slow.", "rate_limit_exceeded"),
+            ("The upstream answered 529: Busy.", "upstream_refused"),
+            ("The upstream answered 503: Busy.", "upstream_refused"),
+            ("The upstream answered 400: No.", "upstream_refused"),
+        ],
+    )
+    def test_a_late_refusal_is_failed_with_a_code_after_which_agents_ask_again(self, message: str, code: str) -> None:
+        error, failed = RESPONSES.error_events(Cause.UPSTREAM_REFUSED, message, None, "req_1")
+        assert json.loads(error.data)["code"] == "upstream_refused"
+        assert json.loads(failed.data)["response"]["error"] == {"code": code, "message": message}
+
+    def test_what_is_left_out_of_an_error_has_no_code_at_which_agents_give_up(self) -> None:
+        w = watch().watch
+        w.see(Event(b"error", b'{"type":"error","code":"server_is_overloaded","message":"Busy."}'))
+        (failed,) = w.left_out("req_1")
+        assert json.loads(failed.data)["response"]["error"] == {"code": "server_error", "message": "Busy."}

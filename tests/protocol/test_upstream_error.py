@@ -98,7 +98,7 @@ def test_no_keep_alive(data: bytes) -> None:
 def test_bodies() -> None:
     told = read_body(b'{"error":{"message":"Slow","retry_after":7}}', status=429)
     assert (told.message, told.status, told.retry_after) == ("Slow", 429, "7")
-    assert told.describe() == "Slow. Retry after 7 seconds."
+    assert told.describe() == "Slow. Try again in 7 seconds."
     assert read_body(b"", status=500).message == "no message"
     assert read_body(b"<html><title>Sign in</title></html>", status=200).message == "Sign in"
     assert read_body(b'{"object":"chat.completion"}', status=200).status is None

@@ -264,7 +264,13 @@ class Bench:
         shared = stack.enter_context(valkey_server(self._folder / "shared"))
         served = self._served()
         limits = {"limits": {"body": "16KiB"}}
-        streams = {"patience": "1500ms", "lease": "1s", "max_event_bytes": "16KiB", "max_stream_bytes": "32KiB"}
+        streams = {
+            "patience": "1500ms",
+            "patience_limit": "1500ms",
+            "lease": "1s",
+            "max_event_bytes": "16KiB",
+            "max_stream_bytes": "32KiB",
+        }
         base = {"upstreams": served, "streams": streams, "store": {"url": shared.url}, "drain": {"timeout": "0s"}}
         keyed = [{**upstream, "api_key_env": "UP_KEY"} for upstream in served]
         settings: dict[Relay, dict[str, Any]] = {

@@ -52,3 +52,38 @@ def test_a_query_and_an_encoded_path_go_on_as_they_came(rest: str) -> None:
 
 def test_only_the_whole_segment_stands_for_the_version() -> None:
     assert join("https://h/v2", "/v1x/models", anthropic=False) == "https://h/v2/v1x/models"
+
+
+CODEX = {"/v1": "/backend-api/codex"}
+
+
+@pytest.mark.parametrize(
+    ("path_map", "target", "whole"),
+    [
+        (CODEX, "/v1/responses", "/backend-api/codex/responses"),
+        (CODEX, "/v1/responses/compact?x=/v1/a", "/backend-api/codex/responses/compact?x=/v1/a"),
+        (CODEX, "/v1/models?client_version=0.171.0", "/backend-api/codex/models?client_version=0.171.0"),
+        (CODEX, "/v1", "/backend-api/codex"),
+        (CODEX, "/v1?a=b", "/backend-api/codex?a=b"),
+        ({"/v1": ""}, "/v1/responses", "/responses"),
+        ({"/v1/responses": "/other/answers"}, "/v1/responses", "/other/answers"),
+        ({"/v1/responses": "/other/answers"}, "/v1/responses/resp_1/cancel", "/other/answers/resp_1/cancel"),
+        ({"/v1/responses": "/other/answers"}, "/v1/responses2", "/v1/responses2"),
+        ({"/v1/responses": "/other/answers"}, "/v1/models", "/v1/models"),
+        ({"/v1": "/a", "/v1/responses": "/b"}, "/v1/responses", "/b"),
+        ({"/v1/responses": "/b", "/v1": "/a"}, "/v1/models", "/a/models"),
+        # What is spelled otherwise is the same path upstream, so the same rule holds for it.
+        ({"/v1": "/a", "/v1/responses": "/b"}, "/v1/%72esponses", "/b"),
+        ({"/v1": "/a", "/v1/responses": "/b"}, "/v1/responses/a%2Fb", "/b/a%2Fb"),
+        ({"/v1": "/a", "/v1/responses": "/b"}, "/v1/responses%2Fa", "/a/responses%2Fa"),
+    ],
+)
+def test_paths_that_stand_elsewhere(path_map: dict[str, str], target: str, whole: str) -> None:
+    for base in ("https://h", "https://h/"):
+        assert join(base, target, anthropic=False, path_map=path_map) == "https://h" + whole
+
+
+def test_a_path_that_stands_elsewhere_takes_nothing_off_its_base() -> None:
+    base = "https://h/team/v1"
+    assert join(base, "/v1/responses", anthropic=False, path_map=CODEX) == base + "/backend-api/codex/responses"
+    assert join(base, "/v1/responses", anthropic=False, path_map={"/v1/x": "/y"}) == base + "/responses"

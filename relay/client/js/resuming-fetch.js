@@ -26,6 +26,8 @@ const GATEWAY = [502, 503, 504];
 const IN_FLIGHT = "idempotency_key_in_flight";
 /** Frames without an id that may have to be known again: an end has a few, a stream that goes on without ids many. */
 const MAX_WITHOUT_ID = 16;
+/** Types of events, without an id, that are none of the stream's. */
+const HEARTBEATS = new Set(["ping", "keepalive"]);
 /** How long a connection must have lived for its heartbeats to be progress. */
 const STEADY_CONNECTION_MS = 5000;
 /** What is read of a refusal, to find its code in it. */
@@ -322,7 +324,7 @@ class ResumableStream {
     if (stream !== null) {
       if (!this.#isNext(stream, n, end)) return false;
       this.#budget.onEvent();
-    } else if (data && kind !== "ping") {
+    } else if (data && !HEARTBEATS.has(kind)) {
       if (!this.#isNew(block)) return false;
     } else if (this.#settings.now() - this.#since >= STEADY_CONNECTION_MS) {
       this.#budget.onSignOfLife();

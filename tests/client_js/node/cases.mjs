@@ -27,7 +27,12 @@ const frame = (n, data = "{}", stream = STREAM) => `id: ${stream}.${n}\ndata: ${
 
 /** The bytes of one word. */
 function part(word) {
-  const fixed = { hb: ": hb\n", plain: "data: {}\n\n", error: 'data: {"error":{"code":"max_duration"}}\n\n' };
+  const fixed = {
+    hb: ": hb\n",
+    beat: "event: keepalive\ndata: {}\n\n",
+    plain: "data: {}\n\n",
+    error: 'data: {"error":{"code":"max_duration"}}\n\n',
+  };
   if (word in fixed) return fixed[word];
   const [, kind, size, n, last] = /^([a-z]*?)(?:(\d+):)?(\d+)(!?)$/.exec(word);
   if (kind === "retry") return `id: ${STREAM}.${n}\nretry: ${size}\ndata: {}\n\n`;
