@@ -169,13 +169,16 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         await _unless(at_once, finish(server))
         await registry.end_all()
 
+    health = Health(
+        log.topology, counted, lambda: log.directory.announce_replica(registry.replica_id, settings.streams.lease)
+    )
     watching: list[asyncio.Task[None]] = []
     try:
         await _unless(ending, registry.open())
         if ending.is_set():
             return
         watching += [
-            asyncio.create_task(Health(log.topology, counted).watch()),
+            asyncio.create_task(health.watch()),
             asyncio.create_task(_flush_forever(counted)),
         ]
         if keyring is not None:
@@ -186,7 +189,9 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
         gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
-        services = Services(settings, registry, upstreams, counted, gate, setup.store_lost)
+        services = Services(
+            settings, registry, upstreams, counted, gate, setup.store_lost, store_fault=lambda: health.fault
+        )
         await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:

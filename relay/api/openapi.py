@@ -168,8 +168,17 @@ def _paths() -> Json:
     paths["/readyz"] = {
         "get": {
             "summary": "Does it take clients?",
+            "description": "Without the parameter also one whose store is away does: streams begin by `store.outage`.",
             **open_to_all,
-            "responses": {"200": health, **_refused("openai", 503)},
+            "parameters": [
+                {
+                    "name": "store",
+                    "in": "query",
+                    "schema": {"const": "required"},
+                    "description": "503 as well while the relay cannot use its store.",
+                }
+            ],
+            "responses": {"200": health, **_refused("openai", 400, 503)},
         }
     }
     paths["/client/resuming-fetch.js"] = _served("text/javascript", {"type": "string"}, "A `fetch` that comes back.")
