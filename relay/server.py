@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import socket
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -69,6 +70,7 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
     """Serve until SIGTERM or SIGINT. The exit status. Raises EmbeddedStoreError, OSError."""
     signals.hold()
     _warn(settings)
+    _take_descriptors()
     with ExitStack() as stack:
         listener = _listen(settings)
         stack.callback(listener.close)
@@ -112,6 +114,12 @@ def _warn(settings: Settings) -> None:
             settings.bind,
             ", ".join(lent),
         )
+
+
+def _take_descriptors() -> None:
+    """All that this process may have: a stream takes two, and what a shell or an engine sets is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(settings: Settings) -> socket.socket:
