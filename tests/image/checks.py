@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.image.engine import ROOT, Engine, Missing, engine, make_base, make_nginx, make_valkey
+from tests.image.engine import ROOT, Engine, Missing, engine, make_bare, make_base, make_nginx, make_valkey
 from tests.support.oracle import PATH, check
 from tests.support.processes import free_port
 from tests.support.sseclient import ConnectionEnded, RawEvent, open_stream
@@ -84,8 +84,8 @@ def lives(url: str, path: str = "/livez") -> bool:
 def run_relay(docker: Engine, *more: str, command: tuple[str, ...]) -> tuple[str, str]:
     """A container and where it is reached."""
     port = free_port()
-    options = ("--detach", "--init", "--read-only", "--tmpfs", "/tmp", "--volume", "/var/lib/relay")
-    options += ("--publish", f"127.0.0.1:{port}:8080")
+    options = ["--detach", "--init", "--read-only", "--tmpfs", "/tmp", "--volume", "/var/lib/relay"]
+    options += ["--publish", f"127.0.0.1:{port}:8080"]
     return docker.docker("run", *options, *more, "relay", *command), f"http://127.0.0.1:{port}"
 
 
@@ -369,6 +369,112 @@ def test_nothing_was_said_as_an_error(composed: Composed) -> None:
     log = composed.compose("logs --no-color --no-log-prefix relay")
     lines = [line for line in log.splitlines() if '"level":"ERROR"' in line.replace(" ", "")]
     assert lines == []
+
+
+# -- an edge box -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EdgeBox:
+    docker: Engine
+    url: str
+
+    def sh(self, script: str, timeout: float = 300) -> str:
+        return self.docker.docker("exec", "-w", "/root/relay", "edge", "bash", "-euc", script, timeout=timeout)
+
+    def walk(self, step: str) -> str:
+        """A block of the guide, word by word."""
+        (block,) = re.findall(rf"<!-- edge: {step} -->\n```sh\n(.*?)```", GUIDE, re.DOTALL)
+        return self.sh(block)
+
+    def ready(self) -> None:
+        wait_until(lambda: lives(self.url, "/readyz?store=required"), 60, "the relay")
+
+    def stream(self, resume: str | None = None) -> tuple[str, list[bytes], bool]:
+        headers = {**AUTH, **({"last-event-id": f"{resume}.0"} if resume else {})}
+        body = {"model": "count-20-1", "stream": True, "messages": []}
+        with open_stream(self.url + PATH, headers=headers, body=body, timeout=30) as answer:
+            assert answer.status == 200, answer.read()
+            events = answer.events()
+            assert check(events) == (20, "done")
+            logged = answer.headers["relay-resumable"] == "true"
+            return answer.headers["relay-stream-id"], [event.raw for event in events], logged
+
+
+@pytest.fixture(scope="module")
+def edge(docker: Engine) -> Iterator[EdgeBox]:
+    """A bare Debian under systemd, with a small disk for the store."""
+    make_bare(docker, "edge")
+    port = free_port()
+    allowed = (
+        "--cap-add",
+        "SYS_ADMIN",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--security-opt",
+        "apparmor=unconfined",
+    )
+    places = [
+        f"--tmpfs={place}" for place in ("/run", "/run/lock", "/sys/fs/cgroup", "/var/lib/private/relay:size=32m")
+    ]
+    docker.docker(
+        *("run", "--detach", "--name", "edge", *allowed, *places, "--env", "container=docker"),
+        *("--volume", f"{ROOT}:/src:ro", "--publish", f"127.0.0.1:{port}:8080", "edge"),
+    )
+
+    def state() -> str:
+        return docker.docker("exec", "edge", "systemctl", "is-system-running", check=False)
+
+    try:
+        wait_until(lambda: state() in ("running", "degraded"), 30, "systemd")
+    except TimeoutError:
+        say(f"systemd does not run in a container here ({state()}): the guide of an edge box is not walked")
+        pytest.skip("systemd does not run in a container here")
+    box = EdgeBox(docker, f"http://127.0.0.1:{port}")
+    docker.docker("exec", "edge", "mkdir", "/root/relay")
+    box.sh("tar --create --directory /src --exclude .git --exclude .venv --exclude .sdk . | tar --extract")
+    docker.docker("exec", "--detach", "edge", "python3", "/src/tests/image/upstream.py")
+    yield box
+    docker.docker("rm", "--force", "edge")
+
+
+def test_the_guide_of_an_edge_box_step_by_step(edge: EdgeBox) -> None:
+    begun = time.monotonic()
+    edge.walk("install")
+    asked = 'import urllib.request as r; r.urlopen("http://127.0.0.1:8080/readyz?store=required")'
+    wait_until(lambda: not edge.docker.docker("exec", "edge", "python3", "-c", asked, check=False), 60, "the relay")
+    settings = {"bind": "0.0.0.0:8080", "upstreams": [{"name": "up", "base_url": "http://127.0.0.1:8000"}]}
+    edge.sh(f"cat > /etc/relay/relay.yaml <<'END'\n{yaml.safe_dump(settings)}END\nsystemctl restart relay")
+    edge.ready()
+    first, events, logged = edge.stream()
+    assert logged
+    for step, version in (("upgrade", "relay-2"), ("back", "relay-1")):
+        edge.walk(step)
+        edge.ready()
+        assert version in edge.sh(
+            "readlink /proc/$(systemctl show --property MainPID --value relay)/exe; ls -l /opt/relay"
+        )
+        assert edge.stream(first)[1] == events, step
+    edge.walk("backup")
+    edge.ready()
+    second = edge.stream()[0]
+    edge.walk("restore")
+    edge.ready()
+    assert edge.stream(first)[1] == events
+    with open_stream(f"{edge.url}/streams/{second}", "GET", AUTH) as answer:
+        assert answer.status == 404, "it is younger than the backup"
+    assert edge.stream()[2]
+    # A disk that is full.
+    edge.sh("dd if=/dev/zero of=/var/lib/private/relay/filler bs=64k 2>/dev/null || true")
+    wait_until(lambda: not edge.stream()[2], 60, "a store without room")
+    wait_until(lambda: "MISCONF" in edge.walk("disk"), 60, "the reason in the journal")
+    edge.sh("rm /var/lib/private/relay/filler")
+    wait_until(lambda: edge.stream()[2], 60, "a store with room")
+    edge.ready()
+    assert edge.stream(first)[1] == events
+    say(
+        f"an edge box under systemd: installed, upgraded, back, saved, restored, full: {time.monotonic() - begun:.0f} s"
+    )
 
 
 def test_make_image_test_is_what_runs_this() -> None:

@@ -138,14 +138,19 @@ def _answers(found: Engine, daemon: subprocess.Popen[bytes]) -> bool:
     return subprocess.run(["docker", "version"], env=found.environment, capture_output=True).returncode == 0
 
 
-def make_base(found: Engine) -> float:
-    """A Debian with Python, called as the Dockerfile calls it. How many seconds that took. Raises Missing."""
-    begun = time.monotonic()
+def _source() -> str:
+    """A line for apt: this machine's own. Raises Missing."""
     wanted = "$(SITE) $(CODENAME) $(COMPONENT)"
     listed = subprocess.run(["apt-get", "indextargets", "--format", wanted], capture_output=True, text=True).stdout
     sites = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == [_SUITE, "main"]}
     if not sites:
         raise Missing(f"apt has no source of Debian {_SUITE}")
+    return f"deb {sorted(sites)[0]} {_SUITE} main"
+
+
+def make_base(found: Engine) -> float:
+    """A Debian with Python, called as the Dockerfile calls it. How many seconds that took. Raises Missing."""
+    begun = time.monotonic()
     archive = found.folder / "base.tar"
     index = os.environ.get("PIP_INDEX_URL") or _pip_setting("global.index-url")
     lines = ["[global]", f"cert = {_CERTIFICATES}", *([f"index-url = {index}"] if index else [])]
@@ -160,7 +165,7 @@ def make_base(found: Engine) -> float:
     found.run(
         *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}"),
         *(f"--customize-hook={hook}" for hook in hooks),
-        *(_SUITE, archive, f"deb {sorted(sites)[0]} {_SUITE} main"),
+        *(_SUITE, archive, _source()),
         timeout=300,
     )
     found.docker("import", "-c", f"ENV PATH={_PATH}", "-c", "ENV LANG=C.UTF-8", archive, PYTHON, timeout=120)
@@ -189,6 +194,18 @@ def make_nginx(found: Engine, name: str) -> None:
     _make(found, name, {"nginx": nginx_binary()}, f"RUN mkdir /etc/nginx\nCMD {command}\nSTOPSIGNAL SIGQUIT\n")
 
 
+def make_bare(found: Engine, name: str) -> None:
+    """A Debian that systemd runs."""
+    _make(
+        found,
+        name,
+        {},
+        f"RUN echo '{_source()}' > /etc/apt/sources.list && apt-get update -qq"
+        " && apt-get install -y -qq --no-install-recommends systemd systemd-sysv\n"
+        'STOPSIGNAL SIGRTMIN+3\nCMD ["/sbin/init"]\n',
+    )
+
+
 def _make(found: Engine, name: str, programs: Mapping[str, str | Path], more: str) -> None:
     with tempfile.TemporaryDirectory(dir=found.folder) as folder:
         for program, source in programs.items():
@@ -198,6 +215,6 @@ def _make(found: Engine, name: str, programs: Mapping[str, str | Path], more: st
             else:
                 path.write_text(source)
             path.chmod(0o755)
-        copied = " ".join(programs)
-        (Path(folder) / "Dockerfile").write_text(f"FROM {PYTHON}\nCOPY {copied} /usr/local/bin/\n{more}")
+        copied = f"COPY {' '.join(programs)} /usr/local/bin/\n" if programs else ""
+        (Path(folder) / "Dockerfile").write_text(f"FROM {PYTHON}\n{copied}{more}")
         found.docker("build", "--tag", name, folder, timeout=120)
