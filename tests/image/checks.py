@@ -406,14 +406,9 @@ def edge(docker: Engine) -> Iterator[EdgeBox]:
     """A bare Debian under systemd, with a small disk for the store."""
     make_bare(docker, "edge")
     port = free_port()
-    allowed = (
-        "--cap-add",
-        "SYS_ADMIN",
-        "--security-opt",
-        "seccomp=unconfined",
-        "--security-opt",
-        "apparmor=unconfined",
-    )
+    # For the unit's own namespaces, those of users among them.
+    allowed = ["--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE"]
+    allowed += ["--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined"]
     places = [
         f"--tmpfs={place}" for place in ("/run", "/run/lock", "/sys/fs/cgroup", "/var/lib/private/relay:size=32m")
     ]
