@@ -20,6 +20,7 @@ from redis.retry import Retry
 from relay.store.embedded import server_binary
 from tests.conftest import Relays
 from tests.helm import chart
+from tests.support.guarded import login
 from tests.support.oracle import DONE, PATH, frame
 from tests.support.processes import free_port
 from tests.support.scripted import ScriptedUpstream, stream
@@ -200,7 +201,7 @@ def test_the_bundled_valkey_keeps_streams_and_lets_only_the_password_in(tmp_path
         log = (tmp_path / "valkey.log").open("ab")
         server = subprocess.Popen([server_binary(), *arguments, "--bind", "127.0.0.1"], stdout=log, stderr=log)
         client = redis.Redis.from_url(
-            f"redis://relay:pass-word@127.0.0.1:{port}", decode_responses=True, retry=Retry(NoBackoff(), 0)
+            f"redis://{login('relay', 'pass-word')}127.0.0.1:{port}", decode_responses=True, retry=Retry(NoBackoff(), 0)
         )
         try:
             wait_until(lambda: _answers(client), 15, "the store")  # noqa: B023
@@ -252,7 +253,7 @@ def test_a_relay_runs_as_the_bundled_valkey_s_user(tmp_path: Path, relays: Relay
         server = subprocess.Popen([server_binary(), *arguments, "--bind", "127.0.0.1"], stdout=log, stderr=log)
     try:
         upstream.on("m", *stream(frame(1), DONE))
-        store = {"url": f"redis://relay:pass-word@127.0.0.1:{port}", "prefix": "llm:"}
+        store = {"url": f"redis://{login('relay', 'pass-word')}127.0.0.1:{port}", "prefix": "llm:"}
         relay = relays.start({"store": store, "upstreams": [{"name": "up", "base_url": upstream.url}]})
         wait_until(lambda: asked_for_store(relay.url) == 200, 10, "the store")
         key = {"authorization": "Bearer sk-one"}
