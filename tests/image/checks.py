@@ -246,19 +246,22 @@ class Client:
         while self.end is None and time.monotonic() < deadline:
             last = next((event.id for event in reversed(self.seen) if event.id), None)
             headers = {**AUTH, **({"last-event-id": last} if last else {})}
+            asked = "resume" if last else "new"
             try:
                 with open_stream(self.url + PATH, headers=headers, body=body, timeout=30) as answer:
                     if answer.status == 200:
+                        asked = ""  # what comes now is a cut, or a silence, and no refusal
                         self.resumes += last is not None
                         for event in answer:
                             if not event.is_heartbeat:
                                 self.seen.append(event)
                         self.end = check(self.seen)[1]
                     else:
-                        self.refused.append(f"{'resume' if last else 'new'} {answer.status}")
+                        self.refused.append(f"{asked} {answer.status}")
                         time.sleep(0.5)
             except (ConnectionEnded, OSError) as error:
-                self.refused.append(f"{'resume' if last else 'new'} {error!r}")
+                if asked:
+                    self.refused.append(f"{asked} {error!r}")
                 time.sleep(0.5)
 
 
@@ -338,6 +341,7 @@ def test_an_upgrade_as_the_guide_has_it_loses_and_refuses_nothing(composed: Comp
         assert "RELAY_TEST_VERSION=2" in composed.docker.docker("inspect", "--format", "{{json .Config.Env}}", relay)
     assert {client.end for client in load.clients} == {"done"}
     assert load.refused == []
+    assert sum(client.resumes for client in load.clients) == 0, "a stream was cut"
     assert composed.calls() - before == len(load.clients)
 
 
