@@ -16,7 +16,7 @@ torture: .venv/.dev  ## real replicas and stores under every fault; SECONDS=120 
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1) \
 		--topology $(or $(TOPOLOGY),all) --workers $(or $(WORKERS),1) $(ARGS)
 
-image-test: .venv/.dev  ## the image and compose.yaml in an engine of the tests' own; root, about 3 min
+image-test: .venv/.dev  ## the image and compose.yaml in an engine of the tests' own; root, 3 to 6 min
 	$(BIN)/python -m pytest -p no:xdist --capture=no --timeout 900 tests/image/checks.py $(ARGS)
 
 demo: .venv/.demo  ## two replicas, a store and a real model

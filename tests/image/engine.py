@@ -105,6 +105,7 @@ def engine() -> Iterator[Engine]:
             yield found
             for container in found.docker("ps", "--all", "--quiet").split():
                 found.docker("rm", "--force", "--volumes", container)
+            found.docker("network", "prune", "--force")  # their bridges would stay
         finally:
             daemon.send_signal(signal.SIGTERM)
             try:
