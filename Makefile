@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick torture demo bench agents generate lint types audit sbom fuzz locks clean
+.PHONY: test quick torture image-test demo bench agents generate lint types audit sbom fuzz locks clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -15,6 +15,9 @@ quick: .venv/.dev  ## the tests that need no large servers
 torture: .venv/.dev  ## real replicas and stores under every fault; SECONDS=120 SEED=1 TOPOLOGY=all WORKERS=1
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1) \
 		--topology $(or $(TOPOLOGY),all) --workers $(or $(WORKERS),1) $(ARGS)
+
+image-test: .venv/.dev  ## the image and compose.yaml in an engine of the tests' own; root, 3 to 6 min
+	$(BIN)/python -m pytest -p no:xdist --capture=no --timeout 900 tests/image/checks.py $(ARGS)
 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)

@@ -1,4 +1,4 @@
-"""Copies the dashboards and alert rules into the chart, which can only carry files of its own folder.
+"""Copies the dashboards, alert rules and store's users into the chart, which can only carry files of its own folder.
 
 python helm/sync.py [--check]
 """
@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "helm" / "relay" / "files"
 SOURCES = {
     FILES / "dashboards": (ROOT / "grafana", "*.json"),
+    FILES / "redis": (ROOT / "deploy" / "redis", "*.acl"),
     FILES / "rules": (ROOT / "deploy" / "prometheus", "*.rules.yaml"),
 }
 

@@ -285,6 +285,14 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._meters: dict[tuple[str, str, str], Meter] = {}
 
+    def expect(self, apis: Iterable[str], upstream: str, models: Iterable[str]) -> None:
+        """Have the gauges of what may come at 0 before it comes: to an autoscaler a replica without the metric is
+        one that cannot be judged, and then none is scaled down."""
+        for api in apis:
+            for model in models:
+                for gauge in (self.streams_active, self.readers_active):
+                    gauge.labels(api, upstream, model)
+
     def meter(self, api: str, upstream: str, model: str) -> Meter:
         """`upstream` and `model` are words of the settings, never of a client."""
         key = (api, upstream, model)

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import socket
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -71,6 +72,7 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
     """Serve until SIGTERM or SIGINT. The exit status. Raises EmbeddedStoreError, OSError."""
     signals.hold()
     _warn(settings)
+    _take_descriptors()
     with ExitStack() as stack:
         listener = _listen(settings)
         stack.callback(listener.close)
@@ -120,6 +122,12 @@ def _warn(settings: Settings) -> None:
         ", ".join(settings.lent),
         pages,
     )
+
+
+def _take_descriptors() -> None:
+    """All that this process may have: a stream takes two, and what a shell or an engine sets is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -177,13 +185,16 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         await _unless(at_once, finish(server))
         await registry.end_all()
 
+    health = Health(
+        log.topology, counted, lambda: log.directory.announce_replica(registry.replica_id, settings.streams.lease)
+    )
     watching: list[asyncio.Task[None]] = []
     try:
         await _unless(ending, registry.open())
         if ending.is_set():
             return
         watching += [
-            asyncio.create_task(Health(log.topology, counted).watch()),
+            asyncio.create_task(health.watch()),
             asyncio.create_task(_flush_forever(counted)),
         ]
         if keyring is not None:
@@ -194,7 +205,16 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind)
         gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
-        services = Services(settings, registry, upstreams, counted, gate, Bodies(settings.limits), setup.store_lost)
+        services = Services(
+            settings,
+            registry,
+            upstreams,
+            counted,
+            gate,
+            Bodies(settings.limits),
+            setup.store_lost,
+            store_fault=lambda: health.fault,
+        )
         await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
     finally:
         for task in watching:

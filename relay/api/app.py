@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from urllib.parse import parse_qs
 
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route, Router
@@ -20,7 +21,7 @@ from relay.protocol import guard
 from relay.protocol.apis import BY_PATH, DIALECTS, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
-from relay.protocol.errors import ApiError, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable
+from relay.protocol.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +139,18 @@ async def _livez(services: Services, exchange: Exchange) -> None:
 async def _readyz(services: Services, exchange: Exchange) -> None:
     if services.registry.draining:
         raise Unavailable("This relay is shutting down. Use another one.", code="draining")
-    if services.store_lost():
+    if services.store_lost() or (_requires_store(exchange) and services.store_fault() is not None):
         raise StoreUnavailable
     await exchange.answer(200, b'{"status":"ok"}')
+
+
+def _requires_store(exchange: Exchange) -> bool:
+    """`?store=required`: a relay is of no use to who asks unless it has its store. A word that is none would be a probe
+    that finds nothing."""
+    asked = parse_qs(exchange.query, keep_blank_values=True).get("store")
+    if asked not in (None, ["required"]):
+        raise BadRequest("The one value of /readyz?store= is `required`. Write that, or leave the parameter out.")
+    return asked is not None
 
 
 async def _nowhere(services: Services, exchange: Exchange) -> None:

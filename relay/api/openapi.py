@@ -11,22 +11,18 @@ reads.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, get_args
+from typing import get_args
 
 import orjson
 
 from relay.api import event_ids
 from relay.api.delivery import stream_headers
 from relay.api.joining import LONGEST_KEY
+from relay.api.openapi_schemas import Json, ref, schemas
 from relay.api.pages import File
 from relay.config import TicketSettings
 from relay.protocol.apis import DIALECTS
 from relay.protocol.errors import ApiError
-
-Json = dict[str, Any]
-
-STREAM_ID = "st_[A-Za-z0-9_-]{22}(?:_u)?"
-EVENT_ID = rf"{STREAM_ID}\.(?:0|[1-9][0-9]{{0,14}})e?"
 
 # What every path may answer, and what those do that read a stream from the log.
 _ALWAYS = (400, 405, 408, 426, 431, 500)
@@ -98,7 +94,7 @@ def description() -> Json:
                 "retry-after": _header("Seconds to wait before the next try.", "integer"),
                 "request-id": _header("The request's id, which is in the relay's log."),
             },
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "responses": _refusals(),
         },
     }
@@ -169,8 +165,17 @@ def _paths() -> Json:
     paths["/readyz"] = {
         "get": {
             "summary": "Does it take clients?",
+            "description": "Without the parameter also one whose store is away does: streams begin by `store.outage`.",
             **open_to_all,
-            "responses": {"200": health, **_refused("openai", 503)},
+            "parameters": [
+                {
+                    "name": "store",
+                    "in": "query",
+                    "schema": {"const": "required"},
+                    "description": "503 as well while the relay cannot use its store.",
+                }
+            ],
+            "responses": {"200": health, **_refused("openai", 400, 503)},
         }
     }
     hello = {"description": "It is here.", "content": _json({"type": "object"})}
@@ -268,9 +273,9 @@ def _refusals() -> Json:
                     {"properties": {"error": {"properties": {"code": {"enum": allowed}}}}},
                 ]
             }
-            head: Json = {"request-id" if shape == "messages" else "x-request-id": _ref("headers", "request-id")}
+            head: Json = {"request-id" if shape == "messages" else "x-request-id": ref("headers", "request-id")}
             if status in _RETRY:
-                head["retry-after"] = _ref("headers", "retry-after")
+                head["retry-after"] = ref("headers", "retry-after")
             text = "The relay refuses: " + ", ".join(f"`{code}`" for code in allowed) + "."
             if shape == "openai":
                 found[f"{shape}_{status}"] = {"description": text, "headers": head, "content": _json(error)}
@@ -285,8 +290,8 @@ def _refusals() -> Json:
 def _stream(text: str, *, also: Json) -> Json:
     return {
         "description": text,
-        "headers": _stream_headers() | {"relay-stream-url": _ref("headers", "relay-stream-url")},
-        "content": {"text/event-stream": {"schema": _ref("schemas", "Events")}, **also},
+        "headers": _stream_headers() | {"relay-stream-url": ref("headers", "relay-stream-url")},
+        "content": {"text/event-stream": {"schema": ref("schemas", "Events")}, **also},
     }
 
 
@@ -296,59 +301,11 @@ def _empty(text: str, *, of_stream: bool = False) -> Json:
 
 def _stream_headers() -> Json:
     names = [name.decode() for name, _ in stream_headers("", 15, resumable=True)]
-    return {name: _ref("headers", name) for name in names if _HEADERS[name]}
-
-
-def _schemas() -> Json:
-    text = {"type": "string"}
-    whole = {"type": "integer", "minimum": 0}
-    usage = {"type": "object", "properties": {"input_tokens": whole, "output_tokens": whole}}
-    return {
-        "StreamId": {"type": "string", "pattern": f"^{STREAM_ID}$"},
-        "EventId": {"type": "string", "pattern": f"^{EVENT_ID}$"},
-        "Events": {
-            "description": "Server-sent events: each as an object, or all as they are written.",
-            "type": ["object", "string"],
-            "properties": {"id": _ref("schemas", "EventId"), "event": text, "data": text, "retry": whole},
-        },
-        "Request": {
-            "type": "object",
-            "description": "The API's own request. It goes upstream as it is.",
-            "required": ["model"],
-            "properties": {"model": {"type": "string", "minLength": 1}, "stream": {"type": "boolean"}},
-        },
-        "Accepted": _object(id=_ref("schemas", "StreamId"), object={"const": "relay.stream"}, location=text),
-        "Stream": _object(
-            id=_ref("schemas", "StreamId"),
-            object={"const": "relay.stream"},
-            api={"enum": list(DIALECTS)},
-            state={"enum": ["live", "ended"]},
-            outcome={"type": ["string", "null"]},
-            last_event_id={**_ref("schemas", "EventId"), "description": "Who has this one has all of it by now."},
-            events=whole,
-            created_at={"type": "number"},
-            ended_at={"type": ["number", "null"]},
-            usage={"anyOf": [usage, {"type": "null"}]},
-        ),
-        "OpenAIError": _object(
-            error=_object(message=text, type=text, param={"type": "null"}, code=text),
-        ),
-        "MessagesError": _object(
-            type={"const": "error"}, error=_object(type=text, message=text, code=text), request_id=text
-        ),
-    }
-
-
-def _object(**fields: Json) -> Json:
-    return {"type": "object", "required": list(fields), "properties": fields}
+    return {name: ref("headers", name) for name in names if _HEADERS[name]}
 
 
 def _json(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
-
-
-def _ref(kind: str, name: str) -> Json:
-    return {"$ref": f"#/components/{kind}/{name}"}
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -358,7 +315,7 @@ def _parameters() -> Json:
     scopes = list(get_args(TicketSettings.model_fields["scope"].annotation))
     headers = {
         "Last-Event-ID": (
-            _ref("schemas", "EventId"),
+            ref("schemas", "EventId"),
             "The last id that arrived; `<stream id>.0` for the start. One that ends in `e` is that of an end which the "
             "relay told.",
         ),
@@ -378,7 +335,7 @@ def _parameters() -> Json:
         "name": "id",
         "in": "path",
         "required": True,
-        "schema": _ref("schemas", "StreamId"),
+        "schema": ref("schemas", "StreamId"),
         "description": "The value of `Relay-Stream-Id`.",
     }
     return found

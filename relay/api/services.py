@@ -17,6 +17,10 @@ def _store_of_others() -> bool:
     return False
 
 
+def _no_fault() -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
@@ -27,3 +31,5 @@ class Services:
     bodies: Bodies
     store_lost: Callable[[], bool] = _store_of_others
     """The relay's own store has ended and does not come back: nothing that it begins can be resumed."""
+    store_fault: Callable[[], str | None] = _no_fault
+    """Why the store cannot be used just now, None where it can."""

@@ -14,7 +14,6 @@ import functools
 import logging
 import select
 import socket
-import sys
 import termios
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -29,6 +28,7 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
+from relay.http.acknowledged import taken, unheard
 from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNHEARD, ConnectionCut, HalfClose
 from relay.http.http1 import CORK, SLICE, Context
 from relay.http.protocol import Protocol
@@ -87,40 +87,6 @@ class _Chunks:
             await self._writer.drain()
 
 
-def _unheard(connection: socket.socket) -> float:
-    """As the kernel tells it (`tcp_info`): packets that are not acknowledged, and the time since the last that was."""
-    try:
-        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-    except (OSError, AttributeError):
-        return 0.0
-    unacknowledged, last = int.from_bytes(told[24:28], sys.byteorder), int.from_bytes(told[56:60], sys.byteorder)
-    return last / 1000 if unacknowledged else 0.0
-
-
-def _untaken(writer: asyncio.StreamWriter) -> int:
-    """How many bytes this process and the kernel hold for the peer."""
-    queued = bytearray(4)
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
-    return writer.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
-
-
-def _taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[], bool | None]:
-    """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
-    much of when it resets the connection, its client never got."""
-    transport = writer.transport
-    half_closed = reader.at_eof()
-
-    def taken() -> bool | None:
-        if reader.exception() is not None:
-            return False
-        if transport.is_closing():  # nobody can be asked any more
-            return not half_closed
-        return _untaken(writer) == 0 or None
-
-    return taken
-
-
 class _Connection(TCPServer):
     """Raises OSError where the client has gone by now."""
 
@@ -144,8 +110,8 @@ class _Connection(TCPServer):
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
             SEND: self.sending,
-            TAKEN: functools.partial(_taken, reader, writer),
-            UNHEARD: functools.partial(_unheard, writer.get_extra_info("socket")),
+            TAKEN: functools.partial(taken, reader, writer),
+            UNHEARD: functools.partial(unheard, writer.get_extra_info("socket")),
         }
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits

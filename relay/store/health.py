@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import redis.exceptions
 
 from relay.metrics import Metrics
+from relay.protocol.errors import StoreUnavailable
 from relay.store.link import StoreDown
 from relay.store.node import Node
 from relay.store.topology import Topology
@@ -18,37 +19,69 @@ from relay.store.topology import Topology
 logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 5.0
+# While something is wrong: whoever waits for the store waits for this look.
+_CHECK_AGAIN = 1.0
 _PROBE_TIMEOUT = 2.0
+_REASONS_SAID = 8
 
 
 class Health:
-    """Asks every server now and then, for the metrics; says once what is wrong with one."""
+    """Asks every server now and then, for the metrics; says once what is wrong with one. `sign` writes something that
+    the relay writes anyway: a server may answer and still not be one that this relay can use. It raises
+    StoreUnavailable."""
 
-    def __init__(self, topology: Topology, metrics: Metrics) -> None:
+    def __init__(self, topology: Topology, metrics: Metrics, sign: Callable[[], Awaitable[object]]) -> None:
+        self.fault: str | None = "it was not asked yet"
+        """Why the relay cannot use its store, as it was seen a moment ago; None where it can."""
         self._topology = topology
         self._metrics = metrics
+        self._sign = sign
         self._known: set[int] = set()
+        self._said: set[str] = set()
 
     async def watch(self) -> None:
         """Never returns."""
         while True:
-            try:
-                nodes = self._topology.nodes()
-                fullness = [await self._ask(node) for node in nodes]
-                self._metrics.store_up.set(bool(nodes))
-                used, limit = max(fullness, key=lambda f: f[0] / (f[1] or float("inf")), default=(0, 0))
-                self._metrics.store_memory_used.set(used)
-                self._metrics.store_memory_limit.set(limit)
-            except StoreDown:
-                self._metrics.store_up.set(0)
-                await self._rediscover()
-            await asyncio.sleep(_CHECK_EVERY)
+            self._found(await self._look())
+            await asyncio.sleep(_CHECK_EVERY if self.fault is None else _CHECK_AGAIN)
 
-    async def _rediscover(self) -> None:
+    async def _look(self) -> str | None:
+        try:
+            nodes = self._topology.nodes()
+            fullness = [await self._ask(node) for node in nodes]
+        except StoreDown as error:
+            self._metrics.store_up.set(0)
+            return str(await self._rediscover() or error)
+        self._metrics.store_up.set(bool(nodes))
+        used, limit = max(fullness, key=lambda f: f[0] / (f[1] or float("inf")), default=(0, 0))
+        self._metrics.store_memory_used.set(used)
+        self._metrics.store_memory_limit.set(limit)
+        try:
+            await self._sign()
+        except StoreUnavailable as error:
+            return str(error.__cause__ or error)
+        return None
+
+    def _found(self, fault: str | None) -> None:
+        self.fault = fault
+        if fault is None:
+            if self._said:
+                logger.info("store: the relay can use it again")
+            self._said.clear()
+        elif fault not in self._said and len(self._said) < _REASONS_SAID:
+            self._said.add(fault)
+            logger.error(
+                "store: the relay cannot use it: %s; check store.url, its user and that the server runs. "
+                "Until then new streams go by store.outage",
+                fault,
+            )
+
+    async def _rediscover(self) -> StoreDown | None:
         try:
             await self._topology.refresh()
         except StoreDown as error:
-            logger.warning("store: %s; trying again", error)
+            return error
+        return None
 
     async def _ask(self, node: Node) -> tuple[int, int]:
         """Bytes used and bytes that may be used; zeros where the server does not say."""

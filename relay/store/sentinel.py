@@ -27,8 +27,10 @@ class Sentinel(Servers):
             raise ValueError("store.url: name the primary's service, as in redis+sentinel://host:26379/mymaster")
         self._sentinels = addresses(parts.netloc, 26379)
         self._kind, self._kwargs = connecting(parts)
-        # The credentials and the query are the servers'; sentinels are asked without, but for what TLS needs.
+        # The credentials and the query are the servers'; sentinels are asked with their own, and what TLS needs.
+        own = {name: self._kwargs.pop(f"sentinel_{name}", None) for name in ("username", "password")}
         self._asking = {name: value for name, value in self._kwargs.items() if name.startswith("ssl_")}
+        self._asking |= {name: value for name, value in own.items() if value}
         self._node = Node(self._dial, timeout, self)
         self._moved = asyncio.Event()  # set, and replaced, when another server becomes the primary
 
@@ -53,7 +55,8 @@ class Sentinel(Servers):
         try:
             answers = await ask_all([self._ask(sentinel) for sentinel in self._sentinels], ASK_TIMEOUT, GRACE)
         except FAULTS:
-            message = f"no sentinel, asked without a password, names a primary {self._service!r}"
+            how = "with sentinel_password" if "password" in self._asking else "without a password"
+            message = f"no sentinel, asked {how}, names a primary {self._service!r}"
             raise redis.exceptions.ConnectionError(message + advice(self._kind, self._kwargs)) from None
         _, address = max(answers)
         before, self._node.address = self._node.address, address

@@ -85,6 +85,8 @@ class Registry:
         )
         log.commands.on_returned.append(lambda _: self._on_store_returned())
         self.owners = Owners(self.directory, settings.auth.secret())
+        for upstream in settings.upstreams:
+            metrics.expect(upstream.apis, upstream.name, upstream.models)
 
     async def open(self) -> None:
         self._leases.start()

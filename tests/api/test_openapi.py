@@ -73,14 +73,14 @@ def test_its_codes_are_in_the_drawn_tree() -> None:
 
 def test_its_forms_are_those_of_the_code() -> None:
     for stream_id in (ids.new_stream_id(), ids.new_stream_id(logged=False)):
-        assert re.fullmatch(openapi.STREAM_ID, stream_id)
+        assert re.fullmatch(openapi_schemas.STREAM_ID, stream_id)
         changed = [stream_id[:at] + chr(code) + stream_id[at + 1 :] for at in range(27) for code in range(128)]
         for other in (*changed, stream_id[:-1], stream_id + "a", stream_id + "_u", "é" + stream_id[1:], ""):
-            assert bool(re.fullmatch(openapi.STREAM_ID, other)) == ids.is_stream_id(other), other
+            assert bool(re.fullmatch(openapi_schemas.STREAM_ID, other)) == ids.is_stream_id(other), other
         for good in ("0", "17", "0e", "17e"):
-            assert re.fullmatch(openapi.EVENT_ID, f"{stream_id}.{good}")
+            assert re.fullmatch(openapi_schemas.EVENT_ID, f"{stream_id}.{good}")
         for bad in ("017", "e", "17E", "17e1"):
-            assert not re.fullmatch(openapi.EVENT_ID, f"{stream_id}.{bad}")
+            assert not re.fullmatch(openapi_schemas.EVENT_ID, f"{stream_id}.{bad}")
     key = SPEC["components"]["parameters"]["Idempotency-Key"]["schema"]
     assert key["maxLength"] == joining.LONGEST_KEY
     scopes = SPEC["components"]["parameters"]["Relay-Ticket"]["schema"]["enum"]

@@ -226,6 +226,11 @@ def test_an_init_keeps_the_signals_that_come_before_python_has_started(composed:
     assert composed["services"]["relay"]["init"] is True
 
 
+def test_no_limit_keeps_a_container_from_starting(composed: dict[str, Any]) -> None:
+    """An engine without the right to raise limits refuses one above its own."""
+    assert [name for name, service in composed["services"].items() if "ulimits" in service] == []
+
+
 def test_only_this_machine_reaches_what_compose_publishes(composed: dict[str, Any]) -> None:
     ports = {name: service["ports"] for name, service in composed["services"].items() if "ports" in service}
     assert set(ports) == {"nginx", "grafana"}
@@ -269,6 +274,9 @@ def test_the_stores_settings_are_taken_by_a_real_valkey(composed: dict[str, Any]
     assert config["appendonly"] == "yes"
     assert config["appendfsync"] == "everysec"
     assert (config["save"], int(config["maxmemory"])) == ("", 2 << 30)
+    # Else nobody from another container gets in, where an image does not say it by itself.
+    assert (config["protected-mode"], composed["services"]["valkey"]["networks"]) == ("no", {"store": None})
+    assert composed["networks"]["store"]["internal"] is True
 
 
 def answers(client: Any) -> bool:

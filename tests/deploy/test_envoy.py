@@ -11,6 +11,7 @@ from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.scripted import Gate, stream
 from tests.support.site import BeatingSite, beating_relays
 from tests.support.sseclient import RawStream, open_stream
+from tests.support.waiting import wait_until
 
 AUTH = {"authorization": "Bearer sk-one"}
 CLUSTERS = ("relay_http1", "relay_h2c")
@@ -82,3 +83,11 @@ def test_a_drain_takes_no_stream_from_envoy(site: BeatingSite) -> None:
         site.upstream.open("drained")
         assert check(events + answer.events()) == (2, "done")
         assert answer.ended == "zero-chunk"
+
+
+def test_a_ticket_is_in_no_log(site: BeatingSite) -> None:
+    with Envoy([site.often.url]) as front:
+        with open_stream(front.url + "/streams/st_none?ticket=SECRET", "GET", AUTH) as answer:
+            answer.read()
+        wait_until(lambda: '"GET /streams/st_none"' in front.log(), 20, "the line")
+        assert "SECRET" not in front.log()

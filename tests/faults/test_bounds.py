@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import socket
 import struct
 import threading
@@ -415,3 +416,14 @@ def test_nothing_is_left_behind(relays: Relays, upstream: ScriptedUpstream) -> N
         answers.pop().close()
     wait_until(lambda: sockets(relay) <= before, 10, "all connections closed")
     assert rss(relay.pid) < memory + (40 << 20)
+
+
+def test_a_relay_takes_all_descriptors_that_it_may_have(relays: Relays, upstream: ScriptedUpstream) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        relay = relays.start({"upstreams": [{"name": "scripted", "base_url": upstream.url}]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (limits,) = [line for line in Path(f"/proc/{relay.pid}/limits").read_text().splitlines() if "open files" in line]
+    assert limits.split()[3:5] == [str(hard)] * 2

@@ -20,7 +20,11 @@ from redis.retry import Retry
 from relay.store.embedded import server_binary
 from tests.conftest import Relays
 from tests.helm import chart
+from tests.support.guarded import login
+from tests.support.oracle import DONE, PATH, frame
 from tests.support.processes import free_port
+from tests.support.scripted import ScriptedUpstream, stream
+from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until
 
 
@@ -145,6 +149,9 @@ def test_the_image_is_what_is_asked_for() -> None:
     about = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())
     assert chart.container(chart.case("minimal"))["image"].endswith(f":{about['appVersion']}")
     assert chart.container(chart.case("minimal", image={"tag": "x"}))["image"].endswith(":x")
+    digest = "sha256:" + "0" * 64
+    store = chart.of(chart.case("valkey", valkey={"image": {"digest": digest}}), "StatefulSet", "-valkey")
+    assert store["spec"]["template"]["spec"]["containers"][0]["image"] == f"docker.io/valkey/valkey@{digest}"
 
 
 def _given(name: str) -> dict[str, Any]:
@@ -194,20 +201,24 @@ def test_the_bundled_valkey_keeps_streams_and_lets_only_the_password_in(tmp_path
         log = (tmp_path / "valkey.log").open("ab")
         server = subprocess.Popen([server_binary(), *arguments, "--bind", "127.0.0.1"], stdout=log, stderr=log)
         client = redis.Redis.from_url(
-            f"redis://:pass-word@127.0.0.1:{port}", decode_responses=True, retry=Retry(NoBackoff(), 0)
+            f"redis://{login('relay', 'pass-word')}127.0.0.1:{port}", decode_responses=True, retry=Retry(NoBackoff(), 0)
         )
         try:
             wait_until(lambda: _answers(client), 15, "the store")  # noqa: B023
-            kept = client.xadd("s", {"a": "b"}, id="1-0") if not client.exists("s") else _first_id(client)
+            key = "relay:s"
+            kept = client.xadd(key, {"a": "b"}, id="1-0") if not client.exists(key) else _first_id(client, key)
             assert kept == "1-0"
-            shown = client.config_get("maxmemory*")
-            assert (shown["maxmemory"], shown["maxmemory-policy"]) == (str(64 * 1024**2), "noeviction")
-            assert client.config_get("appendonly") == {"appendonly": "yes"}
-            with (
-                redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger,
-                pytest.raises(redis.AuthenticationError),
-            ):
-                stranger.ping()
+            told = client.info("memory")
+            assert (told["maxmemory"], told["maxmemory_policy"]) == (64 * 1024**2, "noeviction")
+            for beyond in (("CONFIG", "GET", "*"), ("FLUSHALL",), ("KEYS", "*"), ("XADD", "else", "*", "a", "b")):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*beyond)  # type: ignore[no-untyped-call]
+            for password in (None, "pass-word"):  # the user that was all-powerful is none
+                with (
+                    redis.Redis(port=port, password=password, retry=Retry(NoBackoff(), 0)) as stranger,
+                    pytest.raises(redis.AuthenticationError),
+                ):
+                    stranger.ping()
         finally:
             client.close()
             server.terminate()
@@ -216,8 +227,8 @@ def test_the_bundled_valkey_keeps_streams_and_lets_only_the_password_in(tmp_path
     assert list((tmp_path / "appendonlydir").iterdir())
 
 
-def _first_id(client: redis.Redis) -> Any:
-    found: Any = client.xrange("s")
+def _first_id(client: redis.Redis, key: str) -> Any:
+    found: Any = client.xrange(key)
     return found[0][0]
 
 
@@ -226,6 +237,61 @@ def _answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.ConnectionError:
         return False
+
+
+def test_a_relay_runs_as_the_bundled_valkey_s_user(tmp_path: Path, relays: Relays, upstream: ScriptedUpstream) -> None:
+    """Every command that a stream takes, under another prefix."""
+    config = {**_given("valkey"), "store": {"prefix": "llm:"}}
+    (item,) = chart.of(chart.case("valkey", config=config), "StatefulSet", "-valkey")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    port = free_port()
+    arguments = [argument.replace("$(VALKEY_PASSWORD)", "pass-word") for argument in item["args"]]
+    arguments[arguments.index("6379")] = str(port)
+    arguments[arguments.index("/data")] = str(tmp_path)
+    with (tmp_path / "valkey.log").open("ab") as log:
+        server = subprocess.Popen([server_binary(), *arguments, "--bind", "127.0.0.1"], stdout=log, stderr=log)
+    try:
+        upstream.on("m", *stream(frame(1), DONE))
+        store = {"url": f"redis://{login('relay', 'pass-word')}127.0.0.1:{port}", "prefix": "llm:"}
+        relay = relays.start({"store": store, "upstreams": [{"name": "up", "base_url": upstream.url}]})
+        wait_until(lambda: asked_for_store(relay.url) == 200, 10, "the store")
+        key = {"authorization": "Bearer sk-one"}
+        with open_stream(relay.url + PATH, headers=key, body={"model": "m", "stream": True}) as answer:
+            assert answer.headers["relay-resumable"] == "true"
+            first = answer.events()
+        last = {**key, "last-event-id": f"{answer.headers['relay-stream-id']}.0"}
+        with open_stream(relay.url + PATH, headers=last, body={}) as answer:
+            assert answer.events() == first
+        assert "NOPERM" not in relay.log()
+    finally:
+        server.terminate()
+        server.wait(15)
+
+
+def asked_for_store(url: str) -> int:
+    with open_stream(f"{url}/readyz?store=required", "GET") as answer:
+        return answer.status
+
+
+def test_secrets_are_files_where_settings_look_for_them() -> None:
+    found = chart.case("everything")
+    mounts = {m["mountPath"]: m for m in chart.container(found)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in chart.pod(found)["spec"]["volumes"]}
+    mounted = mounts["/etc/relay-files/upstream"]
+    assert mounted["readOnly"] is True
+    assert volumes[mounted["name"]]["secret"] == {"secretName": "anthropic-tls", "defaultMode": 0o440}
+    upstream = {"name": "u", "base_url": "https://u.example", "client_cert": "/etc/relay-files/upstream/client.pem"}
+    store = {
+        "url": "rediss://redis:6379?ssl_certfile=/etc/relay-files/store/c.crt&ssl_keyfile=/etc/relay-files/store/c.key"
+    }
+    files = [{"name": name, "secretName": name} for name in ("upstream", "store")]
+    chart.case("minimal", config={"upstreams": [upstream], "store": store}, store={"existingSecret": ""}, files=files)
+
+
+def test_readiness_asks_for_the_store_where_it_is_required() -> None:
+    paths = {name: chart.container(chart.case(name))["readinessProbe"]["httpGet"]["path"] for name in chart.CASES}
+    assert paths == dict.fromkeys(chart.CASES, "/readyz") | {"everything": "/readyz?store=required"}
 
 
 def test_the_generated_password_fits_into_the_url() -> None:

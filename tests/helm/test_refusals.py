@@ -85,6 +85,14 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
         good(extraEnv=[{"name": "RELAY_DRAIN__TIMEOUT", "value": "2h"}]),
         ("RELAY_DRAIN__TIMEOUT", "write it in config"),
     ),
+    "a file that nothing mounts": (
+        config(upstreams=[{**UPSTREAM, "ca_file": "/etc/relay-files/company/ca.crt"}]),
+        ("/etc/relay-files/company", "files"),
+    ),
+    "a file of a store that nothing mounts": (
+        config(store={"url": "rediss://redis:6379?ssl_ca_certs=/etc/relay-files/redis/ca.crt"}) | {"store": {}},
+        ("/etc/relay-files/redis", "files"),
+    ),
     "two CA bundles": (good(caBundle={"configMap": "a", "secret": "b"}), ("caBundle", "keep one")),
     "autoscaling on nothing": (
         good(autoscaling={"enabled": True, "streams": {"enabled": False}, "cpu": {"enabled": False}}),

@@ -21,7 +21,7 @@ import pytest
 
 from tests.conftest import Relays
 from tests.helm import chart
-from tests.support.processes import RelayProcess, needs
+from tests.support.processes import RelayProcess, free_port, needs
 from tests.support.scripted import Gate, ScriptedUpstream, stream
 from tests.support.streams import APIS, Api, answer
 
@@ -45,9 +45,11 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def check(script: Path, url: str, api: str = "chat", model: str = "m") -> subprocess.CompletedProcess[str]:
+def check(
+    script: Path, url: str, api: str = "chat", model: str = "m", ready: float = 2
+) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "CHECK_URL": url, "CHECK_API": api, "CHECK_MODEL": model}
-    environment |= {"CHECK_KEY": KEY, "CHECK_TIMEOUT": "20"}
+    environment |= {"CHECK_KEY": KEY, "CHECK_TIMEOUT": "20", "CHECK_READY": str(ready)}
     command = [sys.executable, "-I", str(script)]  # isolated: with no package but the standard library's
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -117,8 +119,23 @@ def test_it_fails_where_nothing_answers(script: Path) -> None:
 
 
 def test_it_fails_against_an_upstream_without_a_relay(script: Path, upstream: ScriptedUpstream) -> None:
+    """Nor a server that is not ready, which has time to become so."""
     upstream.on("m", *stream(*chat()))
-    refused(check(script, upstream.url), "not a stream of the relay's")
+    refused(check(script, upstream.url), "was not ready within 2 s; /readyz answers 4")
+
+
+def test_it_waits_for_a_relay_that_starts(script: Path, relays: Relays, upstream: ScriptedUpstream) -> None:
+    """As right after an install: nobody there at first, then a relay that serves."""
+    upstream.on("m", *stream(*chat()))
+    address = f"127.0.0.1:{free_port()}"
+    shown: list[subprocess.CompletedProcess[str]] = []
+    checking = threading.Thread(target=lambda: shown.append(check(script, f"http://{address}", ready=30)))
+    checking.start()
+    checking.join(1.5)
+    assert checking.is_alive(), shown
+    relays.start({"bind": address, "upstreams": [{"name": "up", "base_url": upstream.url}]})
+    checking.join(60)
+    assert shown[0].returncode == 0, shown[0].stdout
 
 
 def test_it_fails_where_the_relay_keeps_no_log(script: Path, relays: Relays, upstream: ScriptedUpstream) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.helm import chart
+from tests.helm.apiserver import apiserver
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -111,17 +113,56 @@ def test_the_proxies_stream_and_never_send_a_post_again() -> None:
     assert min(policy["circuitBreaker"].values()) == 100000
 
 
-def test_the_autoscaler_scales_the_deployment_which_leaves_the_number_to_it() -> None:
+def test_the_autoscaler_scales_the_deployment() -> None:
     found = chart.case("gateway")
     deployment, scaler = chart.of(found, "Deployment"), chart.of(found, "HorizontalPodAutoscaler")["spec"]
     assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"]
     down = scaler["behavior"]["scaleDown"]
     assert down["stabilizationWindowSeconds"] >= 600
     assert [(policy["type"], policy["value"]) for policy in down["policies"]] == [("Pods", 1)]
     assert {metric["type"] for metric in scaler["metrics"]} == {"Pods"}
     both = chart.of(chart.case("everything"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert {metric["type"] for metric in both} == {"Pods", "Resource"}
+
+
+@pytest.mark.parametrize("helm", chart.VERSIONS)
+@pytest.mark.parametrize(
+    ("running", "autoscaling", "wanted"),
+    [
+        (7, {"enabled": True}, 7),  # switched on, or upgraded: what runs goes on running
+        (0, {"enabled": True}, 0),  # stopped by hand
+        (None, {"enabled": True, "minReplicas": 2}, 3),  # the first install
+        (None, {"enabled": True, "minReplicas": 5}, 5),
+        (None, {"enabled": True, "minReplicas": 1, "maxReplicas": 2}, 2),
+        (7, {"enabled": False}, 3),
+    ],
+)
+def test_an_autoscaler_finds_the_replicas_that_ran(
+    helm: str, running: int | None, autoscaling: dict[str, Any], wanted: int
+) -> None:
+    """A Deployment that names no number gets 1 from Kubernetes, and a running one is cut down to it."""
+    name = f"{chart.RELEASE}-relay"
+    managed = {"app.kubernetes.io/managed-by": "Helm"}
+    owned = {"meta.helm.sh/release-name": chart.RELEASE, "meta.helm.sh/release-namespace": "default"}
+    live = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default", "labels": managed, "annotations": owned},
+        "spec": {"replicas": running},
+    }
+    path = f"/apis/apps/v1/namespaces/default/deployments/{name}"
+    values = {"replicaCount": 3, "autoscaling": autoscaling, "podDisruptionBudget": {"enabled": False}}
+    with apiserver({} if running is None else {path: live}) as url:
+        found = chart.objects(
+            chart.template(
+                helm,
+                *("--values", str(chart.CASES["minimal"]), "--dry-run=server", "--disable-openapi-validation"),
+                *("--kube-apiserver", url),
+                *("--show-only", "templates/deployment.yaml"),
+                values=json.dumps(values),
+            )
+        )
+    assert chart.of(found, "Deployment")["spec"]["replicas"] == wanted
 
 
 def test_the_network_policy_lets_in_clients_and_monitoring() -> None:
@@ -143,9 +184,56 @@ def test_the_network_policy_lets_out_to_names_upstreams_and_the_store() -> None:
         rules = chart.of(chart.case(name), "NetworkPolicy")["spec"]["egress"]
         return [[port["port"] for port in rule["ports"]] for rule in rules]
 
-    assert out("everything") == [[53, 53], [443, 8000], [6379, 6380], [4317]]
+    assert out("everything") == [[53, 53], [443, 3128, 8000], [6379, 6380], [4317]]
     assert out("edge") == [[53, 53], [8000]]
     assert out("valkey") == [[53, 53], [443], [6379]]
+
+
+def test_only_prometheus_reaches_the_metrics_unless_that_is_switched_off() -> None:
+    """They ask for no credential. Where the relay goes is nothing that a chart can know."""
+    policy = chart.of(chart.case("minimal"), "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert "egress" not in policy
+    http, metrics = policy["ingress"]
+    assert ("from" in http, "from" in metrics) == (False, True)
+    assert chart.kinds(chart.case("minimal", networkPolicy={"enabled": False}), "NetworkPolicy") == []
+
+
+def test_an_upstream_behind_a_service_is_let_out_to_by_its_pods_port() -> None:
+    """A policy sees what a Service's address was translated to."""
+    found = chart.case("edge", networkPolicy={"egress": {"upstreamPorts": [8001]}})
+    rules = chart.of(found, "NetworkPolicy")["spec"]["egress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in rules] == [[53, 53], [8001]]
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_nothing_is_left_by_an_uninstall(name: str) -> None:
+    """Helm deletes what is no hook; a hook is gone when it is over. A claim of streams stays where one asked for it."""
+    for item in chart.case(name):
+        annotations = item["metadata"].get("annotations", {})
+        if "helm.sh/hook" in annotations:
+            policies = annotations["helm.sh/hook-delete-policy"].split(",")
+            assert {"hook-succeeded", "hook-failed", "before-hook-creation"} == set(policies)
+            assert annotations["helm.sh/hook-output-log-policy"] == "hook-succeeded,hook-failed"
+        kept = annotations.get("helm.sh/resource-policy") == "keep"
+        assert kept == (name == "edge" and item["kind"] == "PersistentVolumeClaim"), item["metadata"]["name"]
+
+
+def test_the_test_s_pod_may_be_kept() -> None:
+    (pod,) = chart.kinds(chart.case("minimal", test={"keep": True}), "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_notes_say_what_becomes_of_the_claim(keep: bool) -> None:
+    shown = chart.run(
+        "helm4",
+        *("install", chart.RELEASE, str(chart.CHART), "--dry-run=client", "--values", str(chart.CASES["edge"])),
+        *("--set", f"store.persistence.keep={str(keep).lower()}"),
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert ("stays after `helm uninstall`" in shown.stdout) == keep
+    assert ("`helm uninstall` deletes the claim try-relay-store" in shown.stdout) != keep
 
 
 def test_only_the_relay_reaches_the_bundled_store() -> None:

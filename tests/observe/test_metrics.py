@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from prometheus_client import Gauge
 
+from relay.metrics import Metrics
 from relay.protocol.outcomes import Cause
 from tests.conftest import Relays
 from tests.observe.scraped import Scrape, scrape, until
@@ -26,6 +29,9 @@ from tests.support.stores import Store, valkey_server
 from tests.support.streams import FIRST_TOKENS, PATHS, chat, data
 from tests.support.waiting import wait_until
 
+ROOT = Path(__file__).resolve().parents[2]
+# What acts on the metrics: alerts, what they are computed from, and the chart's autoscaler.
+ACTED_ON = (*(ROOT / "deploy" / "prometheus").glob("*.rules.yaml"), ROOT / "helm/relay/templates/scaling.yaml")
 KEY = {"authorization": "Bearer sk-one"}
 FIRST = "relay_time_to_first_token_seconds"
 DURATION = "relay_stream_duration_seconds"
@@ -456,3 +462,32 @@ def test_an_address_that_is_taken_is_named(upstream: ScriptedUpstream, relays: R
     relay = relays.start(config(upstream))
     with pytest.raises(AssertionError, match=r"metrics_bind 127.0.0.1:.*set another"):
         relays.start(config(upstream, metrics_bind=relay.config["metrics_bind"]))
+
+
+# -- what is there before anything has happened -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_gauge_that_is_acted_on_is_there_from_the_start(
+    relays: Relays, upstream: ScriptedUpstream, workers: int
+) -> None:
+    """An autoscaler that is told nothing of a new replica does not scale down, and an alert on it cannot fire."""
+    acted_on = "".join(path.read_text() for path in ACTED_ON)
+    gauges = {metric._name for metric in vars(Metrics()).values() if isinstance(metric, Gauge)}
+    read = {name for name in gauges if re.search(rf"\b{name}\b", acted_on)}
+    assert {"relay_streams_active", "relay_store_up", "relay_draining"} <= read
+    up = {"name": "up", "base_url": upstream.url, "models": ["m*", "other"]}
+    own = {"name": "own", "base_url": upstream.url, "apis": ["chat"]}
+    relay = relays.start({"upstreams": [up, own], "workers": workers})
+    shown = scrape(relay)
+    there = {sample.name for family in shown.families for sample in family.samples}
+    assert read - there == set()
+    labels = {
+        (sample.labels["api"], sample.labels["upstream"], sample.labels["model"])
+        for family in shown.families
+        for sample in family.samples
+        if sample.name == "relay_streams_active"
+    }
+    apis = ("chat", "messages", "responses")
+    assert labels == {*((api, "up", model) for api in apis for model in ("m*", "other")), ("chat", "own", "*")}
+    assert shown.value("relay_streams_active") == shown.value("relay_readers_active") == 0

@@ -213,8 +213,9 @@ def test_rules_are_valid() -> None:
     _promtool("check", "rules", *sorted(RULES.glob("*.rules.yaml")))
 
 
-def test_alerts_fire_when_they_should_and_only_then() -> None:
-    _promtool("test", "rules", "tests.yaml")
+@pytest.mark.parametrize("tests", ["tests.yaml", "../compose/tests.yaml"])
+def test_alerts_fire_when_they_should_and_only_then(tests: str) -> None:
+    _promtool("test", "rules", tests)
 
 
 def test_every_alert_is_tested_both_ways() -> None:
@@ -225,6 +226,15 @@ def test_every_alert_is_tested_both_ways() -> None:
     ]
     alerts = {case.values[0]["alert"] for case in _rules("alert")}
     assert {(alert, fires) for alert in alerts for fires in (True, False)} == set(cases)
+
+
+def test_compose_misses_a_relay_when_one_of_its_own_number_is_gone() -> None:
+    (rule,) = yaml.safe_load((RULES.parent / "compose/replicas.rules.yaml").read_text())["groups"][0]["rules"]
+    relays = yaml.safe_load((RULES.parent / "compose.yaml").read_text())["services"]["relay"]["deploy"]["replicas"]
+    assert rule["expr"].endswith(f"< {relays}")
+    assert f" of {relays} relays " in rule["annotations"]["summary"]
+    place, _, heading = rule["annotations"]["runbook"].partition("#")
+    assert f"\n## {heading}\n".lower() in (RULES.parents[1] / place).read_text().lower()
 
 
 def test_the_scrape_configuration_is_valid() -> None:

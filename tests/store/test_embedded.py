@@ -46,10 +46,11 @@ def aof(data_dir: Path) -> Path:
 
 
 def damage(data_dir: Path) -> Callable[[], None]:
-    """Overwrite the middle of the append-only file of a server that has ended; what takes that back."""
+    """Overwrite the middle of the append-only file of a server that has ended; what takes that back. It is where a
+    command begins: inside a value any byte is as good as another."""
     whole = aof(data_dir).read_bytes()
-    middle = len(whole) // 2
-    aof(data_dir).write_bytes(whole[: middle - 8] + bytes(16) + whole[middle + 8 :])
+    middle = whole.rindex(b"\r\n*", 0, len(whole) // 2) + 2
+    aof(data_dir).write_bytes(whole[:middle] + bytes(16) + whole[middle + 16 :])
 
     def repair() -> None:
         aof(data_dir).write_bytes(whole)

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,9 @@ from relay.store.health import Health, _is_loopback, node_faults
 from relay.store.topology import connect
 from tests.conftest import Relays
 from tests.support.guarded import Guard, login, valkey_with_users
-from tests.support.processes import free_port
+from tests.support.processes import RelayProcess, free_port
 from tests.support.scripted import ScriptedUpstream
+from tests.support.sseclient import open_stream
 from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server
 from tests.support.waiting import until, wait_until
 
@@ -140,12 +145,16 @@ def used_memory(metrics: Metrics) -> float:
     return family.samples[0].value
 
 
+async def nothing_to_write() -> None:
+    pass
+
+
 def test_health_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def watched(store: Store) -> None:
         """A watch begins with a look at every server."""
         topology = connect(store.url)
         metrics = Metrics()
-        health = Health(topology, metrics)
+        health = Health(topology, metrics, nothing_to_write)
         try:
             for _ in range(3):
                 metrics.store_memory_used.set(0)
@@ -167,3 +176,98 @@ def test_the_start_warns(tmp_path: Path, upstream: ScriptedUpstream, relays: Rel
         wait_until(lambda: OPEN in relay.log(), 5, "the warning")
         (line,) = [line for line in relay.log().splitlines() if OPEN in line]
         assert " WARNING relay.store.health store: whoever reaches 127.0.0.1 port " in line
+
+
+# -- a store that is there and refuses the relay -----------------------------------------------------------------
+
+REFUSED = "store: the relay cannot use it"
+
+
+def readiness(relay: RelayProcess, query: str = "?store=required") -> int:
+    with open_stream(f"{relay.url}/readyz{query}", "GET") as answer:
+        answer.read()
+        return answer.status
+
+
+def refused_relay(relays: Relays, upstream: ScriptedUpstream, url: str) -> RelayProcess:
+    return relays.start({"store": {"url": url}, "upstreams": [{"name": "scripted", "base_url": upstream.url}]})
+
+
+@contextmanager
+def server_that_says(words: bytes) -> Iterator[str]:
+    """Its address; it says so to whoever comes, and hangs up."""
+
+    class Saying(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(words)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Saying) as server:
+        answering = threading.Thread(target=server.serve_forever, args=(0.05,))
+        answering.start()
+        try:
+            yield "{}:{}".format(*server.server_address)
+        finally:
+            server.shutdown()
+            answering.join()
+
+
+def said(relay: RelayProcess) -> list[str]:
+    return [line for line in relay.log().splitlines() if REFUSED in line]
+
+
+@pytest.mark.parametrize("refusal", ["nobody", "password", "user", "scripts", "replica", "no store"])
+def test_readiness_that_requires_the_store_sees_every_refusal(
+    tmp_path: Path, upstream: ScriptedUpstream, relays: Relays, refusal: str
+) -> None:
+    """Each is an answer of a server, or none; `/readyz` by itself is 200, since streams begin without a log."""
+    with valkey_with_users(tmp_path) as store, ScriptedUpstream() as web:
+        command = store.servers[0].command
+        url = store.url
+        match refusal:
+            case "nobody":
+                url = f"redis://127.0.0.1:{free_port()}"
+            case "password":
+                command("ACL", "SETUSER", "relay", "resetpass", ">another")
+            case "user":
+                command("ACL", "SETUSER", "relay", "off")
+            case "scripts":
+                command("ACL", "SETUSER", "relay", "-evalsha")
+            case "replica":
+                command("REPLICAOF", "127.0.0.1", str(free_port()))
+            case "no store":
+                url = f"redis://{web.url.removeprefix('http://')}"
+        relay = refused_relay(relays, upstream, url)
+        wait_until(lambda: said(relay), 15, "the error in the log")
+        assert all(" ERROR relay.store.health " in line and "store.url" in line for line in said(relay))
+        assert (readiness(relay), readiness(relay, "")) == (503, 200)
+
+
+def test_a_server_in_protected_mode_is_said_as_an_error(
+    tmp_path: Path, upstream: ScriptedUpstream, relays: Relays
+) -> None:
+    """What it answers to whoever comes from another machine, word for word."""
+    denial = b"-DENIED Redis is running in protected mode because protected mode is enabled.\r\n"
+    with server_that_says(denial) as address:
+        relay = refused_relay(relays, upstream, f"redis://{address}")
+        wait_until(lambda: said(relay), 15, "the error in the log")
+        assert "protected mode" in said(relay)[0]
+        assert (readiness(relay), readiness(relay, "")) == (503, 200)
+
+
+def test_readiness_follows_the_store(tmp_path: Path, upstream: ScriptedUpstream, relays: Relays) -> None:
+    with valkey_with_users(tmp_path) as store:
+        relay = refused_relay(relays, upstream, store.url)
+        wait_until(lambda: readiness(relay) == 200, 10, "the first look")
+        store.servers[0].command("ACL", "SETUSER", "relay", "-evalsha")
+        wait_until(lambda: readiness(relay) == 503, 15, "the store's refusal")
+        store.servers[0].command("ACL", "SETUSER", "relay", "+evalsha")
+        wait_until(lambda: readiness(relay) == 200, 15, "the store's return")
+        assert len(said(relay)) == 1
+        assert "store: the relay can use it again" in relay.log()
+
+
+def test_a_probe_with_a_word_that_is_none_finds_out(upstream: ScriptedUpstream, relays: Relays) -> None:
+    relay = relays.start({"upstreams": [{"name": "scripted", "base_url": upstream.url}]})
+    for query in ("?store=", "?store=require", "?store=required&store=required"):
+        assert readiness(relay, query) == 400, query
+    assert readiness(relay, "?at=1") == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from relay.store.link import StoreDown
+from relay.store.topology import connect
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, ScriptedUpstream, stream
@@ -229,3 +232,25 @@ def test_streams_on_every_shard(tmp_path: Path, upstream: ScriptedUpstream, rela
             with post(other, "m", f"{name}.0") as later:
                 whole(later.events(), sent)
         assert len(upstream.calls) == 18
+
+
+def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
+    """It is theirs alone: a server is not shown it."""
+
+    async def primary(url: str) -> bool:
+        topology = connect(url)
+        try:
+            await topology.refresh()
+            return int(await topology.nodes()[0].query.call("DBSIZE")) >= 0
+        finally:
+            await topology.close()
+
+    with valkey_sentinel(tmp_path) as store:
+        store.sentinel.command("ACL", "SETUSER", "asking", "on", ">pass-word", "+ping", "+sentinel|master")
+        store.sentinel.command("ACL", "SETUSER", "default", "-sentinel")
+        with pytest.raises(StoreDown, match="without a password"):
+            asyncio.run(primary(store.url))
+        with pytest.raises(StoreDown, match="with sentinel_password"):
+            asyncio.run(primary(f"{store.url}?sentinel_username=asking&sentinel_password=other"))
+        assert asyncio.run(primary(f"{store.url}?sentinel_username=asking&sentinel_password=pass-word"))
+        store.sentinel.command("ACL", "SETUSER", "default", "+@all")

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ API = os.environ.get("CHECK_API", "chat")
 MODEL = os.environ.get("CHECK_MODEL", "")
 # Without a credential of the upstream's, one that nobody can guess: whoever holds it owns the stream.
 KEY = os.environ.get("CHECK_KEY") or f"helm-test-{secrets.token_hex(16)}"
+# How long the relay may take until it is ready: `helm test` may come right after an install without --wait.
+READY = float(os.environ.get("CHECK_READY", "60"))
 TIMEOUT = float(os.environ.get("CHECK_TIMEOUT", "120"))
 
 PROMPT = "Count from 1 to 30, one number a line."
@@ -44,6 +47,7 @@ def main() -> int:
         print("FAILED: there is no model to ask; set test.model to one that an upstream of yours serves")
         return 2
     try:
+        wait_ready()
         check()
     except (Failed, OSError, ValueError, http.client.HTTPException) as error:
         print(f"FAILED: {error or type(error).__name__}")
@@ -72,6 +76,24 @@ def check() -> None:
     connection.close()
     if response.status != 204:
         raise Failed(f"a resume at the end answers {response.status}, not 204")
+
+
+def wait_ready() -> None:
+    """Pods may still start, and a Service without any refuses connections."""
+    deadline = time.monotonic() + READY
+    while True:
+        try:
+            connection = connect(min(TIMEOUT, 5.0))
+            with closing(connection):
+                connection.request("GET", "/readyz")
+                told = f"/readyz answers {connection.getresponse().status}"
+        except (OSError, http.client.HTTPException) as error:
+            told = f"it cannot be reached: {error or type(error).__name__}"
+        if told == "/readyz answers 200":
+            return
+        if time.monotonic() >= deadline:
+            raise Failed(f"the relay was not ready within {READY:g} s; {told}")
+        time.sleep(0.5)
 
 
 def first_events() -> tuple[str, list[bytes]]:
@@ -120,11 +142,11 @@ def ask(last_event_id: str | None) -> tuple[http.client.HTTPConnection, http.cli
     return connection, connection.getresponse()
 
 
-def connect() -> http.client.HTTPConnection:
+def connect(timeout: float = TIMEOUT) -> http.client.HTTPConnection:
     """A connection of its own, which may reach any replica."""
     where = urlsplit(URL)
     kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-    return kind(where.netloc, timeout=TIMEOUT)
+    return kind(where.netloc, timeout=timeout)
 
 
 def credential() -> dict[str, str]:

@@ -62,6 +62,13 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $mounted := list -}}
+{{- range .Values.files }}{{- $mounted = append $mounted .name }}{{- end -}}
+{{- range regexFindAll "/etc/relay-files/[^/?&#\\s\"]*" (toJson $config) -1 -}}
+{{- if not (has (base .) $mounted) -}}
+{{- fail (printf "config names a file in %s, which nothing mounts; add {name: %s, secretName: …} to files" . (base .)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.caBundle.configMap .Values.caBundle.secret -}}
 {{- fail "caBundle: configMap and secret are both set; keep one" -}}
 {{- end -}}

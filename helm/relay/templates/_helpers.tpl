@@ -31,6 +31,18 @@ app.kubernetes.io/managed-by: {{ $.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* With an autoscaler the number that runs: one that is left out would be 1 until the autoscaler acts. */}}
+{{- define "relay.replicas" -}}
+{{- $count := int .Values.replicaCount -}}
+{{- with .Values.autoscaling -}}
+{{- if .enabled -}}
+{{- $live := lookup "apps/v1" "Deployment" $.Release.Namespace (include "relay.fullname" $) -}}
+{{- $count = dig "spec" "replicas" (max $count .minReplicas | min .maxReplicas) $live | int -}}
+{{- end -}}
+{{- end -}}
+{{- $count -}}
+{{- end -}}
+
 {{- define "relay.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "relay.fullname" .) .Values.serviceAccount.name -}}
@@ -47,6 +59,19 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "relay.valkeyImage" -}}
+{{- with .Values.valkey.image -}}
+{{ .repository }}{{ ternary (printf "@%s" .digest) (printf ":%s" .tag) (ne .digest "") }}
+{{- end -}}
+{{- end -}}
+
+{{/* The relay's user, as deploy/redis has it, word by word; Kubernetes puts the password in. */}}
+{{- define "relay.valkeyUser" -}}
+{{- $line := regexFind "(?m)^user relay .*$" (.Files.Get "files/redis/users.acl") -}}
+{{- $prefix := dig "store" "prefix" "relay:" .Values.config -}}
+{{- regexReplaceAllLiteral "#0+" ($line | replace "relay:*" (printf "%s*" $prefix)) ">$(VALKEY_PASSWORD)" | trimPrefix "user " -}}
 {{- end -}}
 
 {{/* Whole seconds, rounded up, of a duration as the relay's settings write it. */}}

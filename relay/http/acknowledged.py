@@ -1,0 +1,45 @@
+"""What the peer's machine has acknowledged of what was sent to it, as the kernel tells."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import sys
+import termios
+from collections.abc import Callable
+
+
+def unheard(connection: socket.socket) -> float:
+    """As the kernel tells it (`tcp_info`): packets that are not acknowledged, and the time since the last that was."""
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    except (OSError, AttributeError):
+        return 0.0
+    unacknowledged, last = int.from_bytes(told[24:28], sys.byteorder), int.from_bytes(told[56:60], sys.byteorder)
+    return last / 1000 if unacknowledged else 0.0
+
+
+def _untaken(writer: asyncio.StreamWriter) -> int:
+    """How many bytes this process and the kernel hold for the peer."""
+    queued = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+    return writer.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+
+
+def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[], bool | None]:
+    """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
+    much of when it resets the connection, its client never got."""
+    transport = writer.transport
+    half_closed = reader.at_eof()
+
+    def told() -> bool | None:
+        if reader.exception() is not None:
+            return False
+        if transport.is_closing():  # nobody can be asked any more
+            return not half_closed
+        return _untaken(writer) == 0 or None
+
+    return told
