@@ -14,7 +14,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from relay.api import joining, openapi
+from relay.api import joining, openapi, openapi_schemas
 from relay.api.app import create_app
 from relay.api.services import Services
 from relay.auth.gate import Gate

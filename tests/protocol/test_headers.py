@@ -384,7 +384,7 @@ class TestWhatProxiesObey:
     def test_no_upstream_steers_the_proxy_in_front_whatever_a_pattern_takes(self, name: str) -> None:
         for more in ((), ("*",), (name,)):
             assert to_client([(name.encode(), b"/etc/passwd")], more) == []
-            assert of_resume([(name.encode(), b"/etc/passwd")], more) == []
+            assert of_answer([(name.encode(), b"/etc/passwd")], more) == ([], [])
 
     @pytest.mark.parametrize(
         "name",
