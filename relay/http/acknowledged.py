@@ -10,6 +10,8 @@ import sys
 import termios
 from collections.abc import Callable
 
+from relay.http.contract import HalfClose
+
 
 def unheard(connection: socket.socket) -> float:
     """As the kernel tells it (`tcp_info`): packets that are not acknowledged, and the time since the last that was."""
@@ -29,17 +31,19 @@ def _untaken(writer: asyncio.StreamWriter) -> int:
     return writer.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
 
-def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Callable[[], bool | None]:
+def taken(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, half_close: HalfClose
+) -> Callable[[], bool | None]:
     """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
-    much of when it resets the connection, its client never got."""
+    much of when it resets the connection, its client never got. Where the connection ends with the answer nobody can be
+    asked: then only who had closed its side before may have gone."""
     transport = writer.transport
-    half_closed = reader.at_eof()
 
     def told() -> bool | None:
         if reader.exception() is not None:
             return False
-        if transport.is_closing():  # nobody can be asked any more
-            return not half_closed
+        if transport.is_closing():
+            return not half_close.amid
         return _untaken(writer) == 0 or None
 
     return told

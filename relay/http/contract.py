@@ -36,8 +36,9 @@ class DirectWriter(Protocol):
 class HalfClose:
     """A client has closed its sending side: it waits for its answer, or has gone. Only what is sent to it tells, and is
     answered by a reset where it has gone. `probe` sends something that its client does not mind, where the answer has
-    begun and the application knows of such a thing."""
+    begun and the application knows of such a thing; `amid` is True once it has done so amid an answer."""
 
+    amid = False
     probe: Callable[[], None] | None = None
 
 

@@ -110,7 +110,7 @@ class _Connection(TCPServer):
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
             SEND: self.sending,
-            TAKEN: functools.partial(taken, reader, writer),
+            TAKEN: functools.partial(taken, reader, writer, self._half_close),
             UNHEARD: functools.partial(unheard, writer.get_extra_info("socket")),
         }
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
@@ -181,6 +181,7 @@ class _Connection(TCPServer):
         """The client has closed its side: return when its answer is at its end, or it is seen to have gone."""
         if self.writer.transport.is_closing() or not hasattr(select, "epoll"):
             return
+        self._half_close.amid = True
         over = self._over = asyncio.Event()
         descriptor = self.writer.get_extra_info("socket").fileno()
         with select.epoll() as resets:

@@ -54,6 +54,8 @@ class Agent:
     shuffles: bool = False
     token: str = "sk-one"
     tries: int = 0
+    closes: bool = False
+    """Its connections are for one request each, and say so."""
 
     def body(self, **more: Any) -> bytes:
         metadata = {"turn_id": "t1", "window": "w", "sandbox": "none", "big": 12345678901234567890}
@@ -78,6 +80,8 @@ class Agent:
             headers["x-stainless-retry-count"] = "0"
         elif self.counts:
             headers["x-stainless-retry-count"] = str(self.tries)
+        if self.closes:
+            headers["connection"] = "close"
         return headers
 
     def ask(self, relay: RelayProcess, path: str = PATH, timeout: float = 20.0, **more: Any) -> RawStream:
@@ -230,16 +234,23 @@ def test_an_end_that_was_written_and_never_arrived_is_not_delivered(site: PairSi
     assert calls(site, model) == 1
 
 
-@pytest.mark.parametrize("how", ["read", "failed", "stopped"])
+@pytest.mark.parametrize("how", ["read", "read-and-closed", "failed", "stopped"])
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
 @pytest.mark.parametrize("name", AGENTS)
 def test_what_is_over_is_joined_by_nobody(site: PairSite, name: str, where: int, how: str) -> None:
     model = f"over-{name}-{where}-{how}"
-    steps = {"read": (frame(1), DONE), "failed": (frame(1), Gate(model), Cut()), "stopped": (frame(1), Gate(model))}
+    read = (frame(1), DONE)
+    steps = {
+        "read": read,
+        "read-and-closed": read,
+        "failed": (frame(1), Gate(model), Cut()),
+        "stopped": (frame(1), Gate(model)),
+    }
     site.upstream.on(model, *stream(*steps[how]))
     it = agent(name, model)
+    it.closes = how == "read-and-closed"
     first = it.ask(site.replicas[0])
-    if how == "read":
+    if how.startswith("read"):
         assert check(first.events()) == (1, "done")
     else:
         first.events(1)
