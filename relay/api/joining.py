@@ -14,6 +14,7 @@ from relay.api.attaching import Attaching
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Use
+from relay.protocol import agents
 from relay.protocol.errors import BadRequest, IdempotencyKeyInFlight, IdempotencyKeyReused, StoreUnavailable
 from relay.protocol.outcomes import Cause, Ending
 from relay.store.directory import Claim
@@ -47,6 +48,8 @@ class Joining:
         self._attaching = attaching
         self._claimed: str | None = None
         self._key = exchange.header(b"idempotency-key")
+        streams = self._settings
+        self._patience = agents.patience(streams.patience, streams.patience_limit, exchange.headers)
         # Without the secret that the replicas share, no name is the same on another one.
         owners = self._registry.owners
         keyed = owners.secret_known and self._key is not None
@@ -104,7 +107,7 @@ class Joining:
     async def _by_key(self, key: str, request_digest: str) -> str | None:
         name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
         loop = asyncio.get_running_loop()
-        until = loop.time() + max(self._settings.patience, self._settings.patience_limit) + self._settings.lease
+        until = loop.time() + self._patience + self._settings.lease
         while True:
             claim = await self._registry.claims.claim(
                 name, self._stream, self._claim_digest(request_digest, self._stream)

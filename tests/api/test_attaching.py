@@ -425,7 +425,7 @@ def test_what_nobody_owns_is_joined_by_nobody(site: PairSite) -> None:
     model = "nobody"
     site.upstream.on(model, *held(model))
     body = {"model": model, "stream": True, "messages": []}
-    headers = {"x-session-id": "s1"}
+    headers = {"x-session-id": "s1", "authorization": ""}
     with ask(site.replicas[0].url + PATH, headers=headers, body=body) as first:
         first.events(1)
     time.sleep(0.2)

@@ -36,12 +36,13 @@ def trap() -> Iterator[Trap]:
     """A relay with a key of its own: whoever it asks would be told it."""
     with ScriptedUpstream() as upstream, Bait() as bait:
         upstream.on_path("GET /v1/models", *json_response(200, {"data": []}))
-        config = {
+        config: dict[str, Any] = {
             "upstreams": [
                 {"name": "plain", "base_url": upstream.url, "apis": ["chat"], "api_key_env": "UPSTREAM_KEY"},
                 {"name": "base", "base_url": f"{upstream.url}/base", "apis": ["messages"], "models": ["base-*"]},
             ]
         }
+        config |= {"hosts": ["*"], "cors": {"origins": ["*"]}}  # else the guard of lent keys is all that is asked
         with RelayProcess(config, {"UPSTREAM_KEY": KEY}) as relay:
             yield Trap(upstream, relay, bait)
 

@@ -200,7 +200,7 @@ def closing(api: Api, type_: str | None, data: str) -> Closing | None:
         if isinstance(event.get("error"), dict):
             return Closing(str(event["error"].get("code")), False)
         choices = event.get("choices") or [{}]
-        return Closing("stopped", False) if choices[0].get("finish_reason") == "stop" else None
+        return Closing("stopped", False) if choices[0].get("finish_reason") == "length" else None
     if api == "messages":
         if kind == "error":
             return Closing(str(event["error"].get("code")), True) if type_ == "error" else None

@@ -99,7 +99,7 @@ def test_a_stop_is_an_end(api: Api) -> None:
     last, cancelled = f"{STREAM}.5e", {"status": "cancelled"}
     stop = {
         "chat": [
-            Event(None, None, json.dumps({"choices": [{"index": 0, "finish_reason": "stop"}], "relay": "stopped"})),
+            Event(None, None, json.dumps({"choices": [{"index": 0, "finish_reason": "length"}], "relay": "stopped"})),
             Event(last, None, DONE),
         ],
         "messages": [
