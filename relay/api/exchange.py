@@ -178,6 +178,9 @@ class Exchange:
         BodiesFull, ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
         listed = codings.of_header(self.header(b"content-encoding"))
         self.headers = [item for item in self.headers if item[0] != b"content-encoding"]
+        if self.caller.is_checked:  # as a form, or in another charset, it would name other things upstream
+            self.headers = [item for item in self.headers if item[0] != b"content-type"]
+            self.headers.append((b"content-type", b"application/json"))
         length = self._declared(bodies.limit)
         self.charge = bodies.open(self.caller.identity, length or 0)
         body = JsonBody(bodies, self.charge, listed, counted=self.caller.is_checked)
