@@ -62,8 +62,35 @@ class RequestBody:
         """A small body goes out in one write with its head, and is let go of at the upstream's answer."""
         return self.take() if self.size <= _SMALL_BODY else self
 
+    def keep(self) -> KeptBody:
+        """To be sent more than once."""
+        charge, self._charge = self._charge, None
+        return KeptBody(self.take(), charge)
+
     def _let_go(self) -> None:
         self._parts.clear()
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            charge.release()
+
+
+class KeptBody:
+    """The bytes of a request that may be sent again: until `let_go` they have their place among the bodies in flight,
+    and once `spare` was called, until that is needed for another."""
+
+    __slots__ = ("_charge", "data")
+
+    def __init__(self, data: bytes, charge: Charge | None) -> None:
+        self.data: bytes | None = data
+        self._charge = charge
+
+    def spare(self) -> None:
+        if self._charge is not None:
+            self._charge.spare(self.let_go)
+
+    def let_go(self) -> None:
+        """Once or more often."""
+        self.data = None
         charge, self._charge = self._charge, None
         if charge is not None:
             charge.release()
@@ -129,13 +156,14 @@ class UpstreamRequest:
     answer: tuple[str, float]
     """The setting that says how long the answer may take, and its seconds."""
     timeouts: Timeouts
+    max_event_bytes: int
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
         this generation and no other. Raises as `UpstreamClient.send` does."""
         upstream = self.upstream
         joins = upstream.resume == "auto" and upstream.base_url in self.client.relays
-        kept = body.take() if joins or upstream.resume == "last-event-id" or body.size <= _SMALL_BODY else b""
+        kept = body.keep() if joins or upstream.resume == "last-event-id" else None
         sent = StreamRequest(
             upstream,
             self.timeouts,
@@ -146,9 +174,17 @@ class UpstreamRequest:
             key,
             self.meter.upstream_resumed,
             background,
+            self.max_event_bytes,
         )
-        response = await (sent.joining(kept) if joins else self.send(kept or body))
-        resumable = sent.resumable(response, kept if upstream.resume == "last-event-id" else b"")
+        if kept is None or kept.data is None:
+            response = await self.send(body.to_send())
+        else:
+            try:
+                response = await (sent.joining(kept.data) if joins else self.send(kept.data))
+            except BaseException:
+                kept.let_go()
+                raise
+        resumable = sent.resumable(response, kept)
         if resumable is not response and upstream.resume == "auto":
             self.client.relays.add(upstream.base_url)
         return resumable
@@ -217,6 +253,7 @@ def upstream_request(
         crossing,
         _answer_limit(timeouts, streamed=streamed),
         timeouts,
+        services.settings.streams.max_event_bytes,
     )
 
 

@@ -57,6 +57,11 @@ class Splitter:
         self._searched = 0
         self._max = max_event_bytes
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of an event that is not whole."""
+        return bytes(self._held)
+
     def feed(self, data: bytes) -> Iterator[Block]:
         """The blocks that these bytes complete.
 

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from backports import zstd
 from tests.auth import keyed
 from tests.security.wire import AUTH, Heard, connect, listen
 from tests.support.processes import RelayProcess, needs, rss
-from tests.support.scripted import Pause, ScriptedUpstream, Step, json_response, stream
+from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.site import Site
 from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until
@@ -313,6 +313,41 @@ def test_bodies_have_a_budget_together_and_each_owner_half_of_it(upstream: Scrip
         time.sleep(0.5)
         late = sent(relay.url, head(more=b"authorization: Bearer three\r\n"), text + b'","model":null}')
         assert late.statuses == [400], "who has gone holds no room"
+
+
+def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_path: Path) -> None:
+    """An upstream with ids of its own is sent the same request again after a loss: it is kept as long as its stream
+    lives. What has no room any more is not sent again."""
+    needs(os.path.isdir("/proc/self"), "/proc, to see the relay's memory")
+    token = 'id: 1\ndata: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    done = "id: 2\ndata: [DONE]\n\n"
+    with ScriptedUpstream() as upstream:
+        upstream.on("m", *stream(token, Gate("cut"), Cut()))
+        served = [{"name": "ids", "base_url": upstream.url, "resume": "last-event-id"}]
+        limits = {"body": "8MiB", "bodies": "16MiB"}
+        with _relay(upstream, tmp_path, upstreams=served, limits=limits) as relay, ExitStack() as held:
+            with peak(relay.pid) as most:
+                streams = [
+                    held.enter_context(
+                        open_stream(
+                            relay.url + "/v1/chat/completions",
+                            headers={"authorization": f"Bearer {n}"},
+                            body={"model": "m", "stream": True, "x": f"{n}" * (15 << 19)},
+                        )
+                    )
+                    for n in range(10)
+                ]
+                assert [answer.status for answer in streams] == [200] * 10
+                for answer in streams:
+                    answer.events(1)
+            assert most[0] < 16 * MEBIBYTE + 4 * 8 * MEBIBYTE
+            upstream.on("m", *stream(done))
+            before = len(upstream.calls)
+            upstream.open("cut")
+            broken = [b"upstream_disconnected" in b"".join(each.raw for each in answer.events()) for answer in streams]
+            assert broken.count(False) == 2
+            assert [call.header("last-event-id") for call in upstream.calls[before:]] == ["1", "1"]
+            wait_until(lambda: sent(relay.url, head(), b'{"x":"' + b"a" * (15 << 19) + b'"}').statuses == [400], 10)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["of a known length", "in chunks"])

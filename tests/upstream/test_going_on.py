@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from relay.protocol.ids import new_stream_id
 from tests.support.cutting_http import Asked, CuttingProxy, Fate
 from tests.support.processes import RelayProcess
 from tests.support.samples import error_of
@@ -17,6 +18,10 @@ from tests.support.streams import PATHS, Api, answer, credential
 from tests.support.waiting import wait_until
 
 WORDS = ["one ", "two ", "three ", "four"]
+LARGEST_EVENT = 256 * 1024
+
+
+STREAMS = {"upstream_resume": "8s", "max_event_bytes": LARGEST_EVENT}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def relay(upstream: ScriptedUpstream) -> Iterator[RelayProcess]:
     upstreams = [
         {"name": mode, "base_url": upstream.url, "models": [pattern], "resume": mode} for pattern, mode in modes.items()
     ]
-    with RelayProcess({"upstreams": upstreams, "streams": {"upstream_resume": "8s"}}) as process:
+    with RelayProcess({"upstreams": upstreams, "streams": STREAMS}) as process:
         yield process
 
 
@@ -103,6 +108,25 @@ def test_what_does_not_follow_is_not_taken(relay: RelayProcess, upstream: Script
     assert [event.data for event in events[:-1]] == given(frames[:4])
     assert error_of("messages", events[-1:])[0] == "upstream_disconnected"
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("how", ["ids-large", "relay-large"])
+def test_an_event_that_is_too_large(relay: RelayProcess, upstream: ScriptedUpstream, how: str, whole: bool) -> None:
+    """The bound is the same as of an upstream that nobody comes back to, and so is what is said of it."""
+    model = f"{how}-{whole}"
+    name = new_stream_id(logged=True)
+    frames = with_ids(answer("messages", WORDS).events, f"{name}." if how == "relay-large" else "ev-")
+    of_relay = {"relay-stream-id": name, "relay-resumable": "true"} if how == "relay-large" else {}
+    large = f"event: ping\ndata: {'a' * 2 * LARGEST_EVENT}" + "\n\n" * whole
+    script: list[str | Step] = [*frames[:2], large, Gate(model), *frames[2:]]
+    upstream.on(model, *stream(*script, headers=of_relay))
+    with begin(relay, "messages", model) as read:
+        events = read.events()
+    upstream.open(model)
+    assert [event.data for event in events[:-1]] == given(frames[:2])
+    assert error_of("messages", events[-1:])[0] == "event_too_large"
+    assert len(upstream.calls_of(model)) == 1
 
 
 def test_what_passes_is_asked_again(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
