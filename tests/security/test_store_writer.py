@@ -289,6 +289,14 @@ class TestFurtherNames:
         place.write(theirs, owner=place.attacker)
         assert (CANARY in self.retrieve(place, "resp_x", ATTACKER)) is not place.sealed
 
+    @pytest.mark.parametrize("led", [False, True], ids=["by itself", "with a stream"])
+    def test_nor_is_one_his_for_being_ambiguous(self, place: Place, led: bool) -> None:
+        """A response that two streams were given is its owner's, whichever it is: upstream a key may go on from it."""
+        name, theirs = self.response(place, CANARY)
+        key = f"relay:name:{{response:{place.attacker}:{name}}}"
+        place.ask("HSET", key, "ambiguous", "1", *(("stream", theirs) if led else ()))
+        assert ("response_id_ambiguous" in self.retrieve(place, name, ATTACKER)) is (led and not place.sealed)
+
     def test_an_idempotency_key_leads_to_no_other_answer(self, place: Place) -> None:
         model = f"m-{secrets.token_hex(4)}"
         place.site.upstream.on(model, *stream(WORDS[0], DONE))
