@@ -41,6 +41,8 @@ _STEP = 16 * 1024
 # A few bytes may make much text, or many decoders.
 _CODED_STEP = 4 * 1024
 _STANDARD = 1 << 20
+# What comes in smaller pieces is put together: an object of few bytes takes many times as much.
+_SMALL = 4 * 1024
 
 
 def too_large(limit: int) -> ContentTooLarge:
@@ -57,6 +59,7 @@ class JsonBody:
         self._counted = counted
         self._scanner: Scanner | None = None
         self._pieces: list[bytes] = []
+        self._rest = bytearray()  # comes after them
         self._size = 0
         # A decoder's window may be as large as what it has made.
         self._factor = 1 + len(listed)
@@ -95,6 +98,18 @@ class JsonBody:
     async def _take(self, piece: bytes) -> None:
         self._size += len(piece)
         self._charge.add(len(piece) * self._factor)
+        if self._rest or (self._pieces and len(piece) < _SMALL):
+            self._rest += piece
+            if len(self._rest) < _STEP:
+                return
+            piece = self._gathered()
+        await self._keep(piece)
+
+    def _gathered(self) -> bytes:
+        piece, self._rest = bytes(self._rest), bytearray()
+        return piece
+
+    async def _keep(self, piece: bytes) -> None:
         self._pieces.append(piece)
         if self._scanner is not None:
             await self._scan(self._scanner, piece)
@@ -123,6 +138,8 @@ class JsonBody:
                 self._layers.finish()
         except codings.Broken as why:
             raise _broken(why) from None
+        if self._rest:
+            await self._keep(self._gathered())
         if empty and not self._size:
             return b"", {}, Layout(end=0)
         if self._size <= _NO_TURN:
@@ -171,6 +188,7 @@ class JsonBody:
     def let_go(self) -> None:
         """It is refused: an exception would hold it for as long as its answer takes."""
         self._pieces.clear()
+        self._rest.clear()
         self._charge.release()
 
 

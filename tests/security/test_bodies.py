@@ -6,6 +6,7 @@ other stream goes on. The same without the defences shows that the attacks are r
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import itertools
 import os
@@ -13,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ from typing import Any, ClassVar
 import pytest
 from backports import zstd
 
+from relay.api.bodies import Bodies, Charge
+from relay.api.json_body import JsonBody
+from relay.config import LimitSettings
 from tests.auth import keyed
 from tests.security.wire import AUTH, Heard, connect, listen
 from tests.support.processes import RelayProcess, needs, rss
@@ -313,6 +318,29 @@ def test_bodies_have_a_budget_together_and_each_owner_half_of_it(upstream: Scrip
         time.sleep(0.5)
         late = sent(relay.url, head(more=b"authorization: Bearer three\r\n"), text + b'","model":null}')
         assert late.statuses == [400], "who has gone holds no room"
+
+
+@pytest.mark.parametrize("size", [1, 2, 50, 3000])
+def test_a_body_that_comes_in_tiny_pieces_holds_no_more_than_is_charged(size: int) -> None:
+    """A chunk of two bytes would take fifty as an object of its own."""
+    text = b'{"model":"m","x":"' + b"ab" * (1 << 19) + b'"}'
+
+    async def fed() -> tuple[int, Charge]:
+        bodies = Bodies(LimitSettings())
+        charge = bodies.open(b"", 0)
+        body = JsonBody(bodies, charge, [], counted=False)
+        tracemalloc.start()
+        try:
+            for at in range(0, len(text), size):
+                await body.feed(text[at : at + size])
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert (await body.finish(empty=False))[0] == text
+        return held, charge
+
+    held, charge = asyncio.run(fed())
+    assert held < 1.2 * charge.held + 64 * 1024
 
 
 def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_path: Path) -> None:
