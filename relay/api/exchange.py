@@ -37,7 +37,7 @@ from relay.protocol.errors import (
     UpgradeRequired,
 )
 from relay.protocol.headers import Headers
-from relay.protocol.json_scan import Layout, members_of
+from relay.protocol.json_scan import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -192,12 +192,6 @@ class Exchange:
         except BaseException:
             body.let_go()
             raise
-        if self.caller.is_checked and self.layout.members_in_all != members_of(parsed):
-            raise BadRequest(
-                "An object in the request body has a member twice, and this key may not ask for every model. Send each "
-                "member once.",
-                code="invalid_json",
-            )
         return raw, parsed
 
     def take_charge(self) -> Charge | None:

@@ -10,6 +10,7 @@ upstream as it is, for many upstreams take it; but it is slow to parse, so only 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 from typing import Any
@@ -21,7 +22,7 @@ from relay.protocol import codings
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, ContentTooLarge, UnsupportedContentEncoding
 from relay.protocol.json_glance import is_deep, is_small, layout_of
-from relay.protocol.json_scan import DEPTH, Beyond, Layout, Scanner
+from relay.protocol.json_scan import DEPTH, Beyond, Layout, Scanner, members_of
 
 # What routing, the gate and the APIs read: no upstream may read another one of the same name.
 MEMBERS = frozenset(
@@ -51,7 +52,7 @@ def too_large(limit: int) -> ContentTooLarge:
 
 class JsonBody:
     """One body: `feed` it what comes, then `finish`. `listed` are its codings, the last applied first; `counted`: the
-    members of all its objects are to be counted. Raises UnsupportedContentEncoding."""
+    members of all its objects are counted, and none may be there twice. Raises UnsupportedContentEncoding."""
 
     def __init__(self, bodies: Bodies, charge: Charge, listed: list[str], *, counted: bool) -> None:
         self._bodies = bodies
@@ -165,6 +166,16 @@ class JsonBody:
                 f"The request body has the member {name!r} twice: an upstream may read the other one. Send it once.",
                 code="invalid_json",
             )
+        if self._counted:
+            async with self._bodies.turns:
+                there = members_of(parsed)
+            if layout.members_in_all != there:
+                raise BadRequest(
+                    "An object in the request body has a member twice, and with a key of the relay's each stands for "
+                    "what was checked. Send each member once.",
+                    code="invalid_json",
+                )
+            await asyncio.sleep(0)  # what it names is looked at next, in steps
         return raw, parsed, layout
 
     def _glance(self, raw: bytes) -> tuple[JsonObject, Layout] | None:
