@@ -315,6 +315,28 @@ class TestFurtherNames:
             assert b"another question's" not in again.read()
             assert again.status == 422
 
+    def test_nor_to_the_answer_of_another_key(self, place: Place) -> None:
+        """Of the same request, with which both claims are bound to their streams."""
+        model = f"m-{secrets.token_hex(4)}"
+        body = {"model": model, "stream": True, "messages": []}
+        keys: list[str] = []
+
+        def ask(key: str) -> RawStream:
+            return open_stream(place.two.url + PATHS["chat"], headers={**OWNER, "idempotency-key": key}, body=body)
+
+        for said in ("the first", "the second"):
+            place.site.upstream.on(model, *stream(chat({"content": said}), DONE))
+            with ask(said) as answer:
+                assert said.encode() in answer.read()
+                name = answer.headers["relay-stream-id"]
+            keys += [key for key in place.ask("KEYS", "relay:name:*") if place.ask("HGET", key, "stream") == name]
+        first, second = keys
+        for field in ("stream", "digest"):
+            place.ask("HSET", second, field, place.ask("HGET", first, field))
+        with ask("the second") as again:
+            assert b"the first" not in again.read()
+            assert again.status == 422
+
 
 def ticket(secret: bytes, name: str) -> str:
     expiry = str(int(time.time()) + 600)
