@@ -3,9 +3,10 @@
 Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
 credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Beside a key of the
 relay's own the list is a short one, for whoever asks is then the relay's account to the upstream. Hop-by-hop headers
-and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
-side's own. A relayed stream carries the relay's own headers, and of the upstream's only its request id, its rate
-limits, what names the processing organisation and model, and what `headers` names, on a resume as well.
+and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1), but for the body's
+kind; framing is each side's own. A relayed stream carries the relay's own headers, and of the upstream's only its
+request id, its rate limits, what names the processing organisation and model, and what `headers` names, on a resume as
+well.
 
 The relay believes no header about who its client is or what it asked for (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
 `X-Original-URL`, `X-HTTP-Method-Override` …), and passes none on: an upstream that trusts the relay would believe them.
@@ -40,6 +41,8 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
+# No connection's, whatever it says (RFC 9110, section 7.6.1): without it a body is read as whatever it looks like.
+_OF_THE_BODY = frozenset((b"content-type",))
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
@@ -127,12 +130,13 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    return {
+    named = {
         token.strip().lower()
         for name, listed in headers
         if name.lower() == b"connection"
         for token in listed.split(b",")
     }
+    return named - _OF_THE_BODY
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -47,6 +47,7 @@ def relay() -> Iterator[Relay]:
 STATE: list[dict[str, Any]] = [
     {"previous_response_id": "resp_of_another"},
     {"Previous_Response_ID": "resp_of_another"},
+    {"previous_response_id\0x": "resp_of_another"},
     {"conversation": {"id": "conv_1"}},
     {"prompt": {"id": "pmpt_1"}},
     {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
@@ -138,7 +139,8 @@ def test_a_body_that_is_not_read_goes_no_further(relay: Relay, kind: str) -> Non
         "",
     ],
 )
-def test_what_was_read_as_json_is_nothing_else_upstream(relay: Relay, kind: str) -> None:
+@pytest.mark.parametrize("connection", ["keep-alive", "content-type"])
+def test_what_was_read_as_json_is_nothing_else_upstream(relay: Relay, kind: str, connection: str) -> None:
     """Some servers read a form, or another charset, where the kind says so: these are other models there."""
     for body in (
         b'{"model":"mine","input":"&model=other&previous_response_id=resp_of_another&x="}',
@@ -146,7 +148,7 @@ def test_what_was_read_as_json_is_nothing_else_upstream(relay: Relay, kind: str)
     ):
         for path in (PATHS["chat"], PATHS["responses"], "/v1/embeddings"):
             before = len(relay.upstream.calls)
-            status, refused = code(relay.post(SOME, body, path, content_type=kind))
+            status, refused = code(relay.post(SOME, body, path, content_type=kind, connection=connection))
             sent = relay.upstream.calls[before:]
             assert (status, len(sent)) == (200, 1) or (refused, len(sent)) == ("unsupported_media_type", 0)
             for call in sent:
@@ -170,6 +172,7 @@ OTHERS: list[dict[str, Any]] = [
     {"extra_body": {"model": "other"}},
     {"Model": "other"},
     {" model": "other"},
+    {"model\0x": "other"},
     {"mo\u0064el_": "other"},
     {"plugins": [{"id": "web", "model": "other"}]},
     {"default_model": "other"},
