@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # While the upstream is made to wait its silence is looked at this often.
 _PAUSED = 1.0
 _STOP_SECONDS = 10.0
+# An upstream may end each connection after one event, and each event is a reason to ask again at once.
+_BETWEEN = 0.25
 _STOPPING: set[asyncio.Task[None]] = set()
 
 Ask = Callable[[str], Awaitable[httpx.Response]]
@@ -81,7 +83,7 @@ class ResumingBody(Body):
         self._loss: list[httpx.TransportError | None] = []
         self._paused = False
         self._over = False
-        self._heard = self._event_at = 0.0
+        self._heard = self._event_at = self._next_try = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -198,11 +200,13 @@ class ResumingBody(Body):
     # -- coming back ----------------------------------------------------------------------------------------
 
     async def _come_back(self, action: Reconnect | Action, lost: _Connection | None) -> None:
+        loop = asyncio.get_running_loop()
         if lost is not None:
             await lost.body.aclose()
         try:
             while isinstance(action, Reconnect):
-                await asyncio.sleep(action.wait)
+                await asyncio.sleep(max(action.wait, self._next_try - loop.time()))
+                self._next_try = loop.time() + _BETWEEN
                 action = await self._try(action.last_event_id or "")
         except Unresumable as failure:
             self._task = None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -14,7 +18,7 @@ from tests.support.samples import error_of
 from tests.support.scripted import Call, Cut, Gate, ScriptedUpstream, Step, json_response, stream
 from tests.support.site import served_by
 from tests.support.sseclient import RawEvent, RawStream, open_stream
-from tests.support.streams import PATHS, Api, answer, credential
+from tests.support.streams import PATHS, Api, answer, chat, credential
 from tests.support.waiting import wait_until
 
 WORDS = ["one ", "two ", "three ", "four"]
@@ -127,6 +131,43 @@ def test_an_event_that_is_too_large(relay: RelayProcess, upstream: ScriptedUpstr
     assert [event.data for event in events[:-1]] == given(frames[:2])
     assert error_of("messages", events[-1:])[0] == "event_too_large"
     assert len(upstream.calls_of(model)) == 1
+
+
+def test_an_upstream_that_ends_after_every_event_is_asked_a_few_times_a_second() -> None:
+    """Each brings something new, so none of these requests uses up the time for coming back."""
+    name = new_stream_id(logged=True)
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nrelay-stream-id: {name}\r\nrelay-resumable: true\r\n"
+    asked = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal asked
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                while b"}" not in connection.recv(1 << 16):
+                    pass
+                asked += 1
+                connection.sendall(f"{head}\r\nid: {name}.{asked}\n{chat({'content': 'a'})}".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with (
+                RelayProcess({"upstreams": [{"name": "far", "base_url": url}]}) as relay,
+                begin(relay, "chat", "m") as read,
+            ):
+                read.events(6)
+                before, since = asked, time.monotonic()
+                read.events(6)
+                assert (asked - before) / (time.monotonic() - since) < 10
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
 
 
 def test_what_passes_is_asked_again(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
