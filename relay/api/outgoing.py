@@ -39,11 +39,15 @@ class RequestBody:
     """The bytes of a request: whoever takes them is the only one that holds them, and their place among the bodies in
     flight is given back with them."""
 
-    __slots__ = ("_charge", "_parts", "size")
+    __slots__ = ("_charge", "_lender", "_parts", "size")
 
-    def __init__(self, *parts: bytes | memoryview, charge: Charge | None = None) -> None:
+    def __init__(
+        self, *parts: bytes | memoryview, charge: Charge | None = None, lender: ClientBody | None = None
+    ) -> None:
+        """`lender` has the place while other upstreams may be sent it, too."""
         self._parts = [part for part in parts if part]
         self._charge = charge
+        self._lender = lender
         self.size = sum(map(len, parts))
 
     def take(self) -> bytes:
@@ -65,7 +69,7 @@ class RequestBody:
     def keep(self) -> KeptBody:
         """To be sent more than once."""
         charge, self._charge = self._charge, None
-        return KeptBody(self.take(), charge)
+        return KeptBody(self.take(), charge, self._lender)
 
     def _let_go(self) -> None:
         self._parts.clear()
@@ -78,13 +82,17 @@ class KeptBody:
     """The bytes of a request that may be sent again: until `let_go` they have their place among the bodies in flight,
     and once `spare` was called, until that is needed for another."""
 
-    __slots__ = ("_charge", "data")
+    __slots__ = ("_charge", "_lender", "data")
 
-    def __init__(self, data: bytes, charge: Charge | None) -> None:
+    def __init__(self, data: bytes, charge: Charge | None, lender: ClientBody | None) -> None:
         self.data: bytes | None = data
         self._charge = charge
+        self._lender = lender
 
     def spare(self) -> None:
+        lender, self._lender = self._lender, None
+        if lender is not None:
+            self._charge = lender.take_charge()
         if self._charge is not None:
             self._charge.spare(self.let_go)
 
@@ -117,7 +125,12 @@ class ClientBody:
 
     def written_for(self, route: Route) -> RequestBody:
         """For one of several upstreams: this is kept. Raises BadRequest."""
-        return RequestBody(*self._parts(route))
+        return RequestBody(*self._parts(route), lender=self)
+
+    def take_charge(self) -> Charge | None:
+        """The place is another's to give back from now on."""
+        charge, self._charge = self._charge, None
+        return charge
 
     def _parts(self, route: Route) -> Parts:
         patch: JsonObject = dict(self.asking or {}) if self.asks(route) else {}
@@ -131,7 +144,7 @@ class ClientBody:
     def sent_once(self, route: Route) -> RequestBody:
         """For the only upstream that gets it. Raises BadRequest."""
         parts = self._parts(route)
-        charge, self._charge = self._charge, None
+        charge = self.take_charge()
         self.let_go()
         return RequestBody(*parts, charge=charge)
 

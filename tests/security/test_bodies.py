@@ -379,7 +379,8 @@ def test_a_body_s_members_are_counted_in_a_turn_of_their_own(monkeypatch: pytest
     assert len(at) == len(set(at)) == 3
 
 
-def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [0, 1], ids=["the only upstream", "the first of two"])
+def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_path: Path, others: int) -> None:
     """An upstream with ids of its own is sent the same request again after a loss: it is kept as long as its stream
     lives. What has no room any more is not sent again."""
     needs(os.path.isdir("/proc/self"), "/proc, to see the relay's memory")
@@ -387,7 +388,9 @@ def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_
     done = "id: 2\ndata: [DONE]\n\n"
     with ScriptedUpstream() as upstream:
         upstream.on("m", *stream(token, Gate("cut"), Cut()))
-        served = [{"name": "ids", "base_url": upstream.url, "resume": "last-event-id"}]
+        served: list[dict[str, Any]] = [{"name": "ids", "base_url": upstream.url, "resume": "last-event-id"}]
+        if others:
+            served = [{**served[0], "next_on": [503]}, {"name": "next", "base_url": upstream.url}]
         limits = {"body": "8MiB", "bodies": "16MiB"}
         with _relay(upstream, tmp_path, upstreams=served, limits=limits) as relay, ExitStack() as held:
             with peak(relay.pid) as most:
