@@ -4,7 +4,8 @@ A body is charged from its first byte until an upstream has taken its last one, 
 share `limits.bodies`, one owner's half of it. Who finds no room is refused at once, before its body is read where its
 length is known: a queue of bodies would be one more thing to fill, and SDKs come back by themselves.
 
-Nobody holds room by sending slowly. Where room is short, bodies that come slower than `_SLOW` give theirs up.
+Nobody holds room by sending slowly. Where room is short, bodies that come slower than `_SLOW` give theirs up, and so do
+those that were sent and are kept for the case that they are to be sent again.
 
 What is done with large bodies (decoding, looking at, parsing) takes turns: one piece of one body at a time, in no more
 than half of the time, and a quarter after a long piece, so that streams go on between two pieces however many bodies
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from weakref import WeakSet
 
@@ -46,6 +48,7 @@ class Charge:
         self.coming = True
         """Is there more of it to come?"""
         self.evicted = False
+        self._spared: Callable[[], None] | None = None
         self._waited = 0.0
         self._since = 0.0
         self._clock: asyncio.Timeout | None = None
@@ -62,7 +65,9 @@ class Charge:
     @property
     def pace(self) -> float:
         """In bytes a second of those that its sender took; infinite while it is too early to say, and once all of it
-        has come."""
+        has come. What is spare has none."""
+        if self._spared is not None:
+            return 0.0
         waited = self._waited + (0.0 if self._clock is None else time.monotonic() - self._since)
         return self.held / waited if self.coming and waited > _GRACE else float("inf")
 
@@ -80,10 +85,17 @@ class Charge:
         if self.held:
             self._bodies.give(self, self.held)
 
+    def spare(self, let_go: Callable[[], None]) -> None:
+        """It has been sent, and is kept for the case that it is to be sent again: it gives way to any other, and then
+        `let_go` is called."""
+        self._spared = let_go
+
     def evict(self) -> None:
         """Its room is another's."""
         self.evicted = True
         self.release()
+        if self._spared is not None:
+            self._spared()
         if self._clock is not None:
             self._clock.reschedule(0.0)
 

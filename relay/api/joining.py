@@ -110,7 +110,7 @@ class Joining:
         until = loop.time() + self._patience + self._settings.lease
         while True:
             claim = await self._registry.claims.claim(
-                name, self._stream, self._claim_digest(request_digest, self._stream)
+                name, self._stream, self._claim_digest(name, request_digest, self._stream)
             )
             if claim.stream == self._stream:
                 self._claimed = name
@@ -118,16 +118,17 @@ class Joining:
             state = await self._state(name, claim)
             if state is _State.OVER:
                 await self._registry.directory.release(name, claim.stream)
-            elif claim.digest != self._claim_digest(request_digest, claim.stream):
+            elif claim.digest != self._claim_digest(name, request_digest, claim.stream):
                 raise IdempotencyKeyReused
             elif state is _State.READABLE:
                 return claim.stream
             else:
                 await self._wait(name, claim, until)
 
-    def _claim_digest(self, request_digest: str, stream: str) -> str:
-        """That this request generates that stream: who can write to the store cannot have it lead to another answer."""
-        return self._registry.owners.digest(Use.CLAIM, request_digest.encode(), stream.encode())
+    def _claim_digest(self, name: str, request_digest: str, stream: str) -> str:
+        """That this request generates that stream under this name: who can write to the store cannot have it lead to
+        another answer."""
+        return self._registry.owners.digest(Use.CLAIM, name.encode(), request_digest.encode(), stream.encode())
 
     async def _state(self, name: str, claim: Claim) -> _State:
         if not claim.joinable:  # even where a late command has made its stream: nothing is written there

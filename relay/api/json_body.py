@@ -10,6 +10,7 @@ upstream as it is, for many upstreams take it; but it is slow to parse, so only 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 from typing import Any
@@ -21,7 +22,7 @@ from relay.protocol import codings
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, ContentTooLarge, UnsupportedContentEncoding
 from relay.protocol.json_glance import is_deep, is_small, layout_of
-from relay.protocol.json_scan import DEPTH, Beyond, Layout, Scanner
+from relay.protocol.json_scan import DEPTH, Beyond, Layout, Scanner, members_of
 
 # What routing, the gate and the APIs read: no upstream may read another one of the same name.
 MEMBERS = frozenset(
@@ -41,6 +42,8 @@ _STEP = 16 * 1024
 # A few bytes may make much text, or many decoders.
 _CODED_STEP = 4 * 1024
 _STANDARD = 1 << 20
+# What comes in smaller pieces is put together: an object of few bytes takes many times as much.
+_SMALL = 4 * 1024
 
 
 def too_large(limit: int) -> ContentTooLarge:
@@ -49,7 +52,7 @@ def too_large(limit: int) -> ContentTooLarge:
 
 class JsonBody:
     """One body: `feed` it what comes, then `finish`. `listed` are its codings, the last applied first; `counted`: the
-    members of all its objects are to be counted. Raises UnsupportedContentEncoding."""
+    members of all its objects are counted, and none may be there twice. Raises UnsupportedContentEncoding."""
 
     def __init__(self, bodies: Bodies, charge: Charge, listed: list[str], *, counted: bool) -> None:
         self._bodies = bodies
@@ -57,6 +60,7 @@ class JsonBody:
         self._counted = counted
         self._scanner: Scanner | None = None
         self._pieces: list[bytes] = []
+        self._rest = bytearray()  # comes after them
         self._size = 0
         # A decoder's window may be as large as what it has made.
         self._factor = 1 + len(listed)
@@ -95,6 +99,18 @@ class JsonBody:
     async def _take(self, piece: bytes) -> None:
         self._size += len(piece)
         self._charge.add(len(piece) * self._factor)
+        if self._rest or (self._pieces and len(piece) < _SMALL):
+            self._rest += piece
+            if len(self._rest) < _STEP:
+                return
+            piece = self._gathered()
+        await self._keep(piece)
+
+    def _gathered(self) -> bytes:
+        piece, self._rest = bytes(self._rest), bytearray()
+        return piece
+
+    async def _keep(self, piece: bytes) -> None:
         self._pieces.append(piece)
         if self._scanner is not None:
             await self._scan(self._scanner, piece)
@@ -123,6 +139,8 @@ class JsonBody:
                 self._layers.finish()
         except codings.Broken as why:
             raise _broken(why) from None
+        if self._rest:
+            await self._keep(self._gathered())
         if empty and not self._size:
             return b"", {}, Layout(end=0)
         if self._size <= _NO_TURN:
@@ -148,6 +166,16 @@ class JsonBody:
                 f"The request body has the member {name!r} twice: an upstream may read the other one. Send it once.",
                 code="invalid_json",
             )
+        if self._counted:
+            async with self._bodies.turns:
+                there = members_of(parsed)
+            if layout.members_in_all != there:
+                raise BadRequest(
+                    "An object in the request body has a member twice, and with a key of the relay's each stands for "
+                    "what was checked. Send each member once.",
+                    code="invalid_json",
+                )
+            await asyncio.sleep(0)  # what it names is looked at next, in steps
         return raw, parsed, layout
 
     def _glance(self, raw: bytes) -> tuple[JsonObject, Layout] | None:
@@ -171,6 +199,7 @@ class JsonBody:
     def let_go(self) -> None:
         """It is refused: an exception would hold it for as long as its answer takes."""
         self._pieces.clear()
+        self._rest.clear()
         self._charge.release()
 
 

@@ -39,11 +39,15 @@ class RequestBody:
     """The bytes of a request: whoever takes them is the only one that holds them, and their place among the bodies in
     flight is given back with them."""
 
-    __slots__ = ("_charge", "_parts", "size")
+    __slots__ = ("_charge", "_lender", "_parts", "size")
 
-    def __init__(self, *parts: bytes | memoryview, charge: Charge | None = None) -> None:
+    def __init__(
+        self, *parts: bytes | memoryview, charge: Charge | None = None, lender: ClientBody | None = None
+    ) -> None:
+        """`lender` has the place while other upstreams may be sent it, too."""
         self._parts = [part for part in parts if part]
         self._charge = charge
+        self._lender = lender
         self.size = sum(map(len, parts))
 
     def take(self) -> bytes:
@@ -62,8 +66,39 @@ class RequestBody:
         """A small body goes out in one write with its head, and is let go of at the upstream's answer."""
         return self.take() if self.size <= _SMALL_BODY else self
 
+    def keep(self) -> KeptBody:
+        """To be sent more than once."""
+        charge, self._charge = self._charge, None
+        return KeptBody(self.take(), charge, self._lender)
+
     def _let_go(self) -> None:
         self._parts.clear()
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            charge.release()
+
+
+class KeptBody:
+    """The bytes of a request that may be sent again: until `let_go` they have their place among the bodies in flight,
+    and once `spare` was called, until that is needed for another."""
+
+    __slots__ = ("_charge", "_lender", "data")
+
+    def __init__(self, data: bytes, charge: Charge | None, lender: ClientBody | None) -> None:
+        self.data: bytes | None = data
+        self._charge = charge
+        self._lender = lender
+
+    def spare(self) -> None:
+        lender, self._lender = self._lender, None
+        if lender is not None:
+            self._charge = lender.take_charge()
+        if self._charge is not None:
+            self._charge.spare(self.let_go)
+
+    def let_go(self) -> None:
+        """Once or more often."""
+        self.data = None
         charge, self._charge = self._charge, None
         if charge is not None:
             charge.release()
@@ -90,7 +125,12 @@ class ClientBody:
 
     def written_for(self, route: Route) -> RequestBody:
         """For one of several upstreams: this is kept. Raises BadRequest."""
-        return RequestBody(*self._parts(route))
+        return RequestBody(*self._parts(route), lender=self)
+
+    def take_charge(self) -> Charge | None:
+        """The place is another's to give back from now on."""
+        charge, self._charge = self._charge, None
+        return charge
 
     def _parts(self, route: Route) -> Parts:
         patch: JsonObject = dict(self.asking or {}) if self.asks(route) else {}
@@ -104,7 +144,7 @@ class ClientBody:
     def sent_once(self, route: Route) -> RequestBody:
         """For the only upstream that gets it. Raises BadRequest."""
         parts = self._parts(route)
-        charge, self._charge = self._charge, None
+        charge = self.take_charge()
         self.let_go()
         return RequestBody(*parts, charge=charge)
 
@@ -129,13 +169,14 @@ class UpstreamRequest:
     answer: tuple[str, float]
     """The setting that says how long the answer may take, and its seconds."""
     timeouts: Timeouts
+    max_event_bytes: int
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
         this generation and no other. Raises as `UpstreamClient.send` does."""
         upstream = self.upstream
         joins = upstream.resume == "auto" and upstream.base_url in self.client.relays
-        kept = body.take() if joins or upstream.resume == "last-event-id" or body.size <= _SMALL_BODY else b""
+        kept = body.keep() if joins or upstream.resume == "last-event-id" else None
         sent = StreamRequest(
             upstream,
             self.timeouts,
@@ -146,9 +187,17 @@ class UpstreamRequest:
             key,
             self.meter.upstream_resumed,
             background,
+            self.max_event_bytes,
         )
-        response = await (sent.joining(kept) if joins else self.send(kept or body))
-        resumable = sent.resumable(response, kept if upstream.resume == "last-event-id" else b"")
+        if kept is None or kept.data is None:
+            response = await self.send(body.to_send())
+        else:
+            try:
+                response = await (sent.joining(kept.data) if joins else self.send(kept.data))
+            except BaseException:
+                kept.let_go()
+                raise
+        resumable = sent.resumable(response, kept)
         if resumable is not response and upstream.resume == "auto":
             self.client.relays.add(upstream.base_url)
         return resumable
@@ -217,6 +266,7 @@ def upstream_request(
         crossing,
         _answer_limit(timeouts, streamed=streamed),
         timeouts,
+        services.settings.streams.max_event_bytes,
     )
 
 

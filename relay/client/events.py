@@ -23,6 +23,10 @@ MAX_REFUSAL_TIME = 2.0
 HEARTBEATS = (b"ping", b"keepalive")
 """Types of events, without an id, that are none of the stream's."""
 
+# Each line of an event is gone through by itself. A relay sends none with half as many.
+_MOST_LINES = 200_000
+_LONG = 64 * 1024
+
 # The code of a 409 whose request may join its generation a moment later.
 KEY_IN_FLIGHT = "idempotency_key_in_flight"
 
@@ -60,6 +64,11 @@ class Splitter:
         self._searched = 0
         self._max = max_event_bytes
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of an event that is not whole."""
+        return bytes(self._held)
+
     def feed(self, data: bytes) -> Iterator[Block]:
         """The blocks that these bytes complete.
 
@@ -72,7 +81,7 @@ class Splitter:
             mark = b"\n" if between else b"\n\n"
             at = held.find(mark, max(0, self._searched - 1))
             end = at + len(mark) if at >= 0 else len(held)
-            if end > self._max:
+            if end > self._max or (at >= _LONG and held.count(b"\n", 0, end) > _MOST_LINES):
                 raise EventTooLarge
             if at < 0:
                 self._searched = len(held)

@@ -153,6 +153,11 @@ class ResumableStream:
         """The position to go on from: the last event, or the end after it, that was handed out."""
         return str(EventId(self.stream, self.last, self._end_received))
 
+    @property
+    def unfinished(self) -> bytes:
+        """What has come of an event that is not whole."""
+        return self._splitter.unfinished
+
     def feed(self, data: bytes) -> bytes:
         """The whole events that these bytes of the body complete; call `raise_pending` when they are handed out.
 

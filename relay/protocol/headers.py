@@ -3,8 +3,8 @@
 Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
 credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Beside a key of the
 relay's own the list is a short one, for whoever asks is then the relay's account to the upstream. Hop-by-hop headers
-and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1); framing is each
-side's own. A relayed stream carries the relay's own headers, and of the upstream's those that tell of the request and
+and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1), but for the
+body's kind; framing is each side's own. A relayed stream carries the relay's own headers, and of the upstream's those that tell of the request and
 of who answers it: every `x-…` and the API's own, as a whole answer does, and what `headers` names. They are kept with
 the stream, so a resume on any replica has them too, but for what was true at that moment only (rate limits).
 
@@ -44,6 +44,8 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
+# No connection's, whatever it says (RFC 9110, section 7.6.1): without it a body is read as whatever it looks like.
+_OF_THE_BODY = frozenset((b"content-type",))
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
@@ -122,12 +124,13 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    return {
+    named = {
         token.strip().lower()
         for name, listed in headers
         if name.lower() == b"connection"
         for token in listed.split(b",")
     }
+    return named - _OF_THE_BODY
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -148,7 +148,7 @@ class Meaning(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _of_short(name: str) -> Meaning:
-    spelled = name.strip()
+    spelled = name.partition("\0")[0].strip()  # there a parser in C ends it
     plain = "".join(spelled.split()).casefold().replace("_", "").replace("-", "")
     path, known = KEPT.get(plain), plain in KEPT
     if path is None and _AN_ID.fullmatch(spelled) and not plain.endswith(_HARMLESS_IDS):
@@ -163,5 +163,5 @@ _OF_NO_API = Meaning("", False, None, False, False, False)
 def meaning(name: str) -> Meaning:
     """What was read once is remembered, unless that could hold much: no API has names so long."""
     if len(name) > _LONGEST_NAME:
-        name = name.strip()
+        name = name.partition("\0")[0].strip()
     return _of_short(name) if len(name) <= _LONGEST_NAME else _OF_NO_API

@@ -154,8 +154,6 @@ class Directory:
         store may know it."""
         key = self._names.name_key(name)
         stream, ambiguous, proof = await self._commands.call(key, "HMGET", key, "stream", "ambiguous", "proof")
-        if ambiguous is not None:
-            raise ResponseIdAmbiguous
         if stream is None:
             if self._commands.returned_for(key) < self._lease:
                 raise StoreUnavailable
@@ -165,6 +163,8 @@ class Directory:
         if not self._cipher.proves((proof or b"").decode("utf-8", "replace"), key, found):
             logger.error("stream %s: no relay has given it the name under which it was looked for", found)
             return None
+        if ambiguous is not None:  # only now: who asks may go on from a response of his own, be it which of two
+            raise ResponseIdAmbiguous
         return found
 
     # -- generations that can be joined -----------------------------------------------------------------------

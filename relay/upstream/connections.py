@@ -18,6 +18,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection, TCPConnector
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from relay.config import UpstreamSettings
@@ -27,25 +28,39 @@ from relay.config.tls import context
 _READ_AHEAD = 16 * 1024
 # How long a time-out that is due waits for what has arrived in time and was not read yet.
 READ_FIRST = 0.1
+# Heads (1xx) before an answer's own. Each puts off its time-out, and aiohttp queues as many as come.
+_INTERIM = 64
 _GONE = select.POLLIN | getattr(select, "POLLRDHUP", 0)
 
 _Kind = tuple[Path | None, Path | None, float]
 
 
 class _Handler(ResponseHandler):
-    """aiohttp's connection, whose time-out begins when the request is sent, with two differences. An upstream that
-    takes none of a request is as silent as one that does not answer. And a process that was stopped does not take its
-    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first."""
+    """aiohttp's connection, whose time-out begins when the request is sent, with three differences. An upstream that
+    takes none of a request is as silent as one that does not answer. A process that was stopped does not take its
+    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first. And an answer
+    that only ever announces itself is none."""
 
     _sent = False
+    _interim = 0
 
     def set_response_params(self, **params: Any) -> None:
         self._sent = False
+        self._interim = 0
         super().set_response_params(**params)
 
     def start_timeout(self) -> None:
         self._sent = True
         super().start_timeout()
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        self._interim += data[0].code < 200
+        if self._interim <= _INTERIM:
+            super().feed_data(data, size)
+        elif self.exception() is None:
+            self.set_exception(HttpProcessingError(code=400, message="too many interim answers"))
+            if self.transport is not None:
+                self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -10,13 +10,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote
 
 import httpx
 
 from relay.client.events import KEY_IN_FLIGHT, error_code
 from relay.client.policy import Policy, RetryBudget, heartbeat_interval, retry_after
-from relay.client.resumable_stream import ResumableStream, resumable_stream_id
+from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, resumable_stream_id
 from relay.config import Timeouts, UpstreamSettings
 from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
@@ -27,16 +28,31 @@ from relay.upstream.resuming_body import ResumingBody, beginning_of
 Send = Callable[[str, str, Headers, bytes], Awaitable[httpx.Response]]
 """Sends a request upstream: method, url, headers, body. Raises as `UpstreamClient.send` does."""
 
+# The bound of an event counts its text alone, this one its `id:` and other lines, too.
+_LINES_BESIDE = 64 * 1024
 _OF_ONE_REQUEST = (b"content-length", b"content-encoding", b"idempotency-key", b"last-event-id", b"prefer")
 _GATEWAY = (502, 503, 504)
 _RESPONSES = re.compile(r"(.*/responses)/?(?:\?(.*))?")
 _KEY = b"idempotency-key"
 
 
+class Kept(Protocol):
+    """The bytes of a request that may be sent again, None once they had to make room for another's."""
+
+    data: bytes | None
+
+    def spare(self) -> None:
+        """From now on they may have to."""
+
+    def let_go(self) -> None:
+        """They are not sent again."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
-    runs in the background; `on_result` hears of each loss of its answer whether it was gone on with."""
+    runs in the background; `on_result` hears of each loss of its answer whether it was gone on with; an event of it is
+    at most of `max_event_bytes`."""
 
     upstream: UpstreamSettings
     timeouts: Timeouts
@@ -46,11 +62,15 @@ class StreamRequest:
     send: Send
     key: str
     on_result: Callable[[bool], None]
-    background: bool = False
+    background: bool
+    max_event_bytes: int
 
     def _policy(self) -> Policy:
         return Policy(
-            max_attempts=1 << 30, max_elapsed=self.timeouts.upstream_resume, longest_delay=5.0, max_event_bytes=1 << 40
+            max_attempts=1 << 30,
+            max_elapsed=self.timeouts.upstream_resume,
+            longest_delay=5.0,
+            max_event_bytes=self.max_event_bytes + _LINES_BESIDE,
         )
 
     async def joining(self, body: bytes) -> httpx.Response:
@@ -81,9 +101,13 @@ class StreamRequest:
                     raise lost from None  # type: ignore[misc]
             await asyncio.sleep(wait)
 
-    def resumable(self, response: httpx.Response, body: bytes) -> httpx.Response:
-        """The answer, whose body goes on after a loss where the upstream can do that; `body` is that of the request."""
+    def resumable(self, response: httpx.Response, kept: Kept | None) -> httpx.Response:
+        """The answer, whose body goes on after a loss where the upstream can do that; `kept` is that of the request,
+        where it was kept."""
         stream = self._stream_of(response)
+        sent_again = type(stream) is OwnIdsStream and self.timeouts.upstream_resume > 0
+        if kept is not None:
+            kept.spare() if sent_again else kept.let_go()
         if stream is None or self.timeouts.upstream_resume <= 0:
             return response
         is_relay = isinstance(stream, RelayStream)
@@ -91,7 +115,10 @@ class StreamRequest:
         idle = self.timeouts.upstream_idle_timeout
 
         async def ask(position: str) -> httpx.Response:
-            return await self._ask(stream, position, b"{}" if is_relay else body)
+            body = b"{}" if is_relay else b"" if kept is None or not sent_again else kept.data
+            if body is None:
+                raise Unresumable("The place of its request was needed for others.", Reason.REFUSED, position)
+            return await self._ask(stream, position, body)
 
         async def stop() -> None:
             base = re.sub(r"/v1$", "", self.upstream.base_url.rstrip("/"))
@@ -106,6 +133,7 @@ class StreamRequest:
             silence=idle if heartbeat is None else min(idle, 2 * heartbeat + 1),
             timeouts=self.timeouts,
             on_result=self.on_result,
+            on_over=kept.let_go if kept is not None else lambda: None,
         )
         return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
 

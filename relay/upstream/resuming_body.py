@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME
-from relay.client.resumable_stream import Action, Reconnect, ResumableStream, Unresumable
+from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable
 from relay.config import Timeouts
 from relay.protocol.errors import ApiError
 from relay.upstream.client import Body, Sink, body_of
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # While the upstream is made to wait its silence is looked at this often.
 _PAUSED = 1.0
 _STOP_SECONDS = 10.0
+# An upstream may end each connection after one event, and each event is a reason to ask again at once.
+_BETWEEN = 0.25
 _STOPPING: set[asyncio.Task[None]] = set()
 
 Ask = Callable[[str], Awaitable[httpx.Response]]
@@ -52,7 +54,8 @@ class _Connection:
 class ResumingBody(Body):
     """`body` is that of the first answer and `stream` what is known of it; `silence` is for how many seconds a
     connection may bring nothing at all, `timeouts` are the upstream's. `ask` and `stop` send requests: for the rest,
-    and, unless it is None, that nobody wants it; `on_result` hears of each loss whether it was gone on."""
+    and, unless it is None, that nobody wants it; `on_result` hears of each loss whether it was gone on, `on_over`, once
+    or more often, that no more is asked for."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class ResumingBody(Body):
         silence: float,
         timeouts: Timeouts,
         on_result: Callable[[bool], None],
+        on_over: Callable[[], None],
     ) -> None:
         self.grace = timeouts.upstream_resume
         self.connection: _Connection | None = _Connection(self, body)
@@ -71,6 +75,7 @@ class ResumingBody(Body):
         self._ask = ask
         self._stop = stop
         self._on_result = on_result
+        self._on_over = on_over
         self._silence = silence
         self._stall = timeouts.upstream_stall_timeout if isinstance(stream, OwnIdsStream) else float("inf")
         self._answer = timeouts.upstream_answer_timeout
@@ -78,7 +83,7 @@ class ResumingBody(Body):
         self._loss: list[httpx.TransportError | None] = []
         self._paused = False
         self._over = False
-        self._heard = self._event_at = 0.0
+        self._heard = self._event_at = self._next_try = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -110,6 +115,7 @@ class ResumingBody(Body):
         connection, self.connection = self.connection, None
         wanted, self._over = not self._over, True
         self._drop_timer()
+        self._on_over()
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -142,6 +148,8 @@ class ResumingBody(Body):
                 self._sink.data_received(whole)
                 self._stream.raise_pending()
         except Unresumable as failure:
+            if failure.reason is Reason.EVENT_TOO_LARGE:  # who takes it has that bound, too, and says so
+                self._sink.data_received(self._stream.unfinished)
             self._give_up(failure)
 
     def on_end(self, error: httpx.TransportError | None) -> None:
@@ -192,11 +200,13 @@ class ResumingBody(Body):
     # -- coming back ----------------------------------------------------------------------------------------
 
     async def _come_back(self, action: Reconnect | Action, lost: _Connection | None) -> None:
+        loop = asyncio.get_running_loop()
         if lost is not None:
             await lost.body.aclose()
         try:
             while isinstance(action, Reconnect):
-                await asyncio.sleep(action.wait)
+                await asyncio.sleep(max(action.wait, self._next_try - loop.time()))
+                self._next_try = loop.time() + _BETWEEN
                 action = await self._try(action.last_event_id or "")
         except Unresumable as failure:
             self._task = None
@@ -243,6 +253,7 @@ class ResumingBody(Body):
         assert self._sink is not None
         self._over = True
         self._drop_timer()
+        self._on_over()
         self._sink.eof_received(error)
 
 

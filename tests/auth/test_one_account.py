@@ -47,6 +47,7 @@ def relay() -> Iterator[Relay]:
 STATE: list[dict[str, Any]] = [
     {"previous_response_id": "resp_of_another"},
     {"Previous_Response_ID": "resp_of_another"},
+    {"previous_response_id\0x": "resp_of_another"},
     {"conversation": {"id": "conv_1"}},
     {"prompt": {"id": "pmpt_1"}},
     {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
@@ -127,6 +128,35 @@ def test_a_body_that_is_not_read_goes_no_further(relay: Relay, kind: str) -> Non
     assert code(relay.post(OPEN, body, "/v1/odd", content_type=kind)) == (200, "")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "text/plain",
+        "application/json; charset=utf-7",
+        "Application/JSON;charset=utf-16",
+        "",
+    ],
+)
+@pytest.mark.parametrize("connection", ["keep-alive", "content-type"])
+def test_what_was_read_as_json_is_nothing_else_upstream(relay: Relay, kind: str, connection: str) -> None:
+    """Some servers read a form, or another charset, where the kind says so: these are other models there."""
+    for body in (
+        b'{"model":"mine","input":"&model=other&previous_response_id=resp_of_another&x="}',
+        b'{"model":"mine","input":"+ACIALAAi-model+ACIAOgAi-other"}',
+    ):
+        for path in (PATHS["chat"], PATHS["responses"], "/v1/embeddings"):
+            before = len(relay.upstream.calls)
+            status, refused = code(relay.post(SOME, body, path, content_type=kind, connection=connection))
+            sent = relay.upstream.calls[before:]
+            assert (status, len(sent)) == (200, 1) or (refused, len(sent)) == ("unsupported_media_type", 0)
+            for call in sent:
+                kinds = [value for name, value in call.headers if name.lower() == "content-type"]
+                assert kinds == ["application/json"]
+                assert call.body == body
+
+
 @pytest.mark.parametrize("query", ["previous_response_id=resp_1x", "conversation%5Fid=c", "after=batch_1", "FILE_ID=f"])
 def test_nor_does_what_a_query_names(relay: Relay, query: str) -> None:
     for path in (PATHS["chat"], "/v1/embeddings"):
@@ -142,6 +172,7 @@ OTHERS: list[dict[str, Any]] = [
     {"extra_body": {"model": "other"}},
     {"Model": "other"},
     {" model": "other"},
+    {"model\0x": "other"},
     {"mo\u0064el_": "other"},
     {"plugins": [{"id": "web", "model": "other"}]},
     {"default_model": "other"},

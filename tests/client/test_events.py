@@ -34,6 +34,13 @@ def test_each_piece_is_a_block_with_its_fields() -> None:
     assert blocks[3] == Block(PING, b'{"type":"ping"}', b"ping")
 
 
+def test_an_event_has_a_bounded_number_of_lines() -> None:
+    blocks = Splitter(8 << 20).feed(FIRST + b"data:\n" * 300_000 + b"\n")
+    assert next(blocks).raw == FIRST
+    with pytest.raises(EventTooLarge):
+        next(blocks)
+
+
 @given(cuts=st.sets(st.integers(0, sum(map(len, PIECES)))))
 def test_the_same_blocks_wherever_tcp_cuts(cuts: set[int]) -> None:
     whole = b"".join(PIECES)

@@ -27,6 +27,7 @@ def one(data: bytes) -> None:
     given = head(data)
     lower = [(name.lower(), value) for name, value in given]
     hop = {token.strip().lower() for name, value in lower if name == b"connection" for token in value.split(b",")}
+    hop -= {b"content-type"}
 
     for more in ((), ("*",)):
         up = rules.to_upstream(given, api_key=None, identity=True, length=7, request_id="req_1", more=more)

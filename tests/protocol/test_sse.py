@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.protocol.outcomes import Cause, StreamFailure
-from relay.protocol.sse import Event, Parser, encode
+from relay.protocol.sse import MOST_LINES, Event, Parser, encode
 
 BIG = 1 << 20
 
@@ -359,6 +359,14 @@ class TestTheBound:
 
     def test_many_lines_of_data_are_one_event(self) -> None:
         assert hear([b"data: x\n" * 100 + b"\n"], self.LIMIT).failed is Cause.EVENT_TOO_LARGE
+
+    @pytest.mark.parametrize("line", [b"a\n", b":\n", b"data:\n", b"id:\n", b"retry:1\n"])
+    def test_an_event_has_a_bounded_number_of_lines(self, line: bytes) -> None:
+        """Each is gone through by itself: 4,000,000 held up the loop for half a second."""
+        many = b"data: 1\n\ndata: x\n" + line * (MOST_LINES + 1) + b"\n"
+        assert hear([many]) == Heard(plain("1"), Cause.EVENT_TOO_LARGE)
+        few = b"data: x\n" + line * (MOST_LINES // 2) + b"\n"
+        assert len(hear([few]).events) == 1
 
     def test_it_is_for_one_event_and_not_for_a_chunk(self) -> None:
         body = b"data: 12345\n\n" * 100

@@ -6,6 +6,7 @@ other stream goes on. The same without the defences shows that the attacks are r
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import itertools
 import os
@@ -13,18 +14,24 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from backports import zstd
 
+from relay.api import json_body
+from relay.api.bodies import Bodies, Charge
+from relay.api.json_body import JsonBody
+from relay.config import LimitSettings
+from relay.protocol import json_scan
 from tests.auth import keyed
 from tests.security.wire import AUTH, Heard, connect, listen
 from tests.support.processes import RelayProcess, needs, rss
-from tests.support.scripted import Pause, ScriptedUpstream, Step, json_response, stream
+from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
 from tests.support.site import Site
 from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until
@@ -317,6 +324,101 @@ def test_bodies_have_a_budget_together_and_each_owner_half_of_it(upstream: Scrip
         time.sleep(0.5)
         late = sent(relay.url, head(more=b"authorization: Bearer three\r\n"), text + b'","model":null}')
         assert late.statuses == [400], "who has gone holds no room"
+
+
+@pytest.mark.parametrize("size", [1, 2, 50, 3000])
+def test_a_body_that_comes_in_tiny_pieces_holds_no_more_than_is_charged(size: int) -> None:
+    """A chunk of two bytes would take fifty as an object of its own."""
+    text = b'{"model":"m","x":"' + b"ab" * (1 << 19) + b'"}'
+
+    async def fed() -> tuple[int, Charge]:
+        bodies = Bodies(LimitSettings())
+        charge = bodies.open(b"", 0)
+        body = JsonBody(bodies, charge, [], counted=False)
+        tracemalloc.start()
+        try:
+            for at in range(0, len(text), size):
+                await body.feed(text[at : at + size])
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert (await body.finish(empty=False))[0] == text
+        return held, charge
+
+    held, charge = asyncio.run(fed())
+    assert held < 1.2 * charge.held + 64 * 1024
+
+
+def test_a_body_s_members_are_counted_in_a_turn_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key of the relay's: parsing, counting and looking at what is named took 0.12 s in one turn."""
+    text = MODEL + b"[" + b",".join(b'{"a%d":1}' % n for n in range(90_000)) + b"]}"
+    turns = [0]
+    at: list[int] = []
+
+    def noted(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def note(value: Any) -> Any:
+            at.append(turns[0])
+            return work(value)
+
+        return note
+
+    monkeypatch.setattr(json_body, "_parsed", noted(json_body._parsed))
+    monkeypatch.setattr(json_body, "members_of", noted(json_scan.members_of))
+
+    async def read() -> None:
+        async def others() -> None:
+            while True:
+                turns[0] += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        bodies = Bodies(LimitSettings())
+        body = JsonBody(bodies, bodies.open(b"", 0), [], counted=True)
+        await body.feed(text)
+        await body.finish(empty=False)
+        at.append(turns[0])
+        beside.cancel()
+
+    asyncio.run(read())
+    assert len(at) == len(set(at)) == 3
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["the only upstream", "the first of two"])
+def test_bodies_that_are_kept_to_be_sent_again_have_their_room_and_give_way(tmp_path: Path, others: int) -> None:
+    """An upstream with ids of its own is sent the same request again after a loss: it is kept as long as its stream
+    lives. What has no room any more is not sent again."""
+    needs(os.path.isdir("/proc/self"), "/proc, to see the relay's memory")
+    token = 'id: 1\ndata: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    done = "id: 2\ndata: [DONE]\n\n"
+    with ScriptedUpstream() as upstream:
+        upstream.on("m", *stream(token, Gate("cut"), Cut()))
+        served: list[dict[str, Any]] = [{"name": "ids", "base_url": upstream.url, "resume": "last-event-id"}]
+        if others:
+            served = [{**served[0], "next_on": [503]}, {"name": "next", "base_url": upstream.url}]
+        limits = {"body": "8MiB", "bodies": "16MiB"}
+        with _relay(upstream, tmp_path, upstreams=served, limits=limits) as relay, ExitStack() as held:
+            with peak(relay.pid) as most:
+                streams = [
+                    held.enter_context(
+                        open_stream(
+                            relay.url + "/v1/chat/completions",
+                            headers={"authorization": f"Bearer {n}"},
+                            body={"model": "m", "stream": True, "x": f"{n}" * (15 << 19)},
+                        )
+                    )
+                    for n in range(10)
+                ]
+                assert [answer.status for answer in streams] == [200] * 10
+                for answer in streams:
+                    answer.events(1)
+            assert most[0] < 16 * MEBIBYTE + 4 * 8 * MEBIBYTE
+            upstream.on("m", *stream(done))
+            before = len(upstream.calls)
+            upstream.open("cut")
+            broken = [b"upstream_disconnected" in b"".join(each.raw for each in answer.events()) for answer in streams]
+            assert broken.count(False) == 2
+            assert [call.header("last-event-id") for call in upstream.calls[before:]] == ["1", "1"]
+            wait_until(lambda: sent(relay.url, head(), b'{"x":"' + b"a" * (15 << 19) + b'"}').statuses == [400], 10)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["of a known length", "in chunks"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socket import create_server, socket
 
 import pytest
@@ -35,7 +35,7 @@ NONE = [
 
 
 @contextmanager
-def answering(status: bytes, *lacking: str) -> Iterator[RelayProcess]:
+def answering(status: bytes, *lacking: str, before: bytes = b"") -> Iterator[RelayProcess]:
     """A relay whose upstream answers everything so."""
     with create_server(("127.0.0.1", 0)) as listener:
 
@@ -50,7 +50,9 @@ def answering(status: bytes, *lacking: str) -> Iterator[RelayProcess]:
                     heard = b""
                     while b"\r\n\r\n" not in heard:
                         heard += connection.recv(1 << 16)
-                    connection.sendall(b"HTTP/1.1 " + status + b" Said\r\ncontent-length: 2\r\n\r\n{}")
+                    with suppress(OSError):
+                        connection.sendall(before)
+                        connection.sendall(b"HTTP/1.1 " + status + b" Said\r\ncontent-length: 2\r\n\r\n{}")
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -74,6 +76,28 @@ def test_a_status_that_is_none_is_the_upstream_s_fault(status: bytes) -> None:
                 told = json.loads(answer.read())
                 assert (answer.status, told["error"]["code"]) == (502, "upstream_malformed"), path
                 assert answer.headers["x-should-retry"] == "false"
+
+
+EARLY = b"HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n"
+
+
+@pytest.mark.parametrize("count", [65, 500_000])
+def test_an_answer_that_only_ever_announces_itself_is_none(count: int) -> None:
+    """Each such head put off the end of the wait for an answer, and they were kept as they came."""
+    body = {"model": "m", "stream": True, "messages": []}
+    with (
+        answering(b"200", before=EARLY * count) as relay,
+        open_stream(relay.url + "/v1/chat/completions", headers=AUTH, body=body) as answer,
+    ):
+        told = json.loads(answer.read())
+        assert (answer.status, told["error"]["code"]) == (502, "upstream_malformed")
+
+
+def test_some_heads_before_an_answer_are_read_over() -> None:
+    with answering(b"200", before=EARLY * 10) as relay:
+        for _ in range(8):
+            with open_stream(relay.url + "/v1/files/f", "GET", headers=AUTH) as answer:
+                assert answer.status == 200
 
 
 @pytest.mark.parametrize("status", [b"600", b"999"])

@@ -289,6 +289,14 @@ class TestFurtherNames:
         place.write(theirs, owner=place.attacker)
         assert (CANARY in self.retrieve(place, "resp_x", ATTACKER)) is not place.sealed
 
+    @pytest.mark.parametrize("led", [False, True], ids=["by itself", "with a stream"])
+    def test_nor_is_one_his_for_being_ambiguous(self, place: Place, led: bool) -> None:
+        """A response that two streams were given is its owner's, whichever it is: upstream a key may go on from it."""
+        name, theirs = self.response(place, CANARY)
+        key = f"relay:name:{{response:{place.attacker}:{name}}}"
+        place.ask("HSET", key, "ambiguous", "1", *(("stream", theirs) if led else ()))
+        assert ("response_id_ambiguous" in self.retrieve(place, name, ATTACKER)) is (led and not place.sealed)
+
     def test_an_idempotency_key_leads_to_no_other_answer(self, place: Place) -> None:
         model = f"m-{secrets.token_hex(4)}"
         place.site.upstream.on(model, *stream(WORDS[0], DONE))
@@ -305,6 +313,28 @@ class TestFurtherNames:
         place.ask("HSET", key, "stream", other)
         with ask() as again:
             assert b"another question's" not in again.read()
+            assert again.status == 422
+
+    def test_nor_to_the_answer_of_another_key(self, place: Place) -> None:
+        """Of the same request, with which both claims are bound to their streams."""
+        model = f"m-{secrets.token_hex(4)}"
+        body = {"model": model, "stream": True, "messages": []}
+        keys: list[str] = []
+
+        def ask(key: str) -> RawStream:
+            return open_stream(place.two.url + PATHS["chat"], headers={**OWNER, "idempotency-key": key}, body=body)
+
+        for said in ("the first", "the second"):
+            place.site.upstream.on(model, *stream(chat({"content": said}), DONE))
+            with ask(said) as answer:
+                assert said.encode() in answer.read()
+                name = answer.headers["relay-stream-id"]
+            keys += [key for key in place.ask("KEYS", "relay:name:*") if place.ask("HGET", key, "stream") == name]
+        first, second = keys
+        for field in ("stream", "digest"):
+            place.ask("HSET", second, field, place.ask("HGET", first, field))
+        with ask("the second") as again:
+            assert b"the first" not in again.read()
             assert again.status == 422
 
 

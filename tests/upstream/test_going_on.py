@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
+from relay.protocol.ids import new_stream_id
 from tests.support.cutting_http import Asked, CuttingProxy, Fate
 from tests.support.processes import RelayProcess
 from tests.support.samples import error_of
 from tests.support.scripted import Call, Cut, Gate, ScriptedUpstream, Step, json_response, stream
 from tests.support.site import served_by
 from tests.support.sseclient import RawEvent, RawStream, open_stream
-from tests.support.streams import PATHS, Api, answer, credential
+from tests.support.streams import PATHS, Api, answer, chat, credential
 from tests.support.waiting import wait_until
 
 WORDS = ["one ", "two ", "three ", "four"]
+LARGEST_EVENT = 256 * 1024
+
+
+STREAMS = {"upstream_resume": "8s", "max_event_bytes": LARGEST_EVENT}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def relay(upstream: ScriptedUpstream) -> Iterator[RelayProcess]:
     upstreams = [
         {"name": mode, "base_url": upstream.url, "models": [pattern], "resume": mode} for pattern, mode in modes.items()
     ]
-    with RelayProcess({"upstreams": upstreams, "streams": {"upstream_resume": "8s"}}) as process:
+    with RelayProcess({"upstreams": upstreams, "streams": STREAMS}) as process:
         yield process
 
 
@@ -103,6 +112,62 @@ def test_what_does_not_follow_is_not_taken(relay: RelayProcess, upstream: Script
     assert [event.data for event in events[:-1]] == given(frames[:4])
     assert error_of("messages", events[-1:])[0] == "upstream_disconnected"
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("how", ["ids-large", "relay-large"])
+def test_an_event_that_is_too_large(relay: RelayProcess, upstream: ScriptedUpstream, how: str, whole: bool) -> None:
+    """The bound is the same as of an upstream that nobody comes back to, and so is what is said of it."""
+    model = f"{how}-{whole}"
+    name = new_stream_id(logged=True)
+    frames = with_ids(answer("messages", WORDS).events, f"{name}." if how == "relay-large" else "ev-")
+    of_relay = {"relay-stream-id": name, "relay-resumable": "true"} if how == "relay-large" else {}
+    large = f"event: ping\ndata: {'a' * 2 * LARGEST_EVENT}" + "\n\n" * whole
+    script: list[str | Step] = [*frames[:2], large, Gate(model), *frames[2:]]
+    upstream.on(model, *stream(*script, headers=of_relay))
+    with begin(relay, "messages", model) as read:
+        events = read.events()
+    upstream.open(model)
+    assert [event.data for event in events[:-1]] == given(frames[:2])
+    assert error_of("messages", events[-1:])[0] == "event_too_large"
+    assert len(upstream.calls_of(model)) == 1
+
+
+def test_an_upstream_that_ends_after_every_event_is_asked_a_few_times_a_second() -> None:
+    """Each brings something new, so none of these requests uses up the time for coming back."""
+    name = new_stream_id(logged=True)
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nrelay-stream-id: {name}\r\nrelay-resumable: true\r\n"
+    asked = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal asked
+        while True:
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                while b"}" not in connection.recv(1 << 16):
+                    pass
+                asked += 1
+                connection.sendall(f"{head}\r\nid: {name}.{asked}\n{chat({'content': 'a'})}".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with (
+                RelayProcess({"upstreams": [{"name": "far", "base_url": url}]}) as relay,
+                begin(relay, "chat", "m") as read,
+            ):
+                read.events(6)
+                before, since = asked, time.monotonic()
+                read.events(6)
+                assert (asked - before) / (time.monotonic() - since) < 10
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
 
 
 def test_what_passes_is_asked_again(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
