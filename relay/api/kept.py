@@ -13,6 +13,7 @@ from relay.api.services import Services
 from relay.protocol import named
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, PathNotAllowed, ResponseIdAmbiguous, StreamExpired, StreamNotFound
+from relay.protocol.members import STEERING
 from relay.store.log import Status
 from relay.streams.registry import response_name
 
@@ -58,6 +59,12 @@ async def check(services: Services, exchange: Exchange, kept: list[named.Kept]) 
     for item in kept:
         if key.may_use(item.path) or (item.response is not None and await _is_own(services, exchange, item.response)):
             continue
+        if item.path == STEERING:
+            raise PathNotAllowed(
+                f"This key may not send {item.member[:64]!r}: to some upstreams it chooses the host, the account or "
+                "the credential, which are the relay's own. Leave it out, or ask the relay's operator to allow "
+                "everything (`*`) with the key's `paths`."
+            )
         raise PathNotAllowed(
             f"This key may not name {item.member[:64]!r} in a request: upstream all keys of this relay are one "
             f"account, and this relay does not know it for its owner's. {_advice(item)}"

@@ -3,10 +3,11 @@
 Rules: both ways only what is on a list crosses: what HTTP says of a body and its kind, the APIs' own names,
 credentials, traces, every `x-…` that is none of a proxy's, and what the upstream's `headers` names. Beside a key of the
 relay's own the list is a short one, for whoever asks is then the relay's account to the upstream. Hop-by-hop headers
-and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1), but for the
-body's kind; framing is each side's own. A relayed stream carries the relay's own headers, and of the upstream's those that tell of the request and
-of who answers it: every `x-…` and the API's own, as a whole answer does, and what `headers` names. They are kept with
-the stream, so a resume on any replica has them too, but for what was true at that moment only (rate limits).
+and those that `Connection` names end at each hop, whatever a list says (RFC 9110, section 7.6.1), but for the body's
+kind; framing is each side's own. A relayed stream carries the relay's own headers, and of the upstream's those that
+tell of the request and of who answers it: every `x-…` and the API's own, as a whole answer does, and what `headers`
+names. They are kept with the stream, so a resume on any replica has them too, but for what was true at that moment only
+(rate limits).
 
 The relay believes no header about who its client is or what it asked for (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`,
 `X-Original-URL`, `X-HTTP-Method-Override` …), and passes none on: an upstream that trusts the relay would believe them.

@@ -72,6 +72,22 @@ KEPT = {
 }
 """What a member names, and the path under which that is kept: a key whose `paths` open it may name it."""
 
+STEERING = "/account/"
+STEERS = frozenset(
+    (
+        *("apibase", "apikey", "apitype", "apiversion", "baseurl", "upstream"),
+        *("extraheaders", "defaultheaders", "headers", "extraquery", "proxy", "proxies", "httpproxy", "httpsproxy"),
+        *("customllmprovider", "litellmcredentialname", "usercredentials", "credentials", "authorization"),
+        *("organization", "organizationid", "project", "projectid", "azureadtoken", "azureadtokenprovider"),
+        *("awsaccesskeyid", "awssecretaccesskey", "awssessiontoken", "awsrolename", "awsprofilename", "awsregionname"),
+        *("vertexproject", "vertexaiproject", "vertexlocation", "vertexailocation", "vertexcredentials"),
+        *("portkeyconfig", "virtualkey"),
+    )
+)
+"""Members of a request itself by which gateways take another host, account or credential for it."""
+OF_THE_REQUEST = frozenset(("extrabody", "litellmparams", "llmparams"))
+"""Members whose own members some gateways take for the request's."""
+
 # What ends in `id` and is the client's own, or of the same request.
 _HARMLESS_IDS = (
     "callid",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from relay.protocol import query as queries
 from relay.protocol.dialect import JsonObject
-from relay.protocol.members import FILES, RESPONSES, Meaning, meaning
+from relay.protocol.members import FILES, OF_THE_REQUEST, RESPONSES, STEERING, STEERS, Meaning, meaning
 
 # A string in one of these is the thing itself; only an object with an `id` names one, or what looks like a file's.
 _BY_OBJECT = frozenset(("prompt", "audio", "voice", "video", "thread", "file", "files", "inputfile", "batch"))
@@ -104,6 +104,10 @@ def look(body: JsonObject, named: Named) -> Iterator[None]:
             plain = means.plain
             if means.chooses and not said:
                 models += _chosen(plain, value)
+            if plain in STEERS and (found is body or "model" in found):
+                kept.append(Kept(name, STEERING))
+            elif plain in OF_THE_REQUEST and kind is dict:
+                kept += [Kept(each, STEERING) for each in value if meaning(each).plain in STEERS]
             if means.path is not None and (means.known or not said):
                 kept += _ids(name, means, value, found)
             elif plain == "approvalrequestid" and kind is str:

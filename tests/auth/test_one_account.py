@@ -58,6 +58,11 @@ STATE: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
     {"extra_body": {"thread_id": "t_1"}},
     {"brand_new_thing_id": "x_1"},
+    {"api_base": "http://elsewhere.test"},
+    {"Base-URL": "http://elsewhere.test"},
+    {"extra_headers": {"openai-organization": "org_1"}},
+    {"extra_body": {"api_key": "sk-other"}},
+    {"fallbacks": [{"model": "m", "custom_llm_provider": "other"}]},
 ]
 
 
@@ -86,6 +91,16 @@ def test_the_key_s_paths_open_it(relay: Relay) -> None:
         assert code(relay.post(OPEN, {"model": "m", **named})) == (200, ""), named
     for named in ({"conversation": "c"}, {"tools": [{"vector_store_ids": ["vs_mine", "vs_other"]}]}):
         assert code(relay.post(OPEN, {"model": "m", **named})) == (403, "path_not_allowed")
+
+
+def test_what_only_sounds_like_it_goes_through(relay: Relay) -> None:
+    """A tool's schema, or an MCP server's own address and headers, choose nothing of the relay's account."""
+    parameters = {"type": "object", "properties": {"api_key": {"type": "string"}}}
+    tools = [
+        {"type": "function", "name": "f", "parameters": parameters},
+        {"type": "mcp", "server_url": "https://mcp.test", "headers": {"x": "y"}, "authorization": "t"},
+    ]
+    assert code(relay.post(KEY, {"model": "m", "tools": tools, "metadata": {"api_base": "x"}})) == (200, "")
 
 
 def test_a_chain_of_the_owner_s_own_streamed_responses_goes_on_and_is_no_other_owner_s(relay: Relay) -> None:
