@@ -7,6 +7,7 @@ so that one that dies before its answer joins what it began, and ask for ids.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ _KEY = b"idempotency-key"
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
-    runs in the background; `on_result` hears of each loss of its answer whether it was gone on with."""
+    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
+    `on_result` hears of each loss of its answer whether it was gone on with."""
 
     upstream: UpstreamSettings
     timeouts: Timeouts
@@ -47,6 +49,11 @@ class StreamRequest:
     key: str
     on_result: Callable[[bool], None]
     background: bool = False
+    abandon_after: float = 0.0
+
+    @property
+    def _unread(self) -> tuple[bytes, bytes]:
+        return b"relay-abandon-after", b"%ds" % math.ceil(self.abandon_after)
 
     def _policy(self) -> Policy:
         return Policy(
@@ -56,7 +63,7 @@ class StreamRequest:
     async def joining(self, body: bytes) -> httpx.Response:
         """The answer of another relay. A request that is lost before it is sent again, for it joins what it began.
         Raises as `UpstreamClient.send` does."""
-        headers = [*self.headers, (b"relay-event-ids", b"include")]
+        headers = [*self.headers, (b"relay-event-ids", b"include"), self._unread]
         if all(name != _KEY for name, _ in headers):
             headers.append((_KEY, self.key.encode()))
         budget = RetryBudget(self._policy())
@@ -128,6 +135,8 @@ class StreamRequest:
             url = f"{found[1]}/{quote(stream.response_id, safe='')}?{query}"
             return await self.send("GET", url, self._again(b""), b"")
         headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
+        if isinstance(stream, RelayStream):
+            headers.append(self._unread)
         return await self.send("POST", self.url, headers, body)
 
     def _again(self, body: bytes) -> Headers:
