@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # While the upstream is made to wait its silence is looked at this often.
 _PAUSED = 1.0
 _STOP_SECONDS = 10.0
+_LAST_STOPS_SECONDS = 2.0
 _STOPPING: set[asyncio.Task[None]] = set()
 
 Ask = Callable[[str], Awaitable[httpx.Response]]
@@ -258,6 +259,13 @@ async def beginning_of(body: Body) -> bytes:
     except (httpx.HTTPError, TimeoutError):
         pass
     return found
+
+
+async def stopped() -> None:
+    """Returns when the upstreams have been told of all that is not wanted, or are not heard within a moment. To be
+    called before the process ends."""
+    if _STOPPING:
+        await asyncio.wait(_STOPPING, timeout=_LAST_STOPS_SECONDS)
 
 
 async def _quietly(stop: Awaitable[None]) -> None:

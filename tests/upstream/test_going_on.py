@@ -213,7 +213,8 @@ def test_the_far_relay_is_told_how_long_to_keep_it(
 ) -> None:
     """No shorter than the near one comes back, with the request and with each resume."""
     model = f"kept-{said}"
-    upstream.on(model, *stream(*FRAMES))
+    for each in ("known", model):
+        upstream.on(each, *stream(*FRAMES))
     line.fate = lambda asked: Fate(cut_at=700) if asked.model == model else Fate()
     with begin(near, "chat", "known") as read:  # its answer says that it is a relay
         read.events()
