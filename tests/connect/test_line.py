@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.asking import ask
-from tests.support.cutting_http import CuttingBalancer, CuttingProxy, Fate
+from tests.support.cutting_http import BEFORE_HEAD, CuttingBalancer, CuttingProxy, Fate
 from tests.support.near import NearRelay
 from tests.support.processes import RelayProcess
 from tests.support.samples import SAMPLES, Sample, masked
@@ -121,6 +121,18 @@ def test_a_line_that_goes_silent_is_found_within_two_heartbeats(
         began = time.monotonic()
         check(post(near, sample, model), sample, upstream, model)
         assert time.monotonic() - began < 15, "two heartbeats, a second, and what a busy machine takes"
+
+
+@each_api
+def test_the_very_first_request_joins_what_it_began(far: RelayProcess, upstream: ScriptedUpstream, api: Api) -> None:
+    """The far relay is known for one before anything is asked of it, so a loss before the head costs nothing."""
+    sample, model = SAMPLES[api], f"first-{api}"
+    upstream.on(model, *stream(*sample.frames))
+    with CuttingProxy(far.url) as line, in_front_of(line.url) as near:
+        reached(near)
+        line.fate = lambda asked: Fate(cut_at=BEFORE_HEAD if len(line.asked(model)) == 1 else None)
+        check(post(near, sample, model), sample, upstream, model)
+        assert [asked.headers["relay-abandon-after"] for asked in line.asked(model)] == ["900s", "900s"]
 
 
 @contextmanager
