@@ -6,7 +6,7 @@ from relay import signals
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["serve"]:
+    if sys.argv[1:2] in (["serve"], ["connect"]):
         signals.hold()
     from relay.cli import main as command
 

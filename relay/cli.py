@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `relay check`, `relay key`, `relay demo`, `relay bench`."""
+"""The command: `relay serve`, `relay connect`, `relay check`, `relay key`, `relay demo`, `relay bench`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,25 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve clients until SIGTERM")
     _settings_flags(serve)
     serve.set_defaults(run=_serve)
+    connect = commands.add_parser(
+        "connect",
+        help="a relay on your own machine in front of a far one: programs there see no cut of the line",
+        description="A relay on your own machine, in front of a far one, for programs that nobody can change: they see "
+        "no cut of the line to it, for up to 15 minutes. It prints what to tell them. Settings in the environment "
+        "(RELAY_STREAMS__ABANDON_AFTER=5m) hold here, too.",
+    )
+    connect.add_argument("url", metavar="URL", help="the far relay, such as https://relay.example")
+    connect.add_argument("--bind", metavar="HOST:PORT", help="the address for clients (127.0.0.1:8080)")
+    connect.add_argument("--metrics-bind", metavar="HOST:PORT", help="the address of /metrics (a free port)")
+    connect.add_argument(
+        "--key-env",
+        metavar="NAME",
+        help="an environment variable with the key for the far relay; without it the programs' own credentials go on",
+    )
+    connect.add_argument(
+        "--no-store", action="store_true", help="keep nothing: who hangs up cannot come back to the stream"
+    )
+    connect.set_defaults(run=_connect)
     check = commands.add_parser("check", help="validate the settings; reach the store and the upstreams")
     _settings_flags(check)
     check.set_defaults(run=_check)
@@ -122,6 +141,20 @@ def _serve(arguments: argparse.Namespace) -> int:
         except EmbeddedStoreError as error:
             print(f"relay: {error}", file=sys.stderr)
             return 1
+
+
+def _connect(arguments: argparse.Namespace) -> int:
+    with _shared_counters(1):
+        from relay import connect
+
+        options = connect.Options(
+            arguments.url,
+            bind=arguments.bind,
+            metrics_bind=arguments.metrics_bind,
+            key_env=arguments.key_env,
+            store=not arguments.no_store,
+        )
+        return connect.run(options)
 
 
 def _check(arguments: argparse.Namespace) -> int:

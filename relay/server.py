@@ -19,7 +19,7 @@ import gc
 import logging
 import resource
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ from relay.store.log import Log
 from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
+from relay.upstream import resuming_body
 from relay.upstream.client import UpstreamClient
 from relay.workers import Workers
 
@@ -51,6 +52,10 @@ logger = logging.getLogger(__name__)
 _FLUSH_EVERY = 1.0
 # Collections of garbage, by new objects. Python's own 700 has one begin with every third stream.
 _COLLECT_AFTER = (10_000, 5, 5)
+
+
+Alongside = Callable[[UpstreamClient], Coroutine[Any, Any, None]]
+"""Runs beside a replica as soon as it serves, with its connections to upstreams."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,13 @@ class _Setup:
     store_url: str
     supervisor: StoreSupervisor | None
     """Of the embedded store, None where the store is somebody else's."""
+    alongside: Alongside | None
 
     def store_lost(self) -> bool:
         return self.supervisor is not None and self.supervisor.lost
 
 
-def run(settings: Settings, keyring: Keyring | None = None) -> int:
+def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside | None = None) -> int:
     """Serve until SIGTERM or SIGINT. The exit status. Raises EmbeddedStoreError, OSError."""
     signals.hold()
     _warn(settings)
@@ -94,7 +100,7 @@ def run(settings: Settings, keyring: Keyring | None = None) -> int:
             url, supervisor = store.url, StoreSupervisor(store)
             supervisor.start()
             stack.callback(supervisor.stop)
-        setup = _Setup(settings, keyring, listener, url, supervisor)
+        setup = _Setup(settings, keyring, listener, url, supervisor, alongside)
         if counted is not None:
             _run_replica(setup, counted)
             return 0
@@ -199,6 +205,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         ]
         if keyring is not None:
             watching.append(asyncio.create_task(keyring.watch()))
+        if setup.alongside is not None:
+            watching.append(asyncio.create_task(setup.alongside(upstreams)))
         # What lives as long as the process need not be looked through again and again for what could be freed.
         gc.collect()
         gc.freeze()
@@ -221,6 +229,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             task.cancel()
         # Only now: requests that came in up to the listener's end need the store for their answers.
         await registry.close()
+        await resuming_body.stopped()
         await upstreams.close()
         # The loop's handlers end with it, and the store has yet to be stopped.
         signals.hold()

@@ -38,8 +38,9 @@ class Attaching:
     """One request's. It is made as soon as the head is there: what the store knows of the session is asked for while
     the body arrives."""
 
-    def __init__(self, services: Services, exchange: Exchange) -> None:
+    def __init__(self, services: Services, exchange: Exchange, abandon_after: float | None) -> None:
         self._exchange = exchange
+        self._abandon_after = abandon_after
         self._registry = services.registry
         self._settings = services.settings.streams
         self._path: str = exchange.scope["path"]
@@ -135,7 +136,11 @@ class Attaching:
             for noted in reversed(same):
                 try:
                     found, attached = await self._registry.adoption.adopt(
-                        noted, self._owner, self._api, again=noted.stream in asked
+                        noted,
+                        self._owner,
+                        self._api,
+                        again=noted.stream in asked,
+                        abandon_after=self._abandon_after,
                     )
                     asked.add(noted.stream)
                 except StoreUnavailable:

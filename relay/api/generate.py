@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
-from relay.api import event_ids, kept, resume, tickets
+from relay.api import event_ids, kept, resume, tickets, unread
 from relay.api.attaching import Attaching
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
@@ -63,7 +63,7 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
     if exchange.header(b"last-event-id") is not None:
         await resume.by_post(services, exchange, dialect)
         return
-    attaching = Attaching(services, exchange)
+    attaching = Attaching(services, exchange, abandon_after := unread.abandon_after(services, exchange))
     # Before the body: who may not go upstream now has nobody read it.
     slot = services.gate.admit(exchange.caller, may_join=Joining.is_possible(exchange, attaching))
     try:
@@ -74,7 +74,7 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
             slot.pay()
             await forward(services, exchange, request.route, request.body)
         else:
-            await _stream(services, exchange, dialect, request, request.joining, slot)
+            await _stream(services, exchange, dialect, request, request.joining, slot, abandon_after)
     except (TooManyRequests, Unavailable, IdempotencyKeyInFlight):
         slot.refund()
         raise
@@ -121,7 +121,13 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
 
 
 async def _stream(
-    services: Services, exchange: Exchange, dialect: Dialect, request: _Request, joining: Joining, slot: Slot
+    services: Services,
+    exchange: Exchange,
+    dialect: Dialect,
+    request: _Request,
+    joining: Joining,
+    slot: Slot,
+    abandon_after: float | None,
 ) -> None:
     """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
     registry = services.registry
@@ -155,7 +161,7 @@ async def _stream(
         request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
         hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
-        call=_call(services, exchange, dialect, request, preference_met=detached),
+        call=_call(services, exchange, dialect, request, preference_met=detached, abandon_after=abandon_after),
     )
     begun = slot.hand_over()
     if begun.counted:
@@ -171,7 +177,7 @@ async def _stream(
             registry.run_detached(producer)
             await _accept(services, exchange, producer.stream, scope)
             return
-    reader = suit(registry.lookup.first_reader(producer), exchange, services.settings)
+    reader = suit(registry.lookup.first_reader(producer, abandon_after), exchange, services.settings)
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
@@ -197,8 +203,17 @@ async def _stream(
     await deliver(services, exchange, source, headers, producer.stream, joinable=False)
 
 
-def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Request, *, preference_met: bool) -> Call:
-    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it."""
+def _call(
+    services: Services,
+    exchange: Exchange,
+    dialect: Dialect,
+    request: _Request,
+    *,
+    preference_met: bool,
+    abandon_after: float | None,
+) -> Call:
+    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it;
+    `abandon_after` is what its client has said of that, for such a relay."""
     route, body = request.route, request.body
     key = f"relay-{request.stream}"
     headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
@@ -214,6 +229,7 @@ def _call(services: Services, exchange: Exchange, dialect: Dialect, request: _Re
             length=length,
             headers=headers,
             streamed=True,
+            abandon_after=abandon_after,
         )
 
     def hides(at: Route) -> bool:

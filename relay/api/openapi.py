@@ -40,6 +40,7 @@ _HEADERS = {
     "x-accel-buffering": "Keeps nginx from buffering.",
 }
 _STREAM_URL = "The stream's address with a ticket for it alone, for clients without a credential."
+_OF_READERS = ("Relay-Event-Ids", "Relay-Abandon-After")
 _RETRY = {409, 429, 503}
 
 
@@ -142,7 +143,7 @@ def _paths() -> Json:
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
             "parameters": [
                 {"$ref": "#/components/parameters/Last-Event-ID"},
-                {"$ref": "#/components/parameters/Relay-Event-Ids"},
+                *({"$ref": f"#/components/parameters/{name}"} for name in _OF_READERS),
                 _query("last_event_id", {"$ref": "#/components/schemas/EventId"}, "For clients that set no header."),
             ],
             "responses": {
@@ -213,7 +214,7 @@ def _generate(api: str) -> Json:
         "`stream: true` it is passed through, and the answer is the upstream's.",
         "parameters": [
             {"$ref": f"#/components/parameters/{name}"}
-            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", "Relay-Event-Ids", "Relay-Ticket")
+            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", *_OF_READERS, "Relay-Ticket")
         ],
         "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/Request"})},
         "responses": {
@@ -325,6 +326,10 @@ def _parameters() -> Json:
         ),
         "Prefer": ({"type": "string"}, "`respond-async`: run without a reader."),
         "Relay-Event-Ids": ({"enum": list(event_ids.WORDS)}, "Whether the frames have their ids."),
+        "Relay-Abandon-After": (
+            {"type": "string", "examples": ["0s", "15m"]},
+            "How long the generation goes on unread after this reader, at most `streams.abandon_limit`.",
+        ),
         "Relay-Ticket": ({"enum": scopes}, "What the ticket in `Relay-Stream-Url` lets its holder do."),
     }
     found: Json = {

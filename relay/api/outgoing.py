@@ -170,6 +170,8 @@ class UpstreamRequest:
     """The setting that says how long the answer may take, and its seconds."""
     timeouts: Timeouts
     max_event_bytes: int
+    abandon_after: float
+    """For how many seconds a relay there is to go on when it loses this one."""
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
@@ -188,6 +190,7 @@ class UpstreamRequest:
             self.meter.upstream_resumed,
             background,
             self.max_event_bytes,
+            self.abandon_after,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())
@@ -233,12 +236,14 @@ def upstream_request(
     incremental: bool = False,
     headers: Headers | None = None,
     streamed: bool = False,
+    abandon_after: float | None = None,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
     `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
     stream, `length` is the body's in bytes where it is known, `headers` stand for the client's own where some of these
-    are not to cross, and `streamed` is True where a stream is asked for.
+    are not to cross, `streamed` is True where a stream is asked for, and `abandon_after` is for how many seconds its
+    client wants that to go on unread.
     """
     upstream = route.upstream
     timeouts = upstream.timeouts(services.settings.streams)
@@ -267,7 +272,15 @@ def upstream_request(
         _answer_limit(timeouts, streamed=streamed),
         timeouts,
         services.settings.streams.max_event_bytes,
+        _kept_for(services, timeouts, abandon_after),
     )
+
+
+def _kept_for(services: Services, timeouts: Timeouts, said: float | None) -> float:
+    """Not less than it takes to come back, nor than this relay keeps the generation itself."""
+    streams = services.settings.streams
+    own = min(streams.abandon_after, streams.abandon_limit) if said is None else said
+    return max(timeouts.upstream_resume, own)
 
 
 def _answer_limit(timeouts: Timeouts, *, streamed: bool) -> tuple[str, float]:

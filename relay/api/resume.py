@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import event_ids, tickets
+from relay.api import event_ids, tickets, unread
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -98,8 +98,10 @@ async def proceed(
     """Answer with the stream after a position; `joins` where the client has seen nothing of it yet."""
     with counted(services, api):
         with_ids = event_ids.wanted(services, exchange)
+        # A ticket lets its holder read: how long the generation goes on is its owner's to say.
+        abandon_after = unread.abandon_after(services, exchange) if isinstance(principal, bytes) else None
         asking = await services.registry.owners.of_principal(principal)
-        attached = await services.registry.lookup.attach(after, asking, api, joins=joins)
+        attached = await services.registry.lookup.attach(after, asking, api, joins=joins, abandon_after=abandon_after)
         try:
             services.gate.charge_replay(_rate_subject(principal, after.stream), attached.backlog)
         except ApiError:

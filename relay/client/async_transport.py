@@ -6,6 +6,7 @@ its own, so threads and tasks may share a transport.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any, ClassVar
@@ -15,8 +16,10 @@ from relay.client.credentials import AsyncCredentials, AsyncHeaders
 from relay.client.decoding import DecodingError, encoding_of
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
 from relay.client.policy import Counters, Policy, heartbeat_interval, retry_after
-from relay.client.request_plan import KnownRelays, RequestPlan
+from relay.client.request_plan import STOP_TIMEOUT, KnownRelays, RequestPlan
 from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable, resumable_stream_id
+
+logger = logging.getLogger("relay.client")
 
 _MOST_REDIRECTS = 5
 
@@ -116,6 +119,15 @@ class AsyncTransport:
         await _close_iterator(rest)
         await response.aclose()
         return response, body
+
+    async def stop(self, plan: RequestPlan, stream: str) -> None:
+        """End the generation. Whether the relay hears it or not, whoever has closed the response goes on."""
+        try:
+            request = plan.stop_request(stream, await self._credentials.fresh())
+            response = await self._send(plan, request, redirects=_MOST_REDIRECTS)
+            await response.aclose()
+        except Exception as error:
+            logger.debug("stream %s was not stopped: %s", stream, type(error).__name__)
 
     async def _first_response(self, plan: RequestPlan) -> Any:
         """The head of the answer, whoever gives it."""
@@ -239,6 +251,7 @@ class AsyncStreamBody:
         self._body = body
         self._cancellation = AsyncCancellation(transport.sleep)
         self._cause: Exception | None = None
+        self._wanted = transport.policy.stop_on_abort
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -259,8 +272,10 @@ class AsyncStreamBody:
                 while isinstance(action, Reconnect):
                     action = await self._reconnect(action)
                 if action is not Action.READ_BODY:
+                    self._wanted = False
                     return
         except Unresumable as failure:
+            self._wanted = False  # it may be read on, in another process, too
             await self._body.aclose()
             timed_out = failure.reason is Reason.TIMED_OUT
             raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
@@ -294,7 +309,13 @@ class AsyncStreamBody:
     async def aclose(self) -> None:
         """Ends a read, a wait or an attempt at once, whoever calls it."""
         self._cancellation.cancel()
-        await self._body.aclose()
+        try:
+            await self._body.aclose()
+        finally:
+            if self._wanted and not self._state.finished:
+                self._wanted = False
+                stop = partial(self._transport.stop, self._plan, self._state.stream)
+                await self._cancellation.last(stop, 2 * STOP_TIMEOUT)
 
 
 async def _close_iterator(reads: Any) -> None:

@@ -62,6 +62,10 @@ class SyncCancellation:
         if self.cancelled:
             raise Cancelled
 
+    def last(self, work: Callable[[], Any], within: float) -> None:
+        """Do what is left to do after the end. The request's own time-outs bound it."""
+        work()
+
     def attempt(self, send: Callable[[], Any], discard: Callable[[Any], None], within: float | None) -> Any:
         """What `send` returns or raises.
 
@@ -131,6 +135,11 @@ class AsyncCancellation:
         """Raises Cancelled."""
         if self.cancelled:
             raise Cancelled
+
+    async def last(self, work: Callable[[], Awaitable[Any]], within: float) -> None:
+        """Do what is left to do after the end, also where the caller has been cancelled."""
+        with anyio.move_on_after(within, shield=True):
+            await work()
 
     async def attempt(
         self, send: Callable[[], Awaitable[Any]], discard: Callable[[Any], Awaitable[None]], within: float | None

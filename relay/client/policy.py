@@ -43,8 +43,8 @@ class Policy:
     """What a transport's user may set. All times are seconds. Only a new event is progress and begins the tries anew,
     or a heartbeat on a connection that has lived for a while."""
 
-    max_attempts: int = 40
-    """Tries without progress."""
+    max_attempts: int | None = None
+    """Tries without progress. None: more than fit into `max_elapsed`, so that the time is what ends an outage."""
     max_elapsed: float = 120.0
     """How long one outage may last; a wait that would go beyond it is not begun."""
     deadline: float | None = None
@@ -58,6 +58,8 @@ class Policy:
     goes first; neither counts below twice the heartbeat that the relay announces."""
     max_event_bytes: int = 16 * 2**20
     """The largest event; above the relay's `streams.max_event_bytes`."""
+    stop_on_abort: bool = False
+    """True: a response that is closed before its stream's end has the generation stopped (`DELETE /streams/{id}`)."""
     assume_relay: bool = False
     """True: every address is a relay's before it has proved it, so the first POST has an Idempotency-Key too."""
     on_cut: Callback | None = None
@@ -68,6 +70,14 @@ class Policy:
     """Called before ResumeFailed is raised. What a callback raises is logged and goes no further."""
     clock: Callable[[], float] = time.monotonic
     random: Callable[[], float] = random.random
+
+    @property
+    def most_attempts(self) -> float:
+        """What `max_attempts` stands for. Without a number there is one all the same: a server that answers and sends
+        nothing begins a new outage each time."""
+        if self.max_attempts is not None:
+            return self.max_attempts
+        return max(40.0, 5 * self.max_elapsed / max(self.longest_delay, 1.0))
 
 
 class Counters:
@@ -164,7 +174,7 @@ class RetryBudget:
             self._since = policy.clock()
         if self.deadline_passed:
             return None
-        if self.attempts >= policy.max_attempts:
+        if self.attempts >= policy.most_attempts:
             self.exhausted = "max_attempts"
             return None
         most = min(policy.longest_delay, policy.first_delay * 2.0 ** min(self.attempts, 60))

@@ -30,6 +30,12 @@ _RETRIEVE = re.compile(r"(.*)/v1/responses/[^/]+")
 _MAX_LOST = 1000
 # Seconds: a time-out of nothing at all would fail before it looks.
 _MIN_TIMEOUT = 0.01
+STOP_TIMEOUT = 5.0
+"""Seconds that whoever closes a response waits for its generation's stop."""
+_OF_A_BODY = (
+    *("content-type", "content-length", "content-encoding", "transfer-encoding"),
+    *("last-event-id", "idempotency-key", "prefer"),
+)
 
 
 class RequestPlan:
@@ -107,6 +113,22 @@ class RequestPlan:
             self._own_key = self._own_key or _new_key()
             added["Idempotency-Key"] = self._own_key
         return self._copy(added, {**self._asked_timeout, "read": self.read_timeout()}, rest_of_path)
+
+    def stop_request(self, stream: str, fresh: Mapping[str, str]) -> Any:
+        """The request that ends the generation, with the credentials of the stream's own; it takes `STOP_TIMEOUT`
+        seconds for each of its steps."""
+        scheme, host, port, prefix = self._addresses[0]
+        query = self._rest_of_path.partition(b"?")[2]
+        path = f"{prefix}/streams/{stream}".encode() + (b"?" + query if query else b"")
+        url = self._request.url.copy_with(scheme=scheme, host=host, port=port, raw_path=path)
+        headers = self._http.Headers(self._request.headers.raw)
+        headers.update(fresh)
+        for name in _OF_A_BODY:
+            headers.pop(name, None)
+        headers["Host"] = url.netloc.decode("ascii")
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), STOP_TIMEOUT)
+        extensions = {**self._request.extensions, "timeout": timeout}
+        return self._http.Request("DELETE", url, headers=headers, extensions=extensions)
 
     def on_stream_confirmed(self, heartbeat: float | None) -> None:
         """The response is a relay's stream, so silence is judged by its heartbeat from here on.

@@ -158,6 +158,11 @@ class ResumableStream:
         """What has come of an event that is not whole."""
         return self._splitter.unfinished
 
+    @property
+    def finished(self) -> bool:
+        """Has its last event been handed out?"""
+        return self._finished
+
     def feed(self, data: bytes) -> bytes:
         """The whole events that these bytes of the body complete; call `raise_pending` when they are handed out.
 
@@ -327,7 +332,7 @@ class ResumableStream:
         message = BUDGET_EXHAUSTED[bound].format(
             attempts=self._budget.attempts,
             elapsed=self._budget.elapsed,
-            bound=getattr(self._policy, bound),
+            bound=self._policy.most_attempts if bound == "max_attempts" else getattr(self._policy, bound),
             why=f"; the last obstacle: {why}" if why else "",
             last_event_id=self.last_event_id,
         )

@@ -7,6 +7,7 @@ its own, so threads and tasks may share a transport.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -16,8 +17,10 @@ from relay.client.credentials import Headers, SyncCredentials
 from relay.client.decoding import DecodingError, encoding_of
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME, error_code
 from relay.client.policy import Counters, Policy, heartbeat_interval, retry_after
-from relay.client.request_plan import KnownRelays, RequestPlan
+from relay.client.request_plan import STOP_TIMEOUT, KnownRelays, RequestPlan
 from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable, resumable_stream_id
+
+logger = logging.getLogger("relay.client")
 
 _MOST_REDIRECTS = 5
 
@@ -117,6 +120,15 @@ class SyncTransport:
         _close_iterator(rest)
         response.close()
         return response, body
+
+    def stop(self, plan: RequestPlan, stream: str) -> None:
+        """End the generation. Whether the relay hears it or not, whoever has closed the response goes on."""
+        try:
+            request = plan.stop_request(stream, self._credentials.fresh())
+            response = self._send(plan, request, redirects=_MOST_REDIRECTS)
+            response.close()
+        except Exception as error:
+            logger.debug("stream %s was not stopped: %s", stream, type(error).__name__)
 
     def _first_response(self, plan: RequestPlan) -> Any:
         """The head of the answer, whoever gives it."""
@@ -240,6 +252,7 @@ class SyncStreamBody:
         self._body = body
         self._cancellation = SyncCancellation(transport.sleep)
         self._cause: Exception | None = None
+        self._wanted = transport.policy.stop_on_abort
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -260,8 +273,10 @@ class SyncStreamBody:
                 while isinstance(action, Reconnect):
                     action = self._reconnect(action)
                 if action is not Action.READ_BODY:
+                    self._wanted = False
                     return
         except Unresumable as failure:
+            self._wanted = False  # it may be read on, in another process, too
             self._body.close()
             timed_out = failure.reason is Reason.TIMED_OUT
             raise (self._transport.timed_out if timed_out else self._transport.failure)(failure) from self._cause
@@ -295,7 +310,13 @@ class SyncStreamBody:
     def close(self) -> None:
         """Ends a read, a wait or an attempt at once, whoever calls it."""
         self._cancellation.cancel()
-        self._body.close()
+        try:
+            self._body.close()
+        finally:
+            if self._wanted and not self._state.finished:
+                self._wanted = False
+                stop = partial(self._transport.stop, self._plan, self._state.stream)
+                self._cancellation.last(stop, 2 * STOP_TIMEOUT)
 
 
 def _close_iterator(reads: Any) -> None:

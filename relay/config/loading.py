@@ -27,9 +27,12 @@ def load(
     config: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The settings of a file, the environment and flags (nested dicts). Raises SettingsError."""
+    """The settings of a file, the environment and flags (nested dicts); `defaults` stand for those of the settings
+    themselves. Raises SettingsError."""
     merged: dict[str, Any] = {}
+    _merge(merged, dict(defaults or {}))
     if config is not None:
         _merge(merged, _read(config))
     _merge(merged, _from_environment(os.environ if environ is None else environ))

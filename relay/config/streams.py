@@ -56,6 +56,10 @@ class StreamSettings(Section):
         description="No reader for so long: the upstream call is cancelled, or drained where its `after_abandon` says "
         "so. `0s`: at once. `off`: never.",
     )
+    abandon_limit: Duration = Field(
+        3600.0,
+        description="The longest such time that a request can ask for (`Relay-Abandon-After`); more is taken as this.",
+    )
     detached: DurationOrNever = Field(
         600.0,
         description="How long a detached generation (`Prefer: respond-async`) runs before its first reader. `off`: to "

@@ -75,7 +75,7 @@ class UpstreamSettings(Section):
     wait: DurationOrZero = Field(
         0.0,
         description="A refusal of `next_on` whose `Retry-After` is within this time is waited out, and this upstream "
-        "asked again, before the next one is.",
+        "asked again, before the next one is. Where there is no next one, an `unreachable` one is looked for so long.",
     )
     api_key_env: str | None = Field(
         None,

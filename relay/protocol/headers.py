@@ -47,7 +47,8 @@ _HOP_BY_HOP = frozenset(
 )
 # No connection's, whatever it says (RFC 9110, section 7.6.1): without it a body is read as whatever it looks like.
 _OF_THE_BODY = frozenset((b"content-type",))
-_NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"last-event-id", b"expect", b"cookie", b"relay-ticket", b"relay-event-ids"}
+_FOR_THE_RELAY = frozenset((b"relay-ticket", b"relay-event-ids", b"relay-abandon-after"))
+_NOT_UPSTREAM = _HOP_BY_HOP | _FOR_THE_RELAY | {b"host", b"last-event-id", b"expect", b"cookie"}
 _NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 # What a proxy, a CDN or a hosting platform in front obeys in an answer: files that it sends, addresses that it goes to,

@@ -11,7 +11,8 @@ Layout, one hash tag per stream:
   visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. Where a further
   request can join it: `orphan` and `taken`, how often its producer's replica was left without a reader of its own, and
   up to which time one has come again; `delivered` once it was read to its end. It outlives the log by
-  `streams.tombstone`.
+  `streams.tombstone`. `abandon` is the longest time, in milliseconds, for which readers of other replicas have asked
+  that it goes on unread.
 * the shard channel of the log's name says that something was appended.
 
 `store.prefix` stands for `relay:`. All times are the store's own clock: no replica's clock matters.
@@ -99,12 +100,14 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class Renewed:
     """What a renewal has said of a stream: a code of `scripts`, the log's top, whether another replica has readers of
-    it, and how many seconds ago one was last known to have (infinite: never)."""
+    it, how many seconds ago one was last known to have (infinite: never), and for how many seconds at most such readers
+    have asked that it goes on unread."""
 
     code: int
     top: int
     read_elsewhere: bool
     unseen: float
+    abandon_after: float | None = None
 
 
 def _plain(entries: list[Any], after: int) -> list[bytes]:
@@ -152,12 +155,20 @@ class Log:
         return [*flat, "headers", self._headers_at_rest(stream, headers, binding)] if headers else flat
 
     async def get_status(
-        self, stream: str, *, owner: str | None = None, read_at: str = "", came: bool = False
+        self,
+        stream: str,
+        *,
+        owner: str | None = None,
+        read_at: str = "",
+        came: bool = False,
+        abandon_after: float | None = None,
     ) -> Status | None:
         """What a stream is, None where it is unknown, or not of the `owner` that is given. `read_at` tells a live
-        stream's producer that this replica has readers of it, `came` that one has just come."""
+        stream's producer that this replica has readers of it, `came` that one has just come, `abandon_after` for how
+        many seconds these have asked that it goes on unread."""
         key = self.names.log(stream)
-        args = [read_at, "1" if came else "0", *([] if owner is None else [owner])]
+        said = "" if abandon_after is None else str(round(abandon_after * 1000))
+        args = [read_at, "1" if came else "0", said, *([] if owner is None else [owner])]
         asked_at = time.monotonic()
         reply = await self.commands.run(key, scripts.STATUS, [self.names.meta(stream), key], args)
         if reply is None:
@@ -349,9 +360,15 @@ class Log:
         batches = [streams[i : i + size] for i in range(0, len(streams), size)]
         replies = await asyncio.gather(*(self._renew(batch) for batch in batches))
         return [
-            Renewed(code, top, bool(elsewhere), float("inf") if ago < 0 else ago / 1000)
+            Renewed(
+                code,
+                top,
+                bool(elsewhere),
+                float("inf") if ago < 0 else ago / 1000,
+                None if said < 0 else said / 1000,
+            )
             for reply in replies
-            for code, top, elsewhere, ago in reply
+            for code, top, elsewhere, ago, said in reply
         ]
 
     async def _renew(self, batch: Sequence[tuple[str, str]]) -> Any:

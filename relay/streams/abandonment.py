@@ -1,6 +1,10 @@
 """When a generation that nobody reads is cancelled, or only read to its end (`after_abandon`): one clock for each,
 wherever its readers are.
 
+A reader may say how long its stream is to go on unread (`Relay-Abandon-After`); of several who have said something the
+longest time counts, whoever leaves last. So nobody can cut another's short, and the store need only keep the largest:
+in whatever order, and however often, the replicas say it.
+
 The replica that produces a stream counts its own readers. Of readers elsewhere it hears when the last one of a replica
 leaves (a message), and with each renewal of its lease (the log knows which replicas have readers); before anything is
 cancelled the log is asked once more.
@@ -26,12 +30,13 @@ _TOLERANCE = 0.05
 
 @dataclass(slots=True)
 class _Clock:
-    """`unread_since` is the monotonic time since when no reader is known, `limit` how long that may be; `came` whether
-    one ever was, `elsewhere` whether another replica has some now, `asking` whether the log is being asked, `beyond`
-    whether nobody is expected to come back."""
+    """`unread_since` is the monotonic time since when no reader is known, `limit` how long that may be, `said` the
+    longest that readers have asked for; `came` whether one ever was, `elsewhere` whether another replica has some now,
+    `asking` whether the log is being asked, `beyond` whether nobody is expected to come back."""
 
     unread_since: float
     limit: float
+    said: float | None = None
     beyond: bool = False
     came: bool = False
     elsewhere: bool = False
@@ -78,12 +83,18 @@ class Abandonment:
         if clock is not None and clock.timer is not None:
             clock.timer.cancel()
 
-    def reader_came(self, producer: Producer) -> None:
+    def reader_came(self, producer: Producer, abandon_after: float | None = None) -> None:
+        """A reader on this replica; `abandon_after` is what it has said, in seconds."""
         clock = self._clocks.get(producer)
         if clock is not None:
             clock.came = True
             clock.beyond = False
-            clock.limit = self._settings.abandon_after
+            self._hear(clock, abandon_after)
+
+    def _hear(self, clock: _Clock, abandon_after: float | None) -> None:
+        if abandon_after is not None and (clock.said is None or clock.said < abandon_after):
+            clock.said = abandon_after
+        clock.limit = self._settings.abandon_after if clock.said is None else clock.said
 
     def reader_left(self, producer: Producer) -> None:
         """A reader on this replica has left."""
@@ -106,7 +117,7 @@ class Abandonment:
         clock.beyond = clock.beyond and not clock.elsewhere
         if answer.unseen != float("inf"):
             clock.came = True
-            clock.limit = self._settings.abandon_after
+            self._hear(clock, answer.abandon_after)
             clock.unread_since = max(clock.unread_since, time.monotonic() - answer.unseen)
         if not producer.feed.readers and not clock.asking:
             self._arm(producer, clock)

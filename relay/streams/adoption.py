@@ -54,7 +54,9 @@ class Adoption:
         for probe in self._probes.get(stream, ()):
             probe()
 
-    async def adopt(self, noted: Noted, owner: str, api: str, *, again: bool = False) -> tuple[Found, Attached | None]:
+    async def adopt(
+        self, noted: Noted, owner: str, api: str, *, again: bool = False, abandon_after: float | None = None
+    ) -> tuple[Found, Attached | None]:
         """Join a stream from its start, where it is an orphan: a place in it then. Where it is read, its readers are
         asked whether they are still there, unless that was done before (`again`). Raises what `Lookup.attach` does."""
         stream = noted.stream
@@ -73,7 +75,9 @@ class Adoption:
                 if local:
                     self._orphans.adopted(stream)
                 try:
-                    attached = await self._lookup.attach(EventId(stream, 0), owner, api, joins=True)
+                    attached = await self._lookup.attach(
+                        EventId(stream, 0), owner, api, joins=True, abandon_after=abandon_after
+                    )
                 finally:
                     if attached is None and local:
                         self._orphans.left(stream, delivered=False)

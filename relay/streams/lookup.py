@@ -97,14 +97,23 @@ class Lookup:
         """How many readers a stream has on this replica."""
         return self._readers.get(stream, 0)
 
-    def first_reader(self, producer: Producer) -> Reader:
+    def first_reader(self, producer: Producer, abandon_after: float | None = None) -> Reader:
         """The reader of the request that began the generation."""
-        return self._local(producer, 0)
+        return self._local(producer, 0, abandon_after)
 
-    async def attach(self, position: EventId, asking: str | None, api: str | None, *, joins: bool = False) -> Attached:
+    async def attach(
+        self,
+        position: EventId,
+        asking: str | None,
+        api: str | None,
+        *,
+        joins: bool = False,
+        abandon_after: float | None = None,
+    ) -> Attached:
         """A place after `position`. `asking` is the owner who asks, None with a ticket; `api` is the path's own, None
         where every API is welcome; `joins` where the client does not come back to the stream but meets it for the first
-        time.
+        time; `abandon_after` is for how many seconds it is to go on unread after this reader, None where that is not
+        said.
 
         Raises what the table of resume outcomes says (`relay.protocol.errors`).
         """
@@ -113,9 +122,9 @@ class Lookup:
             raise ResumeNotSupported
         producer = self._own(stream, asking)
         if producer is not None and producer.logged and not producer.feed.closed:
-            return self._attach_here(producer, position, api, joins)
+            return self._attach_here(producer, position, api, joins, abandon_after)
         with self._tail.arriving(stream):
-            status = await self._get_status(stream, asking, came=True)
+            status = await self._get_status(stream, asking, came=True, abandon_after=abandon_after)
             if not status.outcome:
                 self._tail.was_announced(status)
             self._check_api(status.api, api)
@@ -126,7 +135,7 @@ class Lookup:
                 if told:
                     # The end that it was told the store has lost since: there is none that it has not been told.
                     return self._attached(dialect, None, False, 0, status)
-                return await self._attach_elsewhere(status, n)
+                return await self._attach_elsewhere(status, n, abandon_after)
         if told or (n == status.top and not sent_by_relay(self._confirm_end(status).outcome)):
             return self._attached(dialect, None, False, 0, status)
         if n > status.top:
@@ -136,7 +145,9 @@ class Lookup:
         await self._check_readable(reader)
         return self._attached(dialect, reader, False, status.top - n, status)
 
-    def _attach_here(self, producer: Producer, position: EventId, api: str | None, joins: bool) -> Attached:
+    def _attach_here(
+        self, producer: Producer, position: EventId, api: str | None, joins: bool, abandon_after: float | None
+    ) -> Attached:
         """Nothing is awaited: what is read here is true until the reader has its place."""
         _, n, told = position
         self._check_api(producer.dialect.name, api)
@@ -146,18 +157,18 @@ class Lookup:
         backlog = max(feed.top - n, 0)
         if told or (feed.end is not None and not backlog and not feed.end.sent_by_relay):
             return Attached(producer.dialect, None, False, 0, producer.kept_headers)
-        reader = self._local(producer, n)
+        reader = self._local(producer, n, abandon_after)
         producer.account.resumes += not joins
         self.on_came(producer.stream)
         reader.meter.replayed_events.inc(backlog)
         return Attached(producer.dialect, reader, feed.end is None, backlog, producer.kept_headers)
 
-    async def _attach_elsewhere(self, status: Status, n: int) -> Attached:
+    async def _attach_elsewhere(self, status: Status, n: int, abandon_after: float | None) -> Attached:
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         dialect = DIALECTS[status.api]
         meter = self._metrics.meter(status.api, status.upstream, status.model)
-        feed = self._tail.enter(status)
+        feed = self._tail.enter(status, abandon_after)
         try:
             reader = self._reader(
                 status.stream, n, dialect, meter, feed, status.binding, on_close=lambda: self._tail.leave(feed)
@@ -196,7 +207,7 @@ class Lookup:
             reader.meter.replayed_events.inc(backlog)
         return Attached(dialect, reader, live, backlog, status.headers, status.joinable)
 
-    def _local(self, producer: Producer, n: int) -> Reader:
+    def _local(self, producer: Producer, n: int, abandon_after: float | None) -> Reader:
         feed = producer.feed
 
         def left() -> None:
@@ -209,7 +220,7 @@ class Lookup:
         reader = self._reader(producer.stream, n, producer.dialect, meter, feed, binding, left, consumed)
         feed.readers += 1
         producer.account.readers += 1
-        self._abandonment.reader_came(producer)
+        self._abandonment.reader_came(producer, abandon_after)
         return reader
 
     def _reader(
@@ -269,10 +280,14 @@ class Lookup:
         producer = self._producers.get(stream)
         return producer if producer is not None and owns(owner, producer.owner) else None
 
-    async def _get_status(self, stream: str, owner: str | None, *, came: bool = False) -> Status:
+    async def _get_status(
+        self, stream: str, owner: str | None, *, came: bool = False, abandon_after: float | None = None
+    ) -> Status:
         """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
         read_at = self._replica if came and not self.draining else ""
-        status = await self._log.get_status(stream, owner=owner, read_at=read_at, came=came)
+        status = await self._log.get_status(
+            stream, owner=owner, read_at=read_at, came=came, abandon_after=abandon_after
+        )
         if status is not None and not status.outcome and status.lease_left < 0:
             await self._leases.force_end(status)
             status = await self._log.get_status(stream, owner=owner)

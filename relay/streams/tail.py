@@ -35,15 +35,17 @@ Background = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 class TailFeed(Feed):
     """`opened` is done when its channel is subscribed and the log has been read once since; `producer` is the replica
-    that runs the stream; `binding` is that of its first reader, and nobody else shares it."""
+    that runs the stream; `binding` is that of its first reader, and nobody else shares it; `abandon_after` is the
+    longest that a reader here has said, to be repeated to a store that may have lost it."""
 
-    __slots__ = ("binding", "checking", "dirty", "fetching", "opened", "producer", "stream")
+    __slots__ = ("abandon_after", "binding", "checking", "dirty", "fetching", "opened", "producer", "stream")
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.top)
         self.stream = status.stream
         self.producer = status.replica
         self.binding = status.binding
+        self.abandon_after: float | None = None
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.dirty = True
         self.fetching = False
@@ -101,7 +103,7 @@ class Tail:
     def announce(self, stream: str, producer: str) -> None:
         self._to_leave[stream] = producer
 
-    def enter(self, status: Status) -> TailFeed:
+    def enter(self, status: Status, abandon_after: float | None = None) -> TailFeed:
         """The feed of a live stream that is produced elsewhere, all readers here share it; one more is counted, whom
         `leave` takes back. Wait for `opened` before reading."""
         feed = self._feeds.get(status.stream)
@@ -113,6 +115,8 @@ class Tail:
             if self._checker is None:
                 self._checker = asyncio.create_task(self._check_forever())
         feed.readers += 1
+        if abandon_after is not None:
+            feed.abandon_after = max(abandon_after, feed.abandon_after or 0.0)
         return feed
 
     def leave(self, feed: TailFeed) -> None:
@@ -228,7 +232,8 @@ class Tail:
 
     async def _check(self, feed: TailFeed) -> None:
         try:
-            status = await self._log.get_status(feed.stream, read_at=self._replica if feed.readers else "")
+            read_at = self._replica if feed.readers else ""
+            status = await self._log.get_status(feed.stream, read_at=read_at, abandon_after=feed.abandon_after)
             if status is None or not status.kept:
                 feed.close()  # gone, also where a tombstone says so
                 return

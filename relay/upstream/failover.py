@@ -1,14 +1,15 @@
 """Which of the upstreams that match gets a request: the first, and the next one only where nothing is paid for twice.
 
 A request goes on after a refusal that its upstream's `next_on` names, or where no connection was had (`unreachable`):
-in both cases nothing was generated. After all else it may have been, so whatever comes then is the answer: a connection
-that broke, a silence, a stream, an error in it.
+in both cases nothing was generated, and within `wait` the same upstream may be asked again. After all else it may have
+been, so whatever comes then is the answer: a connection that broke, a silence, a stream, an error in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 REFUSALS = frozenset(get_args(Refusal))
 Send = Callable[[Route], Awaitable[httpx.Response]]
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 _Answer = httpx.Response | UpstreamUnreachable
 
 
@@ -56,13 +58,27 @@ async def ask(route: Route, send: Send) -> tuple[Route, httpx.Response]:
 
 
 async def _patiently(route: Route, send: Send) -> _Answer:
-    """An upstream's answer, after every refusal for which it wants no longer a wait than is left of its `wait`."""
+    """An upstream's answer, after every refusal for which it wants no longer a wait than is left of its `wait`. The
+    last one is also looked for again so long where it cannot be reached."""
     left = route.upstream.wait
+    pause = _FIRST_PAUSE
     while True:
+        began = time.monotonic()
         try:
             response = await send(route)
         except UpstreamUnreachable as error:
-            return error
+            left -= time.monotonic() - began
+            wait = pause * random.uniform(0.5, 1.0)
+            if route.next is not None or "unreachable" not in route.upstream.next_on or wait > left:
+                return error
+            if pause == _FIRST_PAUSE:
+                logger.warning(
+                    "%s cannot be reached; a request waits for it, %.0f s at most", route.upstream.name, left
+                )
+            left -= wait
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(wait)
+            continue
         seconds = retry_after(response.headers) if response.status_code in route.upstream.next_on else None
         if seconds is None or max(seconds, 1.0) > left:
             return response

@@ -7,6 +7,7 @@ so that one that dies before its answer joins what it began, and ask for ids.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ class Kept(Protocol):
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
-    runs in the background; `on_result` hears of each loss of its answer whether it was gone on with; an event of it is
-    at most of `max_event_bytes`."""
+    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
+    `on_result` hears of each loss of its answer whether it was gone on with; an event of it is at most of
+    `max_event_bytes`."""
 
     upstream: UpstreamSettings
     timeouts: Timeouts
@@ -64,6 +66,11 @@ class StreamRequest:
     on_result: Callable[[bool], None]
     background: bool
     max_event_bytes: int
+    abandon_after: float
+
+    @property
+    def _unread(self) -> tuple[bytes, bytes]:
+        return b"relay-abandon-after", b"%ds" % math.ceil(self.abandon_after)
 
     def _policy(self) -> Policy:
         return Policy(
@@ -76,7 +83,7 @@ class StreamRequest:
     async def joining(self, body: bytes) -> httpx.Response:
         """The answer of another relay. A request that is lost before it is sent again, for it joins what it began.
         Raises as `UpstreamClient.send` does."""
-        headers = [*self.headers, (b"relay-event-ids", b"include")]
+        headers = [*self.headers, (b"relay-event-ids", b"include"), self._unread]
         if all(name != _KEY for name, _ in headers):
             headers.append((_KEY, self.key.encode()))
         budget = RetryBudget(self._policy())
@@ -156,6 +163,8 @@ class StreamRequest:
             url = f"{found[1]}/{quote(stream.response_id, safe='')}?{query}"
             return await self.send("GET", url, self._again(b""), b"")
         headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
+        if isinstance(stream, RelayStream):
+            headers.append(self._unread)
         return await self.send("POST", self.url, headers, body)
 
     def _again(self, body: bytes) -> Headers:

@@ -27,6 +27,7 @@ _PAUSED = 1.0
 _STOP_SECONDS = 10.0
 # An upstream may end each connection after one event, and each event is a reason to ask again at once.
 _BETWEEN = 0.25
+_LAST_STOPS_SECONDS = 2.0
 _STOPPING: set[asyncio.Task[None]] = set()
 
 Ask = Callable[[str], Awaitable[httpx.Response]]
@@ -269,6 +270,13 @@ async def beginning_of(body: Body) -> bytes:
     except (httpx.HTTPError, TimeoutError):
         pass
     return found
+
+
+async def stopped() -> None:
+    """Returns when the upstreams have been told of all that is not wanted, or are not heard within a moment. To be
+    called before the process ends."""
+    if _STOPPING:
+        await asyncio.wait(_STOPPING, timeout=_LAST_STOPS_SECONDS)
 
 
 async def _quietly(stop: Awaitable[None]) -> None:

@@ -165,10 +165,10 @@ class TestForeignIsUnknown:
         for stream_id, come in itertools.product((replicas[2]["live"], new_stream_id()), ("0", "1")):
             meta, log = (f"relay:{{{stream_id}}}:{part}" for part in ("meta", "log"))
             assert (
-                ask("EVALSHA", scripts.STATUS.sha, 2, meta, log, "replica" if come == "1" else "", come, "0" * 64)
+                ask("EVALSHA", scripts.STATUS.sha, 2, meta, log, "replica" if come == "1" else "", come, "1", "0" * 64)
                 is None
             )
-            assert not {"r:replica", "visits"} & set(ask("HGETALL", meta))
+            assert not {"r:replica", "visits", "abandon"} & set(ask("HGETALL", meta))
 
     @pytest.mark.parametrize("bad", ["st_short", "nothing", "st_" + "a" * 22 + "x", "st_" + "é" * 22])
     def test_what_is_no_id_is_told_without_a_look_who_asks(

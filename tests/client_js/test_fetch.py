@@ -336,6 +336,33 @@ def test_who_leaves_hangs_up(bench: Bench, act: str) -> None:
         assert (seen["error"] and seen["error"]["message"]) == ("enough" if act == "abort" else None)
 
 
+@pytest.mark.parametrize("act", ["abort", "cancel"])
+@pytest.mark.parametrize("stops", [True, False])
+def test_who_leaves_stops_it_where_that_was_asked_for(bench: Bench, act: str, stops: bool) -> None:
+    """Without it the relay keeps the generation for a minute. Its own end is no reason to stop it."""
+    for fate, name in ((at_first(Fate()), "first"), (at_first(Fate(200), Fate(to=1)), "later")):
+        model = f"stops-{act}-{stops}-{name}"
+        with CuttingProxy(*bench.urls, fate=fate) as proxy:
+            (seen,) = read(proxy, job(bench, model, gate=model, after=800, act=act), stopOnAbort=stops)
+            asked = proxy.asked()
+        stream = seen["headers"]["relay-stream-id"]
+        deleted = [one for one in asked if one.path == f"/streams/{stream}"]
+        assert len(deleted) == stops
+        (call,) = bench.upstream.calls_of(model)
+        assert call.ended.wait(10 if stops else 0.5) is stops
+        bench.upstream.open(model)
+        if stops:
+            assert deleted[0].headers["authorization"] == "Bearer sk-test"
+            assert "content-type" not in deleted[0].headers
+
+
+def test_a_stream_that_was_read_to_its_end_is_not_stopped(bench: Bench) -> None:
+    with CuttingProxy(*bench.urls, fate=at_first(Fate(700), Fate())) as proxy:
+        (seen,) = read(proxy, job(bench, "read-to-its-end"), stopOnAbort=True)
+        assert is_whole(seen)
+        assert [asked.path for asked in proxy.asked()] == [CHAT, CHAT]
+
+
 def test_an_abort_ends_a_wait(bench: Bench) -> None:
     """A wait of a minute, by the module's own timer."""
     with CuttingProxy(*bench.urls, fate=at_first(Fate(700))) as proxy:

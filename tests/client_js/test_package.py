@@ -112,7 +112,7 @@ def test_the_readme_names_every_setting() -> None:
         re.findall(r"^const (?:TIMES|BOUNDS|DEFAULTS) .*$", (CLIENT / "resuming-fetch.js").read_text(), re.MULTILINE)
     )
     defaults = {
-        name: value.replace("_", "") for name, value in re.findall(r"(\w+): ([\d_]+|Infinity|false)[,\s]", code)
+        name: value.replace("_", "") for name, value in re.findall(r"(\w+): ([\d_]+|Infinity|false|null)[,\s]", code)
     }
     table = (CLIENT / "README.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| `(\w+)`", table, re.MULTILINE))

@@ -39,6 +39,7 @@ CONTRACT = {
     "streams.upstream_idle_timeout": 300,
     "streams.max_duration": 3600,
     "streams.abandon_after": 60,
+    "streams.abandon_limit": 3600,
     "streams.detached": 600,
     "streams.retention": 3600,
     "streams.tombstone": 24 * 3600,

@@ -21,6 +21,7 @@ FLOORS = [
     {"streams"},
     {"api"},
     {"server"},
+    {"connect"},
     {"cli"},
     {"__main__"},
 ]

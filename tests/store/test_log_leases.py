@@ -155,11 +155,35 @@ class TestReadersElsewhere:
 
         play(story)
 
+    @pytest.mark.parametrize("said", [(90.0, 1.5, None), (1.5, None, 90.0), (None, 90.0, 90.0, 0.0)])
+    def test_the_longest_time_that_readers_elsewhere_want_is_told(
+        self, play: Play, said: tuple[float | None, ...]
+    ) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made(frames=1)
+            assert (await bench.renew(stream)).abandon_after is None
+            for number, time in enumerate(said):
+                await bench.log.get_status(stream, owner="o1", read_at=f"r{number}", came=True, abandon_after=time)
+            assert (await bench.renew(stream)).abandon_after == 90.0
+            assert (await bench.renew(stream)).abandon_after == 90.0
+
+        play(story)
+
+    def test_at_once_is_a_time_too(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made(frames=1)
+            await bench.log.get_status(stream, read_at="r2", came=True, abandon_after=0.0)
+            assert (await bench.renew(stream)).abandon_after == 0.0
+            await bench.log.get_status(stream, abandon_after=90.0)  # nobody reads it there
+            assert (await bench.renew(stream)).abandon_after == 0.0
+
+        play(story)
+
     def test_of_an_ended_stream_nothing_is_noted(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=1, outcome="completed")
             before = await bench.raw(stream, "HGETALL", meta_key(stream))
-            await bench.log.get_status(stream, read_at="r2", came=True)
+            await bench.log.get_status(stream, read_at="r2", came=True, abandon_after=90.0)
             assert await bench.raw(stream, "HGETALL", meta_key(stream)) == before
 
         play(story)
@@ -168,7 +192,7 @@ class TestReadersElsewhere:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=1)
             before = await bench.raw(stream, "HGETALL", meta_key(stream))
-            assert await bench.log.get_status(stream, owner="o2", read_at="r2", came=True) is None
+            assert await bench.log.get_status(stream, owner="o2", read_at="r2", came=True, abandon_after=9.0) is None
             assert await bench.raw(stream, "HGETALL", meta_key(stream)) == before
             assert await bench.log.get_status(stream, owner="o1") is not None
 

@@ -25,7 +25,7 @@ from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -119,12 +119,10 @@ class RelayProcess:
             self._last_log = self._log_path.read_text(errors="replace")
         return self._last_log
 
-    def start(self) -> RelayProcess:
+    def start(self) -> Self:
         """Start and wait until ready. After `kill` or `wait` it starts again, on the same ports and data."""
         self._folder.mkdir(exist_ok=True)
-        config_path = self._folder / "relay.yaml"
-        config_path.write_text(yaml.safe_dump(self.config))
-        command = [sys.executable, "-m", "relay", "serve", "--config", str(config_path)]
+        command = [sys.executable, "-m", "relay", *self.arguments()]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -141,6 +139,12 @@ class RelayProcess:
             raise
         return self
 
+    def arguments(self) -> list[str]:
+        """The command's, behind `relay`."""
+        config_path = self._folder / "relay.yaml"
+        config_path.write_text(yaml.safe_dump(self.config))
+        return ["serve", "--config", str(config_path)]
+
     def stop(self, timeout: float = 10.0) -> int | None:
         """SIGTERM, then SIGKILL after the timeout; the exit status. Its own folder is removed."""
         code = None
@@ -151,6 +155,11 @@ class RelayProcess:
         self.log()
         shutil.rmtree(self._folder, ignore_errors=True)
         return code
+
+    def stop_for_restart(self, timeout: float = 10.0) -> int:
+        """SIGTERM; the exit status. `start` starts it again."""
+        self._running().terminate()
+        return self.wait(timeout)
 
     def kill(self) -> None:
         """SIGKILL: the crash of a replica."""
@@ -168,7 +177,7 @@ class RelayProcess:
             self.kill()
             return self._running().wait()
 
-    def __enter__(self) -> RelayProcess:
+    def __enter__(self) -> Self:
         return self.start() if self._process is None else self
 
     def __exit__(

@@ -155,3 +155,54 @@ def test_what_may_have_generated_is_no_refusal(status: int) -> None:
     assert status not in get_args(Refusal)
     with pytest.raises(ValidationError, match="next_on"):
         upstreams({"next_on": [status]})
+
+
+@pytest.mark.parametrize("refused", [1, 2, 5])
+def test_the_last_one_is_looked_for_again_where_it_cannot_be_reached(refused: int, no_pauses: list[float]) -> None:
+    route = route_model(upstreams({"next_on": ["unreachable"], "wait": "15m"}), "chat", "m")
+    sends, found, _ = asked(route, *[UNREACHABLE] * refused, 200)
+    assert sends == ["u0"] * (refused + 1)
+    assert found == ("u0", 200)
+    assert len(no_pauses) == refused
+    assert all(0 < pause <= failover._LONGEST_PAUSE for pause in no_pauses)
+
+
+def test_but_no_longer_than_its_wait(no_pauses: list[float]) -> None:
+    route = route_model(upstreams({"next_on": ["unreachable"], "wait": "20s"}), "chat", "m")
+    sends, found, _ = asked(route, *[UNREACHABLE] * 100)
+    assert found is UNREACHABLE
+    assert 3 < len(sends) < 30
+    assert sum(no_pauses) <= 20
+
+
+@pytest.mark.parametrize("error", [BROKEN, SILENT])
+def test_and_never_after_what_may_have_been_generated(error: ApiError, no_pauses: list[float]) -> None:
+    route = route_model(upstreams({"next_on": ["unreachable"], "wait": "15m"}), "chat", "m")
+    assert asked(route, UNREACHABLE, error)[:2] == (["u0", "u0"], error)
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        [{"next_on": ["unreachable"]}],
+        [{"next_on": [429], "wait": "15m"}],
+        [{"next_on": ["unreachable"], "wait": "15m"}, {}],
+    ],
+    ids=["without a wait", "not named", "with a next one"],
+)
+def test_who_does_not_ask_for_it_is_told_at_once(each: list[dict[str, Any]], no_pauses: list[float]) -> None:
+    _, found, _ = asked(route_model(upstreams(*each), "chat", "m"), UNREACHABLE, UNREACHABLE)
+    assert found is UNREACHABLE
+    assert no_pauses == []
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What would have been waited, in seconds."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("relay.upstream.failover.asyncio.sleep", sleep)
+    return waited

@@ -272,6 +272,28 @@ def test_what_nobody_wants_is_stopped_at_the_far_relay(
     assert call.cancelled
 
 
+@pytest.mark.parametrize(("said", "kept_for"), [(None, "3s"), ("0s", "3s"), ("1500ms", "3s"), ("90s", "90s")])
+def test_the_far_relay_is_told_how_long_to_keep_it(
+    near: RelayProcess, line: CuttingProxy, upstream: ScriptedUpstream, said: str | None, kept_for: str
+) -> None:
+    """No shorter than the near one comes back, with the request and with each resume."""
+    model = f"kept-{said}"
+    for each in ("known", model):
+        upstream.on(each, *stream(*FRAMES))
+    line.fate = lambda asked: Fate(cut_at=700) if asked.model == model else Fate()
+    with begin(near, "chat", "known") as read:  # its answer says that it is a relay
+        read.events()
+    headers = credential("chat", "sk-1") | ({} if said is None else {"relay-abandon-after": said})
+    body = {"model": model, "stream": True, "messages": []}
+    with open_stream(near.url + PATHS["chat"], headers=headers, body=body) as read:
+        assert data_of(read) == given(FRAMES)
+    first, *others = [asked.headers.get("relay-abandon-after") for asked in line.asked()]
+    assert first is None, "nobody knows yet that it is a relay"
+    assert len(others) == 2
+    assert set(others) == {kept_for}
+    assert upstream.calls_of(model)[0].header("relay-abandon-after") is None
+
+
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 NOT_FOUND = (
     b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\ncontent-length: 55\r\nconnection: close\r\n\r\n"

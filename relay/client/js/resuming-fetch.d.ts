@@ -36,8 +36,8 @@ export interface Counters {
  * lived for 5 s.
  */
 export interface ResumingOptions {
-  /** Tries without progress. Default 40. */
-  maxAttempts?: number;
+  /** Tries without progress. Default `null`: more than fit into `maxElapsedMs`, so that the time is what ends an outage. */
+  maxAttempts?: number | null;
   /** Milliseconds of one outage; a wait that would go beyond them is not begun. Default 120000. */
   maxElapsedMs?: number;
   /** Milliseconds of the whole stream, from its request on. Default Infinity. */
@@ -58,6 +58,11 @@ export interface ResumingOptions {
    * false: a request to a server that is no relay stays as it is.
    */
   assumeRelay?: boolean;
+  /**
+   * True: an abort of `init.signal`, or a cancel of the body's reader, before the stream's end has the generation
+   * stopped (`DELETE /streams/{id}`). Default false: whoever leaves may come back.
+   */
+  stopOnAbort?: boolean;
   /**
    * Called for each request of a stream, the first one too; what it returns takes the place of the request's own. With
    * it, a refused credential is asked about again.

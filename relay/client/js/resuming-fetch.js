@@ -40,10 +40,14 @@ const WHOLE_MS = 100;
 /** A page that slept, or whose network has changed, has connections that are dead without knowing it. */
 const WAKE_EVENTS = ["online", "pageshow"];
 
+/** What whoever leaves gives the relay to hear of it. */
+const STOP_MS = 5000;
+const OF_A_BODY = ["content-type", "content-length", "content-encoding", "last-event-id", "idempotency-key", "prefer"];
+
 const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
-const BOUNDS = { maxAttempts: 40, ...TIMES };
+const BOUNDS = { maxAttempts: null, ...TIMES };
 const FOR_TESTS = { random: Math.random, sleep: sleepFor, now: () => performance.now() };
-const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, ...FOR_TESTS };
+const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, stopOnAbort: false, ...FOR_TESTS };
 
 const NEW_ANSWER = "Send the request again for a new answer.";
 const READ_ON = "The generation may go on: send the request with this Last-Event-ID to read on, or raise";
@@ -229,6 +233,26 @@ class RequestPlan {
     const added = { "accept-encoding": "identity", ...(lastEventId && { "last-event-id": lastEventId }) };
     const byId = lastEventId && this.#asked.method === "GET";
     return this.#send(signal, byId ? `/streams/${stream}` : this.#asked.rest, added);
+  }
+
+  /** Ends the generation. Whether the relay hears it or not, whoever has left goes on. */
+  async stop(stream) {
+    const native = this.#native;
+    const headers = new Headers(this.#asked.headers);
+    for (const [name, value] of new Headers(await this.#known.settings.headers?.())) headers.set(name, value);
+    for (const name of OF_A_BODY) headers.delete(name);
+    const url = `${this.#addresses[0]}/streams/${stream}${/\?.*$/.exec(this.#asked.rest)?.[0] ?? ""}`;
+    const { credentials, mode } = this.#input instanceof Request ? this.#input : {};
+    const { signal, body, duplex, ...init } = this.#init ?? {};
+    const ending = new AbortController();
+    const timer = setTimeout(() => ending.abort(), STOP_MS);
+    const like = { ...(mode && { credentials, mode }), ...init };
+    try {
+      // A page that is left while it reads still gets this out.
+      discardBody(await native(url, { ...like, method: "DELETE", headers, keepalive: true, signal: ending.signal }));
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** What comes next goes to the next base URL, where there are several. */
@@ -447,6 +471,7 @@ class ResumableStream {
 /** Reads one stream over as many connections as it takes. */
 class StreamBody {
   #stopped = false;
+  #wanted;
   #wakeUp;
   #attempt = new AbortController(); // of the request or the wait that is under way
   #settings;
@@ -458,7 +483,17 @@ class StreamBody {
   constructor(settings, request, state, body, signal) {
     [this.#settings, this.#request, this.#state, this.#reader] = [settings, request, state, body.getReader()];
     this.#signal = signal;
+    this.#wanted = settings.stopOnAbort;
+    // Also before anybody reads.
+    if (this.#wanted) signal?.addEventListener("abort", this.#leave, { once: true });
   }
+
+  /** The caller has left. */
+  #leave = () => {
+    const wanted = this.#wanted && !this.#state.finished;
+    this.#wanted = false;
+    if (wanted) this.#request.stop(this.#state.stream).catch(() => {});
+  };
 
   /** Nothing is read before it is asked for, so a slow client slows the sender down and fills no memory here. */
   body() {
@@ -469,6 +504,7 @@ class StreamBody {
       else controller.enqueue(value);
     };
     const cancel = (reason) => {
+      this.#leave();
       this.#stop(reason);
       return events.return();
     };
@@ -490,6 +526,8 @@ class StreamBody {
     } finally {
       for (const name of WAKE_EVENTS) globalThis.removeEventListener?.(name, onWake);
       signal?.removeEventListener("abort", onAbort);
+      signal?.removeEventListener("abort", this.#leave);
+      this.#wanted = false; // it has ended, or may be read on, in another process, too
       this.#stop();
     }
   }
@@ -618,7 +656,8 @@ class RetryBudget {
     const { maxAttempts, maxElapsedMs, firstDelayMs, longestDelayMs, random, now } = this.#settings;
     this.#since ??= now();
     if (this.deadlinePassed) return null;
-    if (this.count >= maxAttempts) {
+    // Without a number there is one all the same: a server that answers and sends nothing begins a new outage each time.
+    if (this.count >= (maxAttempts ?? Math.max(40, (5 * maxElapsedMs) / Math.max(longestDelayMs, 1000)))) {
       this.exhausted = "gave_up";
       return null;
     }
