@@ -237,6 +237,7 @@ class _NoCuts(logging.Filter):
 def _config() -> Config:
     config = Config()
     config.include_server_header = False
+    config.include_date_header = False  # relay.http.dates: an answer that is passed through has one already
     # Heads up to this size reach the application, which answers in the API's own error shape; one without end holds no
     # more.
     config.h11_max_incomplete_size = 2 * MAX_HEADER_BYTES
