@@ -98,6 +98,7 @@ async def proceed(
     """Answer with the stream after a position; `joins` where the client has seen nothing of it yet."""
     with counted(services, api):
         with_ids = event_ids.wanted(services, exchange)
+        scope = _scope(services, exchange, principal)
         asking = await services.registry.owners.of_principal(principal)
         attached = await services.registry.lookup.attach(after, asking, api, joins=joins)
         try:
@@ -106,7 +107,13 @@ async def proceed(
             if attached.reader is not None:
                 attached.reader.close()
             raise
-    await _go_on(services, exchange, after, attached, with_ids, joins=joins)
+    await _go_on(services, exchange, after, attached, with_ids, scope, joins=joins)
+
+
+def _scope(services: Services, exchange: Exchange, principal: Principal) -> str:
+    """What the ticket in this answer allows. None for the holder of one, who could prolong it without end. Raises
+    BadRequest."""
+    return tickets.scope_of(services, exchange) if isinstance(principal, bytes) else ""
 
 
 async def joined(services: Services, exchange: Exchange, attached: Attached) -> None:
@@ -118,15 +125,23 @@ async def joined(services: Services, exchange: Exchange, attached: Attached) -> 
             services.gate.charge_resume(exchange.caller.identity)
             services.gate.charge_replay(exchange.caller.identity, attached.backlog)
             with_ids = event_ids.wanted(services, exchange)
+            scope = tickets.scope_of(services, exchange)
     except ApiError:
         attached.reader.close()
         services.registry.adoption.left(after.stream, delivered=False, joinable=attached.joinable)
         raise
-    await _go_on(services, exchange, after, attached, with_ids, joins=True)
+    await _go_on(services, exchange, after, attached, with_ids, scope, joins=True)
 
 
 async def _go_on(
-    services: Services, exchange: Exchange, after: EventId, attached: Attached, with_ids: bool, *, joins: bool
+    services: Services,
+    exchange: Exchange,
+    after: EventId,
+    attached: Attached,
+    with_ids: bool,
+    scope: str,
+    *,
+    joins: bool,
 ) -> None:
     if not joins:  # a retry that comes now, on another replica, must not take its stream
         await services.registry.orphans.told_of(after.stream)
@@ -137,6 +152,7 @@ async def _go_on(
     headers = stream_headers(
         after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
     )
+    headers += tickets.url_header(services, after.stream, scope)
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return

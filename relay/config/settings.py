@@ -78,7 +78,11 @@ class TicketSettings(Section):
         description="What the ticket in `Relay-Stream-Url` lets its holder do; a request's `Relay-Ticket` header says "
         "otherwise for its stream.",
     )
-    ttl: Duration = Field(3600.0, description="How long a ticket is good for.")
+    ttl: Duration = Field(
+        3600.0,
+        description="How long a ticket is good beyond the time that its stream may run (`streams.max_duration`): none "
+        "ends before its stream.",
+    )
 
 
 class CorsSettings(Section):
