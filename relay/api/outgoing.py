@@ -183,17 +183,20 @@ def upstream_request(
     length: int | None,
     incremental: bool = False,
     headers: Headers | None = None,
+    query: str | None = None,
     streamed: bool = False,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
     `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
-    stream, `length` is the body's in bytes where it is known, `headers` stand for the client's own where some of these
-    are not to cross, and `streamed` is True where a stream is asked for.
+    stream, `length` is the body's in bytes where it is known, `headers` and `query` stand for the client's own where
+    some of these are not to cross, and `streamed` is True where a stream is asked for.
     """
     upstream = route.upstream
     timeouts = upstream.timeouts(services.settings.streams)
-    own_key, query = upstream.api_key(), exchange.query
+    own_key = upstream.api_key()
+    if query is None:
+        query = exchange.query
     if own_key is not None and query:
         query = credentials.without_credentials(
             query, exchange.caller.shown if exchange.caller.key is not None else b""

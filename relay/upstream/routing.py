@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.config import UpstreamSettings
@@ -44,6 +45,33 @@ def route_model(upstreams: list[UpstreamSettings], api: str | None, model: str, 
         f"No upstream of this relay serves the model {model[:200]!r} here. "
         "Ask GET /v1/models, or check `upstreams` in the relay's settings."
     )
+
+
+def name_for(
+    upstreams: list[UpstreamSettings],
+    upstream: UpstreamSettings,
+    model: str,
+    apis: Sequence[str],
+    may_ask_for: Callable[[str], bool],
+) -> str | None:
+    """The name by which a client asks for what an upstream calls `model`, over one of these APIs; None where no request
+    for it gets there."""
+    for name in dict.fromkeys((model, upstream.strip_prefix + model)):
+        if (upstream.model or name.removeprefix(upstream.strip_prefix)) == model and may_ask_for(name):
+            for api in apis:
+                if next((u for u in upstreams if u.matches(api, name) is not None), None) is upstream:
+                    return name
+    return None
+
+
+def named_in_settings(upstreams: list[UpstreamSettings], upstream: UpstreamSettings, apis: Sequence[str]) -> list[str]:
+    """The models that the settings themselves name for an upstream, without a pattern."""
+    names = [name for name in upstream.models if not set("*?[") & set(name)]
+    return [
+        name
+        for name in names
+        if any(next((u for u in upstreams if u.matches(api, name) is not None), None) is upstream for api in apis)
+    ]
 
 
 def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool) -> Route:
