@@ -109,7 +109,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
         await registry.check_store()
         if not registry.owners.secret_known:
             # Under the owner that this replica makes up meanwhile, nobody would find the stream in the log.
-            services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
+            route.meter(services.metrics, dialect.name).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
     if not logged:

@@ -14,6 +14,7 @@ from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
+from relay.model_labels import ModelLabels
 from relay.protocol import credentials
 from relay.protocol import headers as rules
 from relay.protocol.dialect import JsonObject
@@ -129,6 +130,9 @@ class UpstreamRequest:
     answer: tuple[str, float]
     """The setting that says how long the answer may take, and its seconds."""
     timeouts: Timeouts
+    model: str
+    """The model's name there, "" where it names none."""
+    models: ModelLabels
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
@@ -170,6 +174,8 @@ class UpstreamRequest:
             self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
             raise
         self.meter.upstream_answered(response.status_code)
+        if response.status_code < 300:
+            self.models.accepted(self.model)
         return response
 
 
@@ -214,12 +220,14 @@ def upstream_request(
     return UpstreamRequest(
         services.upstreams,
         upstream,
-        services.metrics.meter(api, upstream.name, route.pattern),
+        route.meter(services.metrics, api),
         exchange.method,
         url,
         crossing,
         _answer_limit(timeouts, streamed=streamed),
         timeouts,
+        route.model,
+        services.metrics.models,
     )
 
 

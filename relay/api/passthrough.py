@@ -108,7 +108,7 @@ async def forward(
         and kind
         and is_event_stream(response)
     ):
-        meter = services.metrics.meter(_label(exchange), route.upstream.name, route.pattern)
+        meter = route.meter(services.metrics, _label(exchange))
         try:
             await passed_events.deliver(exchange, response, more, meter, services.settings)
         finally:

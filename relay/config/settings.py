@@ -133,6 +133,18 @@ class DrainSettings(Section):
     )
 
 
+class MetricsSettings(Section):
+    models: Literal["patterns", "names"] = Field(
+        "patterns",
+        description="What the label `model` holds. `patterns`: the pattern of `upstreams[].models` that took the "
+        "request. `names`: the model's name at its upstream, from the second request on that the upstream answered "
+        "with success; then whoever may ask for models can make labels, up to `metrics.most_names`.",
+    )
+    most_names: Annotated[int, Field(ge=1, le=10000)] = Field(
+        100, description="How many names a process takes; further models are under their pattern."
+    )
+
+
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
@@ -176,6 +188,7 @@ class Settings(BaseSettings):
     )
     limits: LimitSettings = LimitSettings()
     drain: DrainSettings = DrainSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

@@ -164,7 +164,8 @@ class Leases:
             code, top = await self._log.force_end(status.stream, top, outcome.value, status.binding)
             if code != scripts.MISMATCH:
                 if code == scripts.OK:
-                    meter = self._metrics.meter(status.api, status.upstream, status.model)
+                    model = self._metrics.models.of_another(status.model)
+                    meter = self._metrics.meter(status.api, status.upstream, model)
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
                     count_forced_end(meter, status.stream, outcome, top, seconds)

@@ -166,7 +166,7 @@ class Registry:
         choices: int = 1,
     ) -> Producer:
         """Start a generation under a fresh stream id."""
-        account = StreamAccount(self.metrics.meter(dialect.name, route.upstream.name, route.pattern), request)
+        account = StreamAccount(route.meter(self.metrics, dialect.name), request)
         producer = Producer(
             stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage, choices=choices
         )
@@ -200,7 +200,7 @@ class Registry:
 
     def on_moved(self, producer: Producer) -> None:
         account, route = producer.account, producer.route
-        meter = self.metrics.meter(producer.dialect.name, route.upstream.name, route.pattern)
+        meter = route.meter(self.metrics, producer.dialect.name)
         if producer.stream in self.producers:
             account.meter.streams_active.dec()
             meter.streams_active.inc()

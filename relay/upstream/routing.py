@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.config import UpstreamSettings
+from relay.metrics import Meter, Metrics
 from relay.protocol.errors import ModelNotFound, NotFound
 from relay.upstream.addresses import join
 
@@ -24,6 +25,10 @@ class Route:
     def settled(self) -> bool:
         """Is the request sent once, whatever the answer?"""
         return not self.upstream.next_on or (self.next is None and not self.upstream.wait)
+
+    def meter(self, metrics: Metrics, api: str) -> Meter:
+        """What counts the requests that go this way."""
+        return metrics.meter(api, self.upstream.name, metrics.models.of(self.pattern, self.model))
 
     def url(self, path_and_query: str) -> str:
         anthropic = path_and_query.startswith("/v1/messages") or self.upstream.apis == ["messages"]

@@ -81,6 +81,8 @@ CONTRACT = {
     "limits.idle_timeout": 75,
     "limits.write_timeout": 30,
     "drain.timeout": 600,
+    "metrics.models": "patterns",
+    "metrics.most_names": 100,
     "log.level": "info",
     "log.format": "text",
 }
@@ -252,6 +254,8 @@ class TestWhoWins:
             "limits.readers_per_stream": "1",
             "limits.streams_per_owner": "1",
             "limits.streams": "1",
+            "metrics.models": "names",
+            "metrics.most_names": "1",
             "log.level": "debug",
             "log.format": "json",
         }.get(path, "7s")
