@@ -204,6 +204,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             asyncio.create_task(_flush_forever(counted)),
         ]
         if keyring is not None:
+            registry.owners.names = lambda: keyring.owners
             watching.append(asyncio.create_task(keyring.watch()))
         # What lives as long as the process need not be looked through again and again for what could be freed.
         gc.collect()

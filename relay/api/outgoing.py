@@ -9,6 +9,7 @@ from typing import TypeGuard
 
 import httpx
 
+from relay import access
 from relay.api.bodies import Charge
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -17,6 +18,7 @@ from relay.metrics import Meter
 from relay.model_labels import ModelLabels
 from relay.protocol import credentials
 from relay.protocol import headers as rules
+from relay.protocol.apis import BY_PATH
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
@@ -133,6 +135,9 @@ class UpstreamRequest:
     model: str
     """The model's name there, "" where it names none."""
     models: ModelLabels
+    request_id: str
+    path: str
+    """One that the relay knows, or `other`."""
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
@@ -171,12 +176,20 @@ class UpstreamRequest:
                 self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=idle
             )
         except ApiError as error:
-            self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
+            word = _NO_ANSWER.get(type(error), "other")
+            self.meter.upstream_answered(word)
+            self._refused(word)
             raise
         self.meter.upstream_answered(response.status_code)
         if response.status_code < 300:
             self.models.accepted(self.model)
+        elif response.status_code >= 400:
+            self._refused(response.status_code)
         return response
+
+    def _refused(self, status: int | str) -> None:
+        fields = {"upstream": self.upstream.name, "api": self.meter.api, "path": self.path, "status": status}
+        access.of_stream("upstream refused", {**fields, "model": self.meter.model, "request_id": self.request_id})
 
 
 def upstream_request(
@@ -228,6 +241,8 @@ def upstream_request(
         timeouts,
         route.model,
         services.metrics.models,
+        exchange.request_id,
+        path if (path := exchange.scope["path"]) in BY_PATH else "other",
     )
 
 

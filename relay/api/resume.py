@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import event_ids, tickets
+from relay import access
+from relay.api import event_ids, tickets, told
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -19,8 +19,6 @@ from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 from relay.streams.lookup import Attached
-
-logger = logging.getLogger(__name__)
 
 
 def position(value: str) -> EventId:
@@ -55,6 +53,7 @@ async def streams(services: Services, exchange: Exchange) -> None:
     services.gate.charge_resume(_rate_subject(principal, stream))
     if exchange.method == "DELETE":
         await services.registry.lookup.stop(stream, await services.registry.owners.of_principal(principal))
+        told.stopped(services, exchange, stream, by_ticket=not isinstance(principal, bytes))
         await exchange.answer(204, b"")
         return
     if "application/json" in (exchange.header(b"accept") or ""):
@@ -148,7 +147,7 @@ async def _go_on(
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
-    logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
+    access.of_stream("stream resumed", {**fields, **told.who(services, exchange), "request_id": exchange.request_id})
     headers = stream_headers(
         after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
     )

@@ -47,7 +47,8 @@ async def authenticate(services: Services, exchange: Exchange, stream: str, *, s
     StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        return services.gate.caller(exchange.headers, exchange.query).identity
+        exchange.caller = services.gate.caller(exchange.headers, exchange.query)
+        return exchange.caller.identity
     await services.registry.owners.know_secret()
     match = _TICKET.fullmatch(shown[-1])
     expiry, scope, mac = match.groups() if match else ("0", "r", "")

@@ -151,6 +151,12 @@ class LogSettings(Section):
         description="What is logged. At `debug` the words of upstreams' errors are, too, which may quote a prompt.",
     )
     format: Literal["text", "json"] = Field("text", description="For people or for machines.")
+    access: Annotated[Literal["off", "streams", "all"], BeforeValidator(off_to_word)] = Field(
+        "streams",
+        description="Lines that tell who did what. `streams`: a stream's begin and end, readers who come back to it or "
+        "leave it before its end, stops, refusals of upstreams. `all`: as well readers who had everything, and the "
+        "relay's own refusals of requests for no stream that is there. `off`: failures alone.",
+    )
 
 
 class Settings(BaseSettings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -48,7 +48,11 @@ class Running(Protocol):
 class Leases:
     """One per replica."""
 
-    def __init__(self, log: Log, replica: str, running: Running, metrics: Metrics) -> None:
+    def __init__(
+        self, log: Log, replica: str, running: Running, metrics: Metrics, shown: Callable[[str], str] = str
+    ) -> None:
+        """`shown` is how the process's log names an owner."""
+        self._shown = shown
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
@@ -168,6 +172,6 @@ class Leases:
                     meter = self._metrics.meter(status.api, status.upstream, model)
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
-                    count_forced_end(meter, status.stream, outcome, top, seconds)
+                    count_forced_end(meter, status, outcome, top, seconds, self._shown(status.owner))
                 return code != scripts.ALIVE
         return False

@@ -85,6 +85,7 @@ CONTRACT = {
     "metrics.most_names": 100,
     "log.level": "info",
     "log.format": "text",
+    "log.access": "streams",
 }
 OF_AN_UPSTREAM = [
     *(
@@ -258,6 +259,7 @@ class TestWhoWins:
             "metrics.most_names": "1",
             "log.level": "debug",
             "log.format": "json",
+            "log.access": "off",
         }.get(path, "7s")
         assert at(loaded(environ={variable(path): other}), path) != at(loaded(), path)
 
