@@ -15,6 +15,7 @@ import traceback
 from types import TracebackType
 from typing import Any
 
+from relay import access
 from relay.config import LogSettings
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def configure(settings: LogSettings) -> None:
     handler.setFormatter(_JsonLines() if settings.format == "json" else _TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("relay").setLevel(settings.level.upper())
+    access.configure(settings.access)
 
 
 def watch_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,8 +1,9 @@
 """Everything that Prometheus is told, and the address where it asks.
 
-Promises: no label is ever a client's or an upstream's string (`api`, the configured `upstream`, the configured
-`model` pattern, and the relay's own words), so the number of series is bounded by the settings; a counter never
-goes back while the relay runs, whichever of its workers die; an event costs two additions, not two metrics.
+Promises: no label is ever a client's or an upstream's string (`api`, the configured `upstream`, the `model` as
+`relay.model_labels` has it, and the relay's own words), so the number of series is bounded by the settings; a
+counter never goes back while the relay runs, whichever of its workers die; an event costs two additions, not two
+metrics.
 
 With several workers prometheus-client's multiprocess mode is used, which has no exemplars and no process metrics.
 The server runs in a thread, or in the parent of the workers: a scrape does not stand in the event loop's way.
@@ -35,6 +36,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from relay import __version__
+from relay.model_labels import ModelLabels
 from relay.protocol import guard
 from relay.protocol.errors import ApiError
 from relay.protocol.outcomes import Cause, Ending, Outcome
@@ -141,7 +143,8 @@ class Meter:
 class Metrics:
     """All metrics of one replica; `registry` is what `serve` serves."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: ModelLabels | None = None) -> None:
+        self.models = ModelLabels() if models is None else models
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, of which nothing is asked
         self.registry = registry = CollectorRegistry()
         self.first_token = Histogram(
@@ -294,7 +297,7 @@ class Metrics:
                     gauge.labels(api, upstream, model)
 
     def meter(self, api: str, upstream: str, model: str) -> Meter:
-        """`upstream` and `model` are words of the settings, never of a client."""
+        """`upstream` is a word of the settings, `model` what `models` says; never a client's."""
         key = (api, upstream, model)
         found = self._meters.get(key)
         if found is None:

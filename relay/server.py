@@ -35,6 +35,7 @@ from relay.auth.keyring import Keyring
 from relay.config import Settings
 from relay.http import server as http_server
 from relay.metrics import Metrics
+from relay.model_labels import ModelLabels
 from relay.protocol import guard
 from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
@@ -83,7 +84,7 @@ def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside
         listener = _listen(settings)
         stack.callback(listener.close)
         # Before all others, and so closed after them: the end of a drain can still be scraped.
-        counted = Metrics() if settings.workers == 1 else None
+        counted = _metrics(settings) if settings.workers == 1 else None
         stack.callback(
             metrics.serve(
                 settings.metrics_bind, metrics.of_workers() if counted is None else counted.registry, settings.hosts
@@ -108,10 +109,15 @@ def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside
         def work() -> None:
             if store is not None:
                 store.disown()
-            _run_replica(setup, Metrics())
+            _run_replica(setup, _metrics(settings))
 
         Workers(settings.workers, work).run(on_ending=listener.close if store is None else lambda: None)
     return 0
+
+
+def _metrics(settings: Settings) -> Metrics:
+    most = settings.metrics.most_names if settings.metrics.models == "names" else 0
+    return Metrics(ModelLabels(most, (pattern for upstream in settings.upstreams for pattern in upstream.models)))
 
 
 def _warn(settings: Settings) -> None:
@@ -204,6 +210,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             asyncio.create_task(_flush_forever(counted)),
         ]
         if keyring is not None:
+            registry.owners.names = lambda: keyring.owners
             watching.append(asyncio.create_task(keyring.watch()))
         if setup.alongside is not None:
             watching.append(asyncio.create_task(setup.alongside(upstreams)))

@@ -11,7 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from relay.api import openapi, pages, responses, resume
+from relay.api import openapi, pages, responses, resume, told
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
@@ -93,8 +93,7 @@ def create_app(services: Services) -> Router:
 
     def on_refusal(exchange: Exchange, error: ApiError) -> None:
         services.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()
-        fields = {"code": error.code, "status": error.status, "request_id": exchange.request_id}
-        logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "refused", extra={"fields": fields})
+        told.refused(services, exchange, error)
 
     apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in DIALECTS.values()]
     return _App(

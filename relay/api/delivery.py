@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from relay.api import told
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.config import Settings
@@ -59,18 +60,24 @@ def stream_headers(
 
 
 async def deliver(
-    services: Services, exchange: Exchange, source: Source, headers: Headers, stream: str, *, joinable: bool
+    services: Services, exchange: Exchange, source: Events, headers: Headers, stream: str, *, joinable: bool
 ) -> None:
     """One client reading one stream, and what became of it: the next request that is the same may join what this one
     has not had to its end. Raises ConnectionCut."""
     adoption = services.registry.adoption
     delivered = False
+    why = "left"
     delivery = Delivery(exchange, source, services.settings)
     adoption.connected(stream, delivery.probe)
     try:
         await delivery.run(headers)
         delivered = True
+        why = "finished"
+    except ConnectionCut:
+        why = delivery.why(draining=services.registry.lookup.draining)
+        raise
     finally:
+        told.reader_gone(services, exchange, stream, source.cursor, why)
         adoption.disconnected(stream, delivery.probe)
         if not delivered or not adoption.follows(stream, joinable=joinable):
             adoption.left(stream, delivered=delivered, joinable=joinable)
@@ -105,6 +112,13 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Events(Source, Protocol):
+    """Those of a stream; `cursor` is the last one that was given out."""
+
+    @property
+    def cursor(self) -> int: ...
+
+
 def suit(reader: Reader, exchange: Exchange, settings: Settings) -> Reader:
     """The reader as its client understands it. Who comes back with an id, or to a stream's own address, is told how it
     ended: a cut says that only to who asks again."""
@@ -123,9 +137,11 @@ class Delivery:
         self._exchange = exchange
         self._reader = reader
         self._every = settings.streams.heartbeat
+        self._slow = 0.5 * settings.limits.write_timeout
+        self._unheard = False
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
-        self._writing = False
+        self._writing = 0.0  # since when
         self._held_back: bytes | None = None  # what is too large for one write
         self._beat = False
         self._timer: asyncio.TimerHandle | None = None
@@ -174,11 +190,21 @@ class Delivery:
                 data = reader.heartbeat
                 self._beat = False
                 reader.meter.heartbeats.inc()
-            self._writing = True
+            self._writing = now()
             await send(data)
             data = None  # a reader that waits holds nothing
-            self._writing = False
+            self._writing = 0.0
             self._last_write = now()
+
+    def why(self, *, draining: bool) -> str:
+        """Why a connection was cut."""
+        if self._unheard:
+            return "unheard"
+        if self._exchange.given_up or (self._writing and self._loop.time() - self._writing >= self._slow):
+            return "too_slow"
+        if self._exchange.gone:
+            return "left"
+        return "drain" if draining else "lost"
 
     def probe(self) -> None:
         """Somebody asks for the same again: is this client still there? One that is cut off without a word, as by a
@@ -188,6 +214,7 @@ class Delivery:
 
     def _hang_up_unheard(self) -> None:
         if self._timer is not None and self._exchange.unheard() > _HEARD_WITHIN - 0.05:
+            self._unheard = True
             self._exchange.abort()
             self._reader.hang_up()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from relay.api.delivery import Source
+from relay.api.delivery import Events
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.protocol.errors import BadRequest
@@ -36,9 +36,13 @@ def wanted(services: Services, exchange: Exchange) -> bool:
 class WithoutIds:
     """A source whose frames have lost their ids."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Events) -> None:
         self._source = source
         self.meter = source.meter
+
+    @property
+    def cursor(self) -> int:
+        return self._source.cursor
 
     @property
     def heartbeat(self) -> bytes:

@@ -24,6 +24,7 @@ from relay.auth.gate import Caller
 from relay.http.contract import (
     ABORT,
     DIRECT,
+    GIVEN_UP,
     HALF_CLOSE,
     READ_TIMEOUT,
     TAKEN,
@@ -285,6 +286,12 @@ class Exchange:
         """For how many seconds the client's machine has not answered what was sent to it; 0 where that is not known."""
         told: Callable[[], float] | None = self.scope.get("state", {}).get(UNHEARD)
         return 0.0 if told is None else told()
+
+    @property
+    def given_up(self) -> bool:
+        """Has the server ended this connection because its client took nothing?"""
+        told: Callable[[], bool] | None = self.scope.get("state", {}).get(GIVEN_UP)
+        return told is not None and told()
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
-from relay.api import event_ids, kept, resume, tickets, unread
+from relay.api import event_ids, kept, resume, tickets, told, unread
 from relay.api.attaching import Attaching
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
@@ -109,7 +109,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
         await registry.check_store()
         if not registry.owners.secret_known:
             # Under the owner that this replica makes up meanwhile, nobody would find the stream in the log.
-            services.metrics.meter(dialect.name, route.upstream.name, route.pattern).degraded()
+            route.meter(services.metrics, dialect.name).degraded()
             logged = False
     stream = new_stream_id(logged=logged)
     if not logged:
@@ -158,7 +158,13 @@ async def _stream(
         dialect,
         route,
         owner=request.owner,
-        request=Request(exchange.request_id, exchange.received, route.model, rules.trace_id(exchange.headers)),
+        request=Request(
+            exchange.request_id,
+            exchange.received,
+            route.model,
+            rules.trace_id(exchange.headers),
+            exchange.caller.key.label if exchange.caller.key is not None else "",
+        ),
         hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
         call=_call(services, exchange, dialect, request, preference_met=detached, abandon_after=abandon_after),
@@ -184,6 +190,8 @@ async def _stream(
     except BaseException as error:
         reader.close()
         registry.adoption.left(producer.stream, delivered=False, joinable=False)
+        if isinstance(error, ConnectionCut):
+            told.reader_gone(services, exchange, producer.stream, 0, "left")
         if isinstance(error, ConnectionCut) and goes_on:
             if joining.attachable:
                 producer.make()  # whoever comes next, on whatever replica, is to find it

@@ -291,7 +291,7 @@ def _refusals() -> Json:
 def _stream(text: str, *, also: Json) -> Json:
     return {
         "description": text,
-        "headers": _stream_headers() | {"relay-stream-url": ref("headers", "relay-stream-url")},
+        "headers": _stream_headers(),
         "content": {"text/event-stream": {"schema": ref("schemas", "Events")}, **also},
     }
 
@@ -302,7 +302,7 @@ def _empty(text: str, *, of_stream: bool = False) -> Json:
 
 def _stream_headers() -> Json:
     names = [name.decode() for name, _ in stream_headers("", 15, resumable=True)]
-    return {name: ref("headers", name) for name in names if _HEADERS[name]}
+    return {name: ref("headers", name) for name in [*names, "relay-stream-url"] if _HEADERS.get(name, "-")}
 
 
 def _json(schema: Json) -> Json:

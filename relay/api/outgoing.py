@@ -9,13 +9,16 @@ from typing import TypeGuard
 
 import httpx
 
+from relay import access
 from relay.api.bodies import Charge
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
+from relay.model_labels import ModelLabels
 from relay.protocol import credentials
 from relay.protocol import headers as rules
+from relay.protocol.apis import BY_PATH
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
@@ -172,6 +175,12 @@ class UpstreamRequest:
     max_event_bytes: int
     abandon_after: float
     """For how many seconds a relay there is to go on when it loses this one."""
+    model: str
+    """The model's name there, "" where it names none."""
+    models: ModelLabels
+    request_id: str
+    path: str
+    """One that the relay knows, or `other`."""
 
     async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
@@ -219,10 +228,20 @@ class UpstreamRequest:
                 self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=idle
             )
         except ApiError as error:
-            self.meter.upstream_answered(_NO_ANSWER.get(type(error), "other"))
+            word = _NO_ANSWER.get(type(error), "other")
+            self.meter.upstream_answered(word)
+            self._refused(word)
             raise
         self.meter.upstream_answered(response.status_code)
+        if response.status_code < 300:
+            self.models.accepted(self.model)
+        elif response.status_code >= 400:
+            self._refused(response.status_code)
         return response
+
+    def _refused(self, status: int | str) -> None:
+        fields = {"upstream": self.upstream.name, "api": self.meter.api, "path": self.path, "status": status}
+        access.of_stream("upstream refused", {**fields, "model": self.meter.model, "request_id": self.request_id})
 
 
 def upstream_request(
@@ -235,19 +254,22 @@ def upstream_request(
     length: int | None,
     incremental: bool = False,
     headers: Headers | None = None,
+    query: str | None = None,
     streamed: bool = False,
     abandon_after: float | None = None,
 ) -> UpstreamRequest:
     """The client's request as it goes to the upstream of a route.
 
     `api` is the API's name in metrics, `identity` asks for an answer that is not compressed, `incremental` for an event
-    stream, `length` is the body's in bytes where it is known, `headers` stand for the client's own where some of these
-    are not to cross, `streamed` is True where a stream is asked for, and `abandon_after` is for how many seconds its
-    client wants that to go on unread.
+    stream, `length` is the body's in bytes where it is known, `headers` and `query` stand for the client's own where
+    some of these are not to cross, `streamed` is True where a stream is asked for, and `abandon_after` is for how many
+    seconds its client wants that to go on unread.
     """
     upstream = route.upstream
     timeouts = upstream.timeouts(services.settings.streams)
-    own_key, query = upstream.api_key(), exchange.query
+    own_key = upstream.api_key()
+    if query is None:
+        query = exchange.query
     if own_key is not None and query:
         query = credentials.without_credentials(
             query, exchange.caller.shown if exchange.caller.key is not None else b""
@@ -265,7 +287,7 @@ def upstream_request(
     return UpstreamRequest(
         services.upstreams,
         upstream,
-        services.metrics.meter(api, upstream.name, route.pattern),
+        route.meter(services.metrics, api),
         exchange.method,
         url,
         crossing,
@@ -273,6 +295,10 @@ def upstream_request(
         timeouts,
         services.settings.streams.max_event_bytes,
         _kept_for(services, timeouts, abandon_after),
+        route.model,
+        services.metrics.models,
+        exchange.request_id,
+        path if (path := exchange.scope["path"]) in BY_PATH else "other",
     )
 
 

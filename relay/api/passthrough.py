@@ -8,7 +8,7 @@ import httpx
 
 from relay.api import kept, passed_events
 from relay.api.exchange import Exchange
-from relay.api.models import list_models
+from relay.api.models import is_one_s_own, list_models, of_model
 from relay.api.outgoing import ClientBody, RequestBody, is_name, upstream_request
 from relay.api.services import Services
 from relay.http.contract import ConnectionCut
@@ -37,7 +37,7 @@ async def any_path(services: Services, exchange: Exchange, *, own: bool = False)
     caller = exchange.caller
     if not own:
         caller.check_path(exchange.method, path, exchange.target)
-    if exchange.method == "GET" and path == "/v1/models" and caller.restricted:
+    if exchange.method == "GET" and path == "/v1/models" and not is_one_s_own(exchange, services.settings.upstreams):
         await list_models(services, exchange)
         return
     with services.gate.acquire(exchange.caller):  # before a body is read
@@ -71,6 +71,8 @@ async def _read(services: Services, exchange: Exchange) -> tuple[Route, ClientBo
 
 def _route_path(services: Services, exchange: Exchange) -> Route:
     anthropic = exchange.header(b"anthropic-version") is not None
+    if (found := of_model(exchange, services.settings.upstreams, anthropic=anthropic)) is not None:
+        return found
     return route_path(services.settings.upstreams, exchange.scope["path"], anthropic=anthropic)
 
 
@@ -106,7 +108,7 @@ async def forward(
         and kind
         and is_event_stream(response)
     ):
-        meter = services.metrics.meter(_label(exchange), route.upstream.name, route.pattern)
+        meter = route.meter(services.metrics, _label(exchange))
         try:
             await passed_events.deliver(exchange, response, more, meter, services.settings)
         finally:

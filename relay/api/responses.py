@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import kept
+from relay.api import kept, told
 from relay.api.exchange import Exchange
 from relay.api.passthrough import any_path
 from relay.api.resume import counted, proceed
@@ -61,6 +61,7 @@ async def cancel(services: Services, exchange: Exchange) -> None:
     await exchange.discard_body()
     owner = await services.registry.owners.of_credential(exchange.caller.identity)
     await services.registry.lookup.stop(status.stream, owner)
+    told.stopped(services, exchange, status.stream, by_ticket=False)
     await exchange.answer(200, orjson.dumps(await _last_response(services, status)))
 
 

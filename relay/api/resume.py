@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs
 
 import orjson
 
-from relay.api import event_ids, tickets, unread
+from relay import access
+from relay.api import event_ids, tickets, told, unread
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -19,8 +19,6 @@ from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 from relay.streams.lookup import Attached
-
-logger = logging.getLogger(__name__)
 
 
 def position(value: str) -> EventId:
@@ -55,6 +53,7 @@ async def streams(services: Services, exchange: Exchange) -> None:
     services.gate.charge_resume(_rate_subject(principal, stream))
     if exchange.method == "DELETE":
         await services.registry.lookup.stop(stream, await services.registry.owners.of_principal(principal))
+        told.stopped(services, exchange, stream, by_ticket=not isinstance(principal, bytes))
         await exchange.answer(204, b"")
         return
     if "application/json" in (exchange.header(b"accept") or ""):
@@ -100,6 +99,7 @@ async def proceed(
         with_ids = event_ids.wanted(services, exchange)
         # A ticket lets its holder read: how long the generation goes on is its owner's to say.
         abandon_after = unread.abandon_after(services, exchange) if isinstance(principal, bytes) else None
+        scope = _scope(services, exchange, principal)
         asking = await services.registry.owners.of_principal(principal)
         attached = await services.registry.lookup.attach(after, asking, api, joins=joins, abandon_after=abandon_after)
         try:
@@ -108,7 +108,13 @@ async def proceed(
             if attached.reader is not None:
                 attached.reader.close()
             raise
-    await _go_on(services, exchange, after, attached, with_ids, joins=joins)
+    await _go_on(services, exchange, after, attached, with_ids, scope, joins=joins)
+
+
+def _scope(services: Services, exchange: Exchange, principal: Principal) -> str:
+    """What the ticket in this answer allows. None for the holder of one, who could prolong it without end. Raises
+    BadRequest."""
+    return tickets.scope_of(services, exchange) if isinstance(principal, bytes) else ""
 
 
 async def joined(services: Services, exchange: Exchange, attached: Attached) -> None:
@@ -120,25 +126,34 @@ async def joined(services: Services, exchange: Exchange, attached: Attached) -> 
             services.gate.charge_resume(exchange.caller.identity)
             services.gate.charge_replay(exchange.caller.identity, attached.backlog)
             with_ids = event_ids.wanted(services, exchange)
+            scope = tickets.scope_of(services, exchange)
     except ApiError:
         attached.reader.close()
         services.registry.adoption.left(after.stream, delivered=False, joinable=attached.joinable)
         raise
-    await _go_on(services, exchange, after, attached, with_ids, joins=True)
+    await _go_on(services, exchange, after, attached, with_ids, scope, joins=True)
 
 
 async def _go_on(
-    services: Services, exchange: Exchange, after: EventId, attached: Attached, with_ids: bool, *, joins: bool
+    services: Services,
+    exchange: Exchange,
+    after: EventId,
+    attached: Attached,
+    with_ids: bool,
+    scope: str,
+    *,
+    joins: bool,
 ) -> None:
     if not joins:  # a retry that comes now, on another replica, must not take its stream
         await services.registry.orphans.told_of(after.stream)
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
-    logger.info("stream resumed", extra={"fields": {**fields, "request_id": exchange.request_id}})
+    access.of_stream("stream resumed", {**fields, **told.who(services, exchange), "request_id": exchange.request_id})
     headers = stream_headers(
         after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
     )
+    headers += tickets.url_header(services, after.stream, scope)
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])
         return

@@ -1,8 +1,9 @@
 """Tickets: one stream, for a while, for who holds no credential.
 
 A backend starts a generation with its key and hands the browser the address in `Relay-Stream-Url`; a plain
-`EventSource` reads it and comes back by itself. A ticket is `<expiry>.<scope>.<mac>`: Unix seconds, `r` or `rs`
-(read, read and stop), and an HMAC over both and the stream's id with the secret that the replicas share.
+`EventSource` reads it and comes back by itself, as long as the stream may run and `tickets.ttl` beyond. A ticket is
+`<expiry>.<scope>.<mac>`: Unix seconds, `r` or `rs` (read, read and stop), and an HMAC over both and the stream's id
+with the secret that the replicas share.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def url_header(services: Services, stream: str, scope: str) -> Headers:
     """`Relay-Stream-Url` for a stream; none for an empty scope."""
     if not scope:
         return []
-    expiry = str(int(time.time() + services.settings.tickets.ttl))
+    settings = services.settings
+    # No stream that runs outlives its ticket, however long it may run.
+    expiry = str(int(time.time() + settings.streams.max_duration + settings.tickets.ttl))
     url = f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(services, stream, expiry, scope)}"
     return [(b"relay-stream-url", url.encode())]
 
@@ -44,7 +47,8 @@ async def authenticate(services: Services, exchange: Exchange, stream: str, *, s
     StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        return services.gate.caller(exchange.headers, exchange.query).identity
+        exchange.caller = services.gate.caller(exchange.headers, exchange.query)
+        return exchange.caller.identity
     await services.registry.owners.know_secret()
     match = _TICKET.fullmatch(shown[-1])
     expiry, scope, mac = match.groups() if match else ("0", "r", "")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.auth.keyring import Key, Keyring
-from relay.auth.owners import NOBODY
+from relay.auth.owners import NOBODY, of_key
 from relay.auth.rates import Buckets
 from relay.config import LimitSettings, UpstreamSettings
 from relay.config.units import Rate, parse_rate
@@ -160,8 +160,7 @@ class Gate:
         key = self._keyring.find(shown)
         if key is None:
             raise InvalidApiKey
-        # No header can hold a NUL: no credential of the other mode is this.
-        return Caller(b"\0owner\0" + key.owner.encode(), shown, key)
+        return Caller(of_key(key.owner), shown, key)
 
     def acquire(self, caller: Caller) -> Slot:
         """Let one request go upstream; the slot is to be released when it is over. Raises TooManyRequests."""

@@ -42,6 +42,12 @@ class Key:
     rate: Rate | None
     concurrency: int | None
     expires: float
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called in a line of the log: its name, or the begin of its hash, as `relay key hash` prints it."""
+        return self.name or f"sha256:{self.digest.hex()[:12]}"
 
     def may_ask_for(self, model: str) -> bool:
         return self.models == ("*",) or _any_of(self.models).match(model) is not None
@@ -62,7 +68,11 @@ class Keyring:
         self._read = read
         self._files = files
         self._seen = self._taken = self._signs()
-        self._keys = _by_digest(read())
+        self._take(_by_digest(read()))
+
+    def _take(self, keys: dict[bytes, Key]) -> None:
+        self._keys = keys
+        self.owners = frozenset(key.owner for key in keys.values())
 
     def find(self, credential: bytes) -> Key | None:
         """The key that a credential is; None for every other reason alike.
@@ -86,7 +96,7 @@ class Keyring:
 
     async def _read_again(self) -> None:
         try:
-            self._keys = await asyncio.to_thread(lambda: _by_digest(self._read()))
+            self._take(await asyncio.to_thread(lambda: _by_digest(self._read())))
         except Exception as error:  # whatever is wrong with a file, the relay goes on with the keys that it has
             why = str(error) if isinstance(error, SettingsError) else type(error).__name__
             logger.error("the keys cannot be read again, those read before stay good: %s", why)
@@ -116,6 +126,7 @@ def _by_digest(listed: list[KeySettings]) -> dict[bytes, Key]:
             rate=parse_rate(key.rate) if key.rate else None,
             concurrency=key.concurrency,
             expires=key.expires.timestamp() if key.expires else float("inf"),
+            name=key.name or "",
         )
         for key in listed
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
+from collections.abc import Callable
 from enum import Enum
 
 from relay.protocol.errors import StoreUnavailable
@@ -20,6 +21,12 @@ logger = logging.getLogger(__name__)
 
 NOBODY = b"\0nobody"
 """The identity of who shows no credential. No credential is this: none holds a NUL."""
+
+
+def of_key(owner: str) -> bytes:
+    """The identity of who shows a key of the relay's. No header can hold a NUL: no credential of the other mode is
+    this."""
+    return b"\0owner\0" + owner.encode()
 
 
 class _TicketHolder:
@@ -48,6 +55,17 @@ class Owners:
         self._directory = directory
         self._secret = given or new_secret()
         self._is_given = self._is_shared = given is not None
+
+        self.names: Callable[[], frozenset[str]] = frozenset
+        """Those of the owners of the relay's keys."""
+        self._named: tuple[frozenset[str], dict[str, str]] = frozenset(), {}
+
+    def shown(self, owner: str) -> str:
+        """An owner in a line of the log: by name where the relay's keys name it, else the begin of its HMAC."""
+        names = self.names()
+        if self._named[0] is not names:
+            self._named = names, {self.owner(of_key(name)): name for name in names}
+        return self._named[1].get(owner, owner[:12])
 
     @property
     def secret_known(self) -> bool:

@@ -78,7 +78,11 @@ class TicketSettings(Section):
         description="What the ticket in `Relay-Stream-Url` lets its holder do; a request's `Relay-Ticket` header says "
         "otherwise for its stream.",
     )
-    ttl: Duration = Field(3600.0, description="How long a ticket is good for.")
+    ttl: Duration = Field(
+        3600.0,
+        description="How long a ticket is good beyond the time that its stream may run (`streams.max_duration`): none "
+        "ends before its stream.",
+    )
 
 
 class CorsSettings(Section):
@@ -129,12 +133,30 @@ class DrainSettings(Section):
     )
 
 
+class MetricsSettings(Section):
+    models: Literal["patterns", "names"] = Field(
+        "patterns",
+        description="What the label `model` holds. `patterns`: the pattern of `upstreams[].models` that took the "
+        "request. `names`: the model's name at its upstream, from the second request on that the upstream answered "
+        "with success; then whoever may ask for models can make labels, up to `metrics.most_names`.",
+    )
+    most_names: Annotated[int, Field(ge=1, le=10000)] = Field(
+        100, description="How many names a process takes; further models are under their pattern."
+    )
+
+
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="What is logged. At `debug` the words of upstreams' errors are, too, which may quote a prompt.",
     )
     format: Literal["text", "json"] = Field("text", description="For people or for machines.")
+    access: Annotated[Literal["off", "streams", "all"], BeforeValidator(off_to_word)] = Field(
+        "streams",
+        description="Lines that tell who did what. `streams`: a stream's begin and end, readers who come back to it or "
+        "leave it before its end, stops, refusals of upstreams. `all`: as well readers who had everything, and the "
+        "relay's own refusals of requests for no stream that is there. `off`: failures alone.",
+    )
 
 
 class Settings(BaseSettings):
@@ -172,6 +194,7 @@ class Settings(BaseSettings):
     )
     limits: LimitSettings = LimitSettings()
     drain: DrainSettings = DrainSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

@@ -21,6 +21,10 @@ TAKEN = "relay.taken"
 UNHEARD = "relay.unheard"
 
 
+# In the scope's state: tells whether the server has ended the connection because its client took nothing.
+GIVEN_UP = "relay.given_up"
+
+
 class DirectWriter(Protocol):
     """The body of the response that this connection is in, as chunks (RFC 9112, section 7.1), after its head and before
     its end, which are the server's."""

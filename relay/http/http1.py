@@ -31,6 +31,7 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import HTTPStream
 
 from relay.http.contract import ConnectionCut
+from relay.http.dates import date, dated
 from relay.http.unsent import SEND, Sending, Waiting
 
 # The most of a body that is handed to a connection before it has taken what came before.
@@ -134,6 +135,8 @@ class Http1(H11Protocol):
             yield Waiting(since, since, abort)
 
     async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response):
+            event = dated(event)
         if isinstance(event, Body):
             with self._sending.account.holding(len(event.data)):
                 for at in range(0, len(event.data), SLICE):
@@ -147,6 +150,11 @@ class Http1(H11Protocol):
             others = [item for item in event.headers if item[0].lower() != b"connection"]
             event = Response(event.stream_id, [*others, (b"connection", b"close")], event.status_code)
         await super().stream_send(event)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        head = [(b"content-length", b"0"), (b"connection", b"close"), date()]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=head))
+        await self._send_h11_event(h11.EndOfMessage())
 
     async def _maybe_recycle(self) -> None:
         if not self.context.draining.is_set():

@@ -43,7 +43,7 @@ from h2.settings import SettingCodes, Settings
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as IOEvent
-from hypercorn.protocol.events import Body, Request, StreamClosed
+from hypercorn.protocol.events import Body, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -52,6 +52,7 @@ from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
 from relay.http.contract import ConnectionCut
+from relay.http.dates import dated
 from relay.http.frames import SMALL, Frames
 from relay.http.http1 import Context
 from relay.http.sending import Buffer, Turns
@@ -166,7 +167,7 @@ class Http2(H2Protocol):
             if buffer is not None and not buffer.complete:
                 self._forget(event.stream_id)
                 await self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
-        await super().stream_send(event)
+        await super().stream_send(dated(event) if isinstance(event, Response) else event)
 
     async def _wake(self, stream_id: int) -> None:
         self.priority.unblock(stream_id)

@@ -29,7 +29,17 @@ from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
 from relay.http.acknowledged import taken, unheard
-from relay.http.contract import ABORT, DIRECT, HALF_CLOSE, READ_TIMEOUT, TAKEN, UNHEARD, ConnectionCut, HalfClose
+from relay.http.contract import (
+    ABORT,
+    DIRECT,
+    GIVEN_UP,
+    HALF_CLOSE,
+    READ_TIMEOUT,
+    TAKEN,
+    UNHEARD,
+    ConnectionCut,
+    HalfClose,
+)
 from relay.http.http1 import CORK, SLICE, Context
 from relay.http.protocol import Protocol
 from relay.http.unsent import AGAIN, AT_ONCE, BOUND, SEND, SHARE, Account, Sending, Taking, Waiting
@@ -101,12 +111,14 @@ class _Connection(TCPServer):
         *more: Any,
     ) -> None:
         account = Account(SHARE, self._in_order, whole)
-        self.sending = Sending(account, Taking(writer), writer.transport.abort)
+        self.sending = Sending(account, Taking(writer), self._give_up)
+        self._given_up = False
         self._half_close = HalfClose()
         state = {
             ABORT: writer.transport.abort,
             CORK: functools.partial(_cork, writer),
             DIRECT: _Chunks(writer, account),
+            GIVEN_UP: lambda: self._given_up,
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
             SEND: self.sending,
@@ -121,6 +133,10 @@ class _Connection(TCPServer):
         self._ends = [
             parse_socket_addr(connection.family, end()) for end in (connection.getpeername, connection.getsockname)
         ]
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        self.writer.transport.abort()
 
     async def run(self) -> None:
         client, server = self._ends
@@ -237,6 +253,7 @@ class _NoCuts(logging.Filter):
 def _config() -> Config:
     config = Config()
     config.include_server_header = False
+    config.include_date_header = False  # relay.http.dates: an answer that is passed through has one already
     # Heads up to this size reach the application, which answers in the API's own error shape; one without end holds no
     # more.
     config.h11_max_incomplete_size = 2 * MAX_HEADER_BYTES

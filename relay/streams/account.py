@@ -1,4 +1,4 @@
-"""What is recorded of a stream: its metrics, and one line in the process's log at its end.
+"""What is recorded of a stream: its metrics, and a line in the process's log at its begin and at its end.
 
 Nothing of its prompt, its completion or a credential is ever in either; at debug the process's log has the words of an
 upstream's error, which may quote them.
@@ -11,23 +11,27 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from relay import access
 from relay.metrics import Meter
 from relay.protocol.dialect import Watch
 from relay.protocol.ids import is_logged
 from relay.protocol.outcomes import Cause, Outcome
+from relay.store.log import Status
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a stream's line says of the request that began it: `received` is the monotonic time of its last byte,
-    `model` the name that goes upstream, `trace` the trace id of its `traceparent` or None."""
+    """What a stream's lines say of the request that began it: `received` is the monotonic time of its last byte,
+    `model` the name that goes upstream, `trace` the trace id of its `traceparent` or None, `key` the name of the
+    relay's key that it came with."""
 
     id: str
     received: float
     model: str
     trace: str | None
+    key: str = ""
 
 
 class StreamAccount:
@@ -40,6 +44,21 @@ class StreamAccount:
         self.resumes = 0
         self._first_token: float | None = None
         self._line: dict[str, Any] = {}
+
+    def began(self, stream: str, owner: str) -> None:
+        """Write the line of the begin. `owner` is the owner's name, or what stands for the credential."""
+        line = {
+            "stream": stream,
+            "api": self.meter.api,
+            "upstream": self.meter.upstream,
+            "model": self.request.model[:200],
+            "resumable": is_logged(stream),
+        }
+        access.of_stream("stream begun", line | self._who(owner))
+
+    def _who(self, owner: str) -> dict[str, Any]:
+        found = {"owner": owner, "key": self.request.key, "request_id": self.request.id, "trace_id": self.request.trace}
+        return {name: value for name, value in found.items() if value}
 
     def first_token(self, stream: str) -> None:
         self._first_token = time.monotonic() - self.request.received
@@ -78,24 +97,20 @@ class StreamAccount:
         return found
 
     def close(self, remote_readers: int, owner: str) -> None:
-        """Write the line. `remote_readers` is how often a reader came to the stream on another replica, `owner` what
-        stands for the credential."""
+        """Write the line. `remote_readers` is how often a reader came to the stream on another replica, `owner` as of
+        `began`."""
         if self._line:
-            self._line |= {
-                "readers": self.readers + remote_readers,
-                "resumes": self.resumes + remote_readers,
-                "owner": owner[:12],
-                "request_id": self.request.id,
-            }
-            if self.request.trace is not None:
-                self._line["trace_id"] = self.request.trace
-            _write(self._line)
+            self._line |= {"readers": self.readers + remote_readers, "resumes": self.resumes + remote_readers}
+            _write(self._line | self._who(owner))
 
 
-def count_forced_end(meter: Meter, stream: str, outcome: Outcome, events: int, seconds: float) -> None:
-    """The end of a stream that this replica wrote for a lost producer."""
-    meter.ended(outcome, seconds, stream)
-    _write({**_line(meter, stream, outcome, events), "duration_seconds": round(seconds, 3)})
+def count_forced_end(meter: Meter, status: Status, outcome: Outcome, events: int, seconds: float, owner: str) -> None:
+    """The end of a stream that this replica wrote for a lost producer: what the log knows of it. `owner` as of
+    `StreamAccount.began`."""
+    meter.ended(outcome, seconds, status.stream)
+    line = _line(meter, status.stream, outcome, events)
+    line |= {"duration_seconds": round(seconds, 3), "owner": owner, "producer": status.replica}
+    _write(line)
 
 
 def _line(meter: Meter, stream: str, outcome: Outcome, events: int) -> dict[str, Any]:
@@ -108,4 +123,4 @@ def _line(meter: Meter, stream: str, outcome: Outcome, events: int) -> dict[str,
 
 
 def _write(line: dict[str, Any]) -> None:
-    logger.log(logging.WARNING if "cause" in line else logging.INFO, "stream ended", extra={"fields": line})
+    access.of_stream("stream ended", line, failed="cause" in line)

@@ -102,4 +102,4 @@ class ProducerContext:
 
 
 def _upstream(producer: Producer) -> dict[str, str]:
-    return {"upstream": producer.route.upstream.name, "model": producer.route.pattern}
+    return {"upstream": producer.route.upstream.name, "model": producer.account.meter.model}

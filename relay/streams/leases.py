@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Protocol
 
@@ -48,7 +48,11 @@ class Running(Protocol):
 class Leases:
     """One per replica."""
 
-    def __init__(self, log: Log, replica: str, running: Running, metrics: Metrics) -> None:
+    def __init__(
+        self, log: Log, replica: str, running: Running, metrics: Metrics, shown: Callable[[str], str] = str
+    ) -> None:
+        """`shown` is how the process's log names an owner."""
+        self._shown = shown
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
@@ -164,9 +168,10 @@ class Leases:
             code, top = await self._log.force_end(status.stream, top, outcome.value, status.binding)
             if code != scripts.MISMATCH:
                 if code == scripts.OK:
-                    meter = self._metrics.meter(status.api, status.upstream, status.model)
+                    model = self._metrics.models.of_another(status.model)
+                    meter = self._metrics.meter(status.api, status.upstream, model)
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
-                    count_forced_end(meter, status.stream, outcome, top, seconds)
+                    count_forced_end(meter, status, outcome, top, seconds, self._shown(status.owner))
                 return code != scripts.ALIVE
         return False

@@ -140,7 +140,7 @@ class Lookup:
             return self._attached(dialect, None, False, 0, status)
         if n > status.top:
             raise PositionUnknown
-        meter = self._metrics.meter(status.api, status.upstream, status.model)
+        meter = self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))
         reader = self._reader(stream, n, dialect, meter, None, status.binding)
         await self._check_readable(reader)
         return self._attached(dialect, reader, False, status.top - n, status)
@@ -167,7 +167,7 @@ class Lookup:
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         dialect = DIALECTS[status.api]
-        meter = self._metrics.meter(status.api, status.upstream, status.model)
+        meter = self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))
         feed = self._tail.enter(status, abandon_after)
         try:
             reader = self._reader(

@@ -61,7 +61,7 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._committer = Committer(log, metrics)
-        self._leases = Leases(log, self.replica_id, self, metrics)
+        self._leases = Leases(log, self.replica_id, self, metrics, lambda owner: self.owners.shown(owner))
         self._tail = Tail(log, self.replica_id, self._leases.force_end, self._on_message, self.later)
         self._abandonment = Abandonment(settings.streams, self._renew_one, self.later)
         self.claims = Claims(self.directory, self.replica_id, settings.streams)
@@ -166,7 +166,7 @@ class Registry:
         choices: int = 1,
     ) -> Producer:
         """Start a generation under a fresh stream id."""
-        account = StreamAccount(self.metrics.meter(dialect.name, route.upstream.name, route.pattern), request)
+        account = StreamAccount(route.meter(self.metrics, dialect.name), request)
         producer = Producer(
             stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage, choices=choices
         )
@@ -195,12 +195,13 @@ class Registry:
         if not producer.logged:
             self.orphans.ended(producer.first_stream, None)
         producer.account.meter.streams_active.inc()
+        producer.account.began(producer.stream, self.owners.shown(producer.owner))
         if self._learnt.get(producer) is False:
             self._learn_soon(producer)
 
     def on_moved(self, producer: Producer) -> None:
         account, route = producer.account, producer.route
-        meter = self.metrics.meter(producer.dialect.name, route.upstream.name, route.pattern)
+        meter = route.meter(self.metrics, producer.dialect.name)
         if producer.stream in self.producers:
             account.meter.streams_active.dec()
             meter.streams_active.inc()
@@ -265,7 +266,7 @@ class Registry:
             if producer.logged:
                 readers = await self.log.remote_readers(producer.stream)
         finally:
-            producer.account.close(readers, producer.owner)
+            producer.account.close(readers, self.owners.shown(producer.owner))
 
     # -- leases -------------------------------------------------------------------------------------------
 

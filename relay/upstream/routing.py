@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.config import UpstreamSettings
+from relay.metrics import Meter, Metrics
 from relay.protocol.errors import ModelNotFound, NotFound
 from relay.upstream.addresses import join
 
@@ -23,6 +25,10 @@ class Route:
     def settled(self) -> bool:
         """Is the request sent once, whatever the answer?"""
         return not self.upstream.next_on or (self.next is None and not self.upstream.wait)
+
+    def meter(self, metrics: Metrics, api: str) -> Meter:
+        """What counts the requests that go this way."""
+        return metrics.meter(api, self.upstream.name, metrics.models.of(self.pattern, self.model))
 
     def url(self, path_and_query: str) -> str:
         anthropic = path_and_query.startswith("/v1/messages") or self.upstream.apis == ["messages"]
@@ -44,6 +50,33 @@ def route_model(upstreams: list[UpstreamSettings], api: str | None, model: str, 
         f"No upstream of this relay serves the model {model[:200]!r} here. "
         "Ask GET /v1/models, or check `upstreams` in the relay's settings."
     )
+
+
+def name_for(
+    upstreams: list[UpstreamSettings],
+    upstream: UpstreamSettings,
+    model: str,
+    apis: Sequence[str],
+    may_ask_for: Callable[[str], bool],
+) -> str | None:
+    """The name by which a client asks for what an upstream calls `model`, over one of these APIs; None where no request
+    for it gets there."""
+    for name in dict.fromkeys((model, upstream.strip_prefix + model)):
+        if (upstream.model or name.removeprefix(upstream.strip_prefix)) == model and may_ask_for(name):
+            for api in apis:
+                if next((u for u in upstreams if u.matches(api, name) is not None), None) is upstream:
+                    return name
+    return None
+
+
+def named_in_settings(upstreams: list[UpstreamSettings], upstream: UpstreamSettings, apis: Sequence[str]) -> list[str]:
+    """The models that the settings themselves name for an upstream, without a pattern."""
+    names = [name for name in upstream.models if not set("*?[") & set(name)]
+    return [
+        name
+        for name in names
+        if any(next((u for u in upstreams if u.matches(api, name) is not None), None) is upstream for api in apis)
+    ]
 
 
 def route_path(upstreams: list[UpstreamSettings], path: str, *, anthropic: bool) -> Route:

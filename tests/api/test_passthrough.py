@@ -54,8 +54,8 @@ def test_headers_that_go_up_and_that_do_not(scene: Scene, api: Api) -> None:
     headers = {**sample.headers("sk-client"), **passed, **held}
     with open_stream(scene.relay.url + sample.path, headers=headers, body=sample.body(model)) as answer:
         answer.events()
-    scene.main.on_path("GET /v1/models", *json_response(200, {"data": []}))
-    with open_stream(f"{scene.relay.url}/v1/models", "GET", {**headers, "last-event-id": "evt_1"}) as answer:
+    scene.main.on_path("GET /v1/files", *json_response(200, {"data": []}))
+    with open_stream(f"{scene.relay.url}/v1/files", "GET", {**headers, "last-event-id": "evt_1"}) as answer:
         assert answer.json == {"data": []}
     for call in (scene.call(model), scene.main.calls[-1]):
         for name, value in {**passed, **sample.headers("sk-client")}.items():
@@ -209,7 +209,7 @@ def test_any_status_without_stream(scene: Scene, api: Api, status: int) -> None:
 
 
 def test_other_paths(scene: Scene) -> None:
-    scene.main.on_path("GET /v1/models", *json_response(200, {"data": [{"id": "m"}]}))
+    scene.main.on_path("GET /v1/files", *json_response(200, {"data": [{"id": "f_1"}]}))
     binary = bytes(range(256)) * 300
     audio = Head(200, {"content-type": "audio/mpeg", "etag": '"7"'}, "length")
     scene.main.on_path("GET /v1/files/f_1/content", audio, Send(binary))
@@ -225,10 +225,10 @@ def test_other_paths(scene: Scene) -> None:
     with get("/v1/files/f_1", "DELETE") as answer:
         assert answer.json == {"deleted": True}
     answers = {}
-    for path in ("/v1/models", "/v1/files/f_1/content", "/v1/fine_tuning/none", "/v1/zipped"):
+    for path in ("/v1/files", "/v1/files/f_1/content", "/v1/fine_tuning/none", "/v1/zipped"):
         with get(path) as answer:
             answers[path] = answer.status, answer.read(), answer.headers
-    assert json.loads(answers["/v1/models"][1]) == {"data": [{"id": "m"}]}
+    assert json.loads(answers["/v1/files"][1]) == {"data": [{"id": "f_1"}]}
     assert answers["/v1/files/f_1/content"][:2] == (200, binary)
     assert answers["/v1/files/f_1/content"][2]["etag"] == '"7"'
     assert answers["/v1/files/f_1/content"][2]["content-type"] == "audio/mpeg"

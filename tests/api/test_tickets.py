@@ -91,7 +91,7 @@ def test_one_for_another_stream_is_refused(upstream: ScriptedUpstream, relays: R
 
 def test_one_that_has_expired_is_refused(upstream: ScriptedUpstream, relays: Relays) -> None:
     upstream.on("m", *stream(TOKEN, *END))
-    relay = relays.start(config(upstream, tickets={"ttl": "1s"}))
+    relay = relays.start(config(upstream, tickets={"ttl": "1s"}, streams={"max_duration": "1s"}))
     with ask(relay) as answer:
         answer.read()
     url = relay.url + answer.headers["relay-stream-url"]
@@ -101,6 +101,50 @@ def test_one_that_has_expired_is_refused(upstream: ScriptedUpstream, relays: Rel
     expiry = int(url.partition("ticket=")[2].partition(".")[0])
     wait_until(lambda: time.time() > expiry, 10, "the ticket's expiry")
     assert refusal(url) == (403, "ticket_expired")
+
+
+def test_none_ends_before_its_stream_may(upstream: ScriptedUpstream, relays: Relays) -> None:
+    upstream.on("m", *stream(TOKEN, *END))
+    settings = config(upstream, tickets={"ttl": "30s"}, streams={"max_duration": "2h"})
+    with ask(relays.start(settings)) as answer:
+        answer.read()
+    expiry = int(answer.headers["relay-stream-url"].partition("ticket=")[2].partition(".")[0])
+    assert 7200 < expiry - time.time() <= 7231
+
+
+@pytest.mark.parametrize("way", ["joined", "resumed", "read", "retrieved", "nothing-missing"])
+def test_every_answer_with_the_stream_has_one_for_who_shows_a_credential(
+    upstream: ScriptedUpstream, relays: Relays, store: Store, way: str
+) -> None:
+    streamed = FIRST_TOKENS["responses-text"]
+    upstream.on("m", *stream(*streamed.events))
+    shared = config(upstream, store={"url": store.url})
+    one, two = relays.start(shared), relays.start(shared)
+    with ask(one, streamed.path, **{"idempotency-key": "k"}) as answer:
+        events = answer.events()
+    stream_id = answer.headers["relay-stream-id"]
+    body = {"model": "m", "stream": True, "messages": []}
+    given = {"joined": {"idempotency-key": "k"}, "resumed": {"last-event-id": f"{stream_id}.0"}}.get(way, {})
+    if way == "nothing-missing":
+        given = {"last-event-id": str(events[-1].id)}
+    headers = {**KEY, **given, "relay-ticket": "read+stop"}
+    if way in ("read", "retrieved"):
+        response = next(event.json["response"]["id"] for event in events if "response" in event.json)
+        path = f"/streams/{stream_id}" if way == "read" else f"/v1/responses/{response}?stream=true"
+        again = open_stream(two.url + path, "GET", headers)
+    else:
+        again = open_stream(two.url + streamed.path, headers=headers, body=body)
+    with again:
+        assert again.status == (204 if way == "nothing-missing" else 200)
+        again.read()
+    url = again.headers["relay-stream-url"]
+    assert url.startswith(f"/streams/{stream_id}?ticket=")
+    assert ".rs." in url
+    with open_stream(one.url + url, "GET") as page:
+        assert page.status == 200
+        assert "relay-stream-url" not in page.headers  # its holder could prolong it without end
+        assert len(page.events()) == len(events)
+    assert len(upstream.calls) == 1
 
 
 @pytest.mark.parametrize("part", ["expiry", "scope", "mac", "cut", "empty", "other-key", "none-of-it"])

@@ -82,8 +82,11 @@ CONTRACT = {
     "limits.idle_timeout": 75,
     "limits.write_timeout": 30,
     "drain.timeout": 600,
+    "metrics.models": "patterns",
+    "metrics.most_names": 100,
     "log.level": "info",
     "log.format": "text",
+    "log.access": "streams",
 }
 OF_AN_UPSTREAM = [
     *(
@@ -253,8 +256,11 @@ class TestWhoWins:
             "limits.readers_per_stream": "1",
             "limits.streams_per_owner": "1",
             "limits.streams": "1",
+            "metrics.models": "names",
+            "metrics.most_names": "1",
             "log.level": "debug",
             "log.format": "json",
+            "log.access": "off",
         }.get(path, "7s")
         assert at(loaded(environ={variable(path): other}), path) != at(loaded(), path)
 

@@ -48,6 +48,11 @@ def ends(relay: RelayProcess) -> list[dict[str, Any]]:
     return [line for line in lines if line["message"] == "stream ended"]
 
 
+def told(relay: RelayProcess, message: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in relay.log().splitlines()]
+    return [line for line in lines if line["message"] == message]
+
+
 def until_ended(relay: RelayProcess, n: int = 1) -> list[dict[str, Any]]:
     wait_until(lambda: len(ends(relay)) >= n, 15, f"{n} lines")
     return ends(relay)
@@ -83,7 +88,7 @@ class TestStory:
         assert 0 < times["first_token_seconds"] <= times["duration_seconds"]
         assert line == {
             "level": "info",
-            "logger": "relay.streams.account",
+            "logger": "relay.access",
             "message": "stream ended",
             "stream": stream_id,
             "api": streamed.api,
@@ -117,7 +122,7 @@ class TestStory:
             answer.read()
         wait_until(lambda: "stream ended" in relay.log(), 10, "the line")
         (line,) = [line for line in relay.log().splitlines() if "stream ended" in line]
-        assert " WARNING relay.streams.account stream ended stream=" + answer.headers["relay-stream-id"] in line
+        assert " WARNING relay.access stream ended stream=" + answer.headers["relay-stream-id"] in line
         assert ' model="a b=\\"c\\"" outcome=failed cause=upstream_disconnected events=1 ' in line
         (call,) = upstream.calls
         assert f" request_id={call.header('x-request-id')}" in line  # the relay's own went upstream
@@ -135,6 +140,9 @@ class TestStory:
         (line,) = until_ended(two)
         assert (line["stream"], line["cause"]) == (answer.headers["relay-stream-id"], "producer_lost")
         assert (line["upstream"], line["model"], line["events"], line["level"]) == ("up", "*", 1, "warning")
+        (begun,) = told(one, "stream begun")
+        assert line["owner"] == begun["owner"]
+        assert line["producer"]
 
 
 def _scenes() -> dict[str, tuple[Step, ...]]:

@@ -7,6 +7,7 @@ from outside, over both protocols.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import pytest
@@ -256,3 +257,38 @@ def test_no_method_makes_an_upstream_tell_the_relays_key(site: Site, method: str
         assert (answer.status, "TRACE" in answer.headers["allow"]) == (405, False)
         assert answer.json["error"]["code"] == "method_not_allowed"
     assert len(site.upstream.calls) == before
+
+
+@pytest.mark.parametrize("protocol", ["http1", "http2"])
+@pytest.mark.parametrize(
+    ("dates", "told"),
+    [
+        ({"date": "Sat, 01 Jan 2000 00:00:00 GMT"}, b"Sat, 01 Jan 2000 00:00:00 GMT"),
+        ({"Date": "Sun, 02 Jan 2000 00:00:00 GMT", "date": "theirs, again"}, b"Sun, 02 Jan 2000 00:00:00 GMT"),
+        ({}, b""),
+    ],
+    ids=["one", "two", "none"],
+)
+def test_an_answer_has_one_date_and_one_that_is_passed_through_its_origins(
+    site: Site, protocol: str, dates: dict[str, str], told: bytes
+) -> None:
+    site.upstream.on_path("GET /v1/dated", *json_response(200, {}, dates))
+    site.upstream.on_path("GET /v1/refused", *json_response(404, {}, dates))
+    site.upstream.on_path("GET /v1/events", *stream("data: {}\n\n", headers=dates))
+    for path in ("/v1/dated", "/v1/refused", "/v1/events", "/livez", "/nowhere"):
+        if protocol == "http1":
+            with open_stream(site.relay.url + path, "GET", AUTH) as answer:
+                head = [(name.lower().encode(), v.encode()) for name, v in answer.header_list]
+        else:
+            with H2(site.relay.url) as client:
+                number = client.send(request(b"GET", path.encode()))
+                client.wait(number)
+                head = client.answers[number].headers
+        (found,) = [v for name, v in head if name == b"date"]
+        assert found == told if told and path.startswith("/v1/") else parsedate_to_datetime(found.decode()).year > 2000
+
+
+def test_a_request_that_is_none_of_http_is_refused_with_a_date(site: Site) -> None:
+    with open_stream(site.relay.url + "/livez", "GET", {"content-length": "x"}) as answer:
+        (found,) = [v for name, v in answer.header_list if name.lower() == "date"]
+        assert (answer.status, parsedate_to_datetime(found).year > 2000) == (400, True)
