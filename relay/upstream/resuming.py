@@ -19,7 +19,7 @@ from relay.client.events import KEY_IN_FLIGHT, error_code
 from relay.client.policy import Policy, RetryBudget, heartbeat_interval, retry_after
 from relay.client.resumable_stream import ResumableStream, resumable_stream_id
 from relay.config import Timeouts, UpstreamSettings
-from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
+from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
@@ -61,18 +61,19 @@ class StreamRequest:
         )
 
     async def joining(self, body: bytes) -> httpx.Response:
-        """The answer of another relay. A request that is lost before it is sent again, for it joins what it began.
+        """The answer of another relay. A request that is lost before it, or for which something on the way answers what
+        is none of HTTP, is sent again, for it joins what it began.
         Raises as `UpstreamClient.send` does."""
         headers = [*self.headers, (b"relay-event-ids", b"include"), self._unread]
         if all(name != _KEY for name, _ in headers):
             headers.append((_KEY, self.key.encode()))
         budget = RetryBudget(self._policy())
-        lost: UpstreamDisconnected | None = None
+        lost: ApiError | None = None
         while True:
             try:
                 response = await self.send("POST", self.url, headers, body)
-            except (UpstreamDisconnected, UpstreamUnreachable) as error:
-                if isinstance(error, UpstreamDisconnected):
+            except (UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable) as error:
+                if not isinstance(error, UpstreamUnreachable):
                     lost = lost or error
                 wait = None if lost is None else budget.next_wait(0.0)
                 if wait is None:
