@@ -20,7 +20,7 @@ from relay.client.events import KEY_IN_FLIGHT, error_code
 from relay.client.policy import Policy, RetryBudget, heartbeat_interval, retry_after
 from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, resumable_stream_id
 from relay.config import Timeouts, UpstreamSettings
-from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
+from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
@@ -81,13 +81,14 @@ class StreamRequest:
         )
 
     async def joining(self, body: bytes) -> httpx.Response:
-        """The answer of another relay. A request that is lost before it is sent again, for it joins what it began.
+        """The answer of another relay. A request that is lost before it, or for which something on the way answers what
+        is none of HTTP, is sent again, for it joins what it began.
         Raises as `UpstreamClient.send` does."""
         headers = [*self.headers, (b"relay-event-ids", b"include"), self._unread]
         if all(name != _KEY for name, _ in headers):
             headers.append((_KEY, self.key.encode()))
         budget = RetryBudget(self._policy())
-        lost: UpstreamDisconnected | UpstreamMalformed | None = None
+        lost: ApiError | None = None
         while True:
             try:
                 response = await self.send("POST", self.url, headers, body)
