@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `relay check`, `relay key`, `relay demo`, `relay bench`."""
+"""The command: `relay serve`, `relay check`, `relay key`, `relay owner`, `relay demo`, `relay bench`."""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     _settings_flags(check)
     check.set_defaults(run=_check)
     key.add_arguments(commands.add_parser("key", help="make a key for `auth.mode: keys`"))
+    owner = commands.add_parser("owner", help="tell what stands for a credential in the log")
+    _settings_flags(owner)
+    owner.add_argument("--env", metavar="NAME", help="the variable that holds it (default: read standard input)")
+    owner.add_argument("--name", metavar="OWNER", help="an owner of auth.mode: keys, in place of a credential")
+    owner.set_defaults(run=_owner)
     demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
     demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
     demo.set_defaults(run=_demo)
@@ -185,6 +190,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
     _keyring(arguments)
     return asyncio.run(check(_settings(arguments)))
+
+
+def _owner(arguments: argparse.Namespace) -> int:
+    from relay.auth import owner_command
+
+    return asyncio.run(owner_command.run(_settings(arguments), arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
