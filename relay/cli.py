@@ -1,16 +1,18 @@
-"""The command: `relay serve`, `relay connect`, `relay check`, `relay key`, `relay demo`, `relay bench`."""
+"""The command: `relay serve`, `relay connect`, `relay check`, `relay key`, `relay owner`, `relay demo`, `relay bench`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from relay import __version__, bench
 from relay.auth import command as key
@@ -21,7 +23,12 @@ from relay.config.auth import KeySettings
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status (2 for settings that cannot be used)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    given = sys.argv[1:] if argv is None else argv
+    if not given:
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(given)
     try:
         status: int = arguments.run(arguments)
     except SettingsError as error:
@@ -33,10 +40,43 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+_EXAMPLES = """\
+examples:
+  relay serve --upstream https://api.openai.com
+  relay serve --config relay.yaml --store redis://localhost:6379
+  relay check --config relay.yaml
+
+Each setting can stand in the file, in the environment (RELAY_ and its path, joined by __) or in a flag; later ones win:
+  RELAY_BIND=0.0.0.0:8080  RELAY_STREAMS__HEARTBEAT=10s  RELAY_LOG__FORMAT=json
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says which flag or command was meant, where one is close. All that there are share their words."""
+
+    _words: ClassVar[set[str]] = set()
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._words.add(self.prog.split()[-1])
+
+    def add_argument(self, *flags: Any, **more: Any) -> argparse.Action:
+        self._words.update(flag for flag in flags if flag.startswith("--"))
+        return super().add_argument(*flags, **more)
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"unrecognized arguments: (-[^\s=]+)|invalid choice: '([^']*)'", message)
+        wrong = "" if found is None else found[1] or found[2]
+        close = difflib.get_close_matches(wrong, sorted(self._words), 1)
+        super().error(f"{message}; did you mean {close[0]}?" if close else message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="relay",
         description="A resumable stream relay with persistence, between LLM clients and LLM APIs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -66,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     _settings_flags(check)
     check.set_defaults(run=_check)
     key.add_arguments(commands.add_parser("key", help="make a key for `auth.mode: keys`"))
+    owner = commands.add_parser("owner", help="tell what stands for a credential in the log")
+    _settings_flags(owner)
+    owner.add_argument("--env", metavar="NAME", help="the variable that holds it (default: read standard input)")
+    owner.add_argument("--name", metavar="OWNER", help="an owner of auth.mode: keys, in place of a credential")
+    owner.set_defaults(run=_owner)
     demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
     demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
     demo.set_defaults(run=_demo)
@@ -76,13 +121,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
-    parser.add_argument("--bind", metavar="HOST:PORT", help="the address for clients")
-    parser.add_argument("--metrics-bind", metavar="HOST:PORT", help="the address of /metrics")
-    parser.add_argument("--upstream", metavar="URL", help="one upstream for every API and model")
-    parser.add_argument("--store", metavar="URL", help="embedded, or a Redis URL")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the embedded store keeps its data")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the address")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML (default: none)")
+    for flag, metavar, text, setting in (
+        ("--bind", "HOST:PORT", "the address for clients", "bind"),
+        ("--metrics-bind", "HOST:PORT", "the address of /metrics", "metrics_bind"),
+        ("--upstream", "URL", "one upstream for every API and model, as the API's SDK is given it", "upstreams"),
+        ("--store", "URL", "embedded, or a Redis URL", "store.url"),
+        ("--data-dir", "DIR", "where the embedded store keeps its data", "store.data_dir"),
+        ("--workers", "N", "processes that share the address", "workers"),
+    ):
+        default = "none" if setting == "upstreams" else _default(setting)
+        kind = int if flag == "--workers" else str
+        variable = "RELAY_" + setting.upper().replace(".", "__")
+        parser.add_argument(
+            flag, type=kind, metavar=metavar, help=f"{text} (default: {default}; environment: {variable})"
+        )
+
+
+def _default(setting: str) -> object:
+    kind: Any = Settings
+    *sections, name = setting.split(".")
+    for section in sections:
+        kind = kind.model_fields[section].annotation
+    return kind.model_fields[name].default
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -162,6 +223,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
     _keyring(arguments)
     return asyncio.run(check(_settings(arguments)))
+
+
+def _owner(arguments: argparse.Namespace) -> int:
+    from relay.auth import owner_command
+
+    return asyncio.run(owner_command.run(_settings(arguments), arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

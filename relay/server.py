@@ -26,7 +26,7 @@ from typing import Any
 
 import uvloop
 
-from relay import logs, metrics, signals
+from relay import __version__, logs, metrics, signals
 from relay.api.app import create_app
 from relay.api.bodies import Bodies
 from relay.api.services import Services
@@ -120,6 +120,21 @@ def _metrics(settings: Settings) -> Metrics:
     return Metrics(ModelLabels(most, (pattern for upstream in settings.upstreams for pattern in upstream.models)))
 
 
+def _told(settings: Settings) -> dict[str, str]:
+    """What somebody who has just started a relay wants to see of it; a store's URL may hold a password."""
+    url = settings.store.url
+    store = f"{url} in {settings.store.data_dir}" if url == "embedded" else url.partition("://")[0]
+    found = {
+        "version": __version__,
+        "store": store,
+        "upstreams": ",".join(upstream.name for upstream in settings.upstreams),
+        "auth": settings.auth.mode,
+        "api": f"http://{settings.bind}/v1",
+        "metrics": f"http://{settings.metrics_bind}/metrics",
+    }
+    return found | ({"playground": f"http://{settings.bind}/playground"} if settings.playground else {})
+
+
 def _warn(settings: Settings) -> None:
     if not settings.lent:
         return
@@ -192,7 +207,11 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
 
     async def until_drained(server: http_server.Server) -> None:
         await ending.wait()
-        logger.info("draining: no new streams, %d run on", len(registry.producers))
+        logger.info(
+            "draining: no new streams, %d run on, for %g s at most; a second signal ends it at once",
+            len(registry.producers),
+            settings.drain.timeout,
+        )
         await _unless(at_once, server.drain(listening=setup.supervisor is not None))
         await _unless(at_once, finish(server))
         await registry.end_all()
@@ -218,7 +237,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
-        logger.info("serving on %s", settings.bind)
+        logger.info("serving on %s", settings.bind, extra={"fields": _told(settings)})
         gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
         services = Services(
             settings,

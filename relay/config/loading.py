@@ -5,9 +5,10 @@ An unknown key or a bad value raises SettingsError with a message that names it.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic_settings import EnvSettingsSource
 
 from relay.config.auth import explain
 from relay.config.settings import Settings
+from relay.config.upstreams import UpstreamSettings
 
 
 class SettingsError(Exception):
@@ -78,6 +80,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for name in found:
         first, *rest = name.removeprefix("RELAY_").lower().split("__")
         kind = known[first].annotation if first in known else None
+        if kind is None and (close := difflib.get_close_matches(first, known, 1)):
+            meant = "__".join(("RELAY_" + close[0].upper(), *(part.upper() for part in rest)))
+            raise SettingsError(f"{name}: no such setting; did you mean {meant}?")
         if kind is None or (rest and not (isinstance(kind, type) and issubclass(kind, BaseModel))):
             raise SettingsError(
                 f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
@@ -98,15 +103,42 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def _in_words(error: Any) -> str:
+    """What a URL must be, in place of the pattern that it does not fit."""
+    if error["type"] != "string_pattern_mismatch":
+        return ""
+    return {
+        "base_url": "write a URL that begins with https:// or http://, without user, query or fragment, such as "
+        "https://api.openai.com/v1",
+        "url": "write embedded, or a URL that begins with redis://, rediss://, unix://, redis+sentinel:// or "
+        "redis+cluster:// (with TLS rediss+sentinel://, rediss+cluster://)",
+        "proxy": "write env, off, or a URL that begins with http:// or https://, such as http://proxy:3128",
+        "origins": "write origins as browsers send them, such as https://app.example, or *",
+        "playground_replicas": "write addresses that begin with http:// or https://, such as http://127.0.0.1:8081",
+    }.get(next(str(part) for part in reversed(error["loc"]) if isinstance(part, str)), "")
+
+
+def _meant(path: Sequence[object]) -> str:
+    """The setting beside this one whose name is close."""
+    kind: Any = Settings
+    for section in path[:-1]:
+        if section == "upstreams":
+            kind = UpstreamSettings
+        elif isinstance(section, str) and section in kind.model_fields:
+            kind = kind.model_fields[section].annotation
+    close = difflib.get_close_matches(str(path[-1]), kind.model_fields, 1)
+    return f"did you mean {'.'.join(map(str, [*path[:-1], close[0]]))}? Else " if close else ""
+
+
 def _explain(error: Any) -> str:
     if error["loc"][:1] == ("auth",):
         return explain(error)
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting; see the settings reference in deploy/SETTINGS.md"
+        return f"{where}: no such setting; {_meant(error['loc'])}see the settings reference in deploy/SETTINGS.md"
     if error["type"] == "missing":
         return f"{where}: is missing"
-    message: str = error["msg"].removeprefix("Value error, ")
+    message: str = _in_words(error) or error["msg"].removeprefix("Value error, ")
     if not where:
         return message
     if where in ("store", "store.url") or error["loc"][-1] == "proxy":  # a password may stand in it

@@ -276,6 +276,14 @@ class Directory:
             await self._commands.call(key, "SET", key, self._sealed_secret(held))
         return held
 
+    async def known_secret(self) -> bytes:
+        """The deployment's secret, where there is one: nothing is written. Raises StoreUnavailable, LookupError."""
+        key = self._names.sealed_secret if self._cipher.encrypts else self._names.secret
+        held = self._opened_secret(await self._commands.call(key, "GET", key))
+        if held is None:
+            raise LookupError
+        return held
+
     async def _secret_of_other_form(self) -> bytes | None:
         """From before events were encrypted, or no longer were: the owners of what runs are derived from it. It is only
         believed where what is not encrypted is."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,3 +205,17 @@ def test_why_a_reader_is_gone(given_up: bool, gone: bool, writing_for: float, dr
         return delivery.why(draining=draining)
 
     assert asyncio.run(asked()) == why
+
+
+def test_relay_owner_tells_whose_lines_these_are(upstream: ScriptedUpstream, relays: Relays, store: Store) -> None:
+    upstream.on("m", *stream(TOKEN, *END))
+    relay = relays.start(plain(upstream, store={"url": store.url}))
+    with ask(relay, {"authorization": "Bearer sk-of-somebody"}) as answer:
+        answer.read()
+    until(1, "stream begun", relay)
+    command = [sys.executable, "-m", "relay", "owner", "--upstream", "http://u", "--store", store.url]
+    for given in ("sk-of-somebody", "Bearer sk-of-somebody"):
+        told = subprocess.run(command, input=f"{given}\n", capture_output=True, text=True, timeout=60)
+        assert (told.stdout, told.stderr) == (f"{lines(relay)[0]['owner']}\n", "")
+    nothing = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
+    assert (nothing.returncode, "standard input" in nothing.stderr) == (1, True)

@@ -1,0 +1,118 @@
+"""What people type works, or says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay import __version__
+from relay.cli import main
+from tests.conftest import Relays
+from tests.support.scripted import ScriptedUpstream, json_response
+from tests.support.waiting import wait_until
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says as it refuses, whichever way it ends."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == 2
+    return capsys.readouterr().err
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("serve", "check", "--version", "relay serve --upstream", "RELAY_BIND="))
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"relay {__version__}\n"
+
+
+def test_the_help_of_serve_has_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for word in ("default: 127.0.0.1:8080", "RELAY_METRICS_BIND", "RELAY_STORE__URL", "default: relay-data"):
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["serv"], "serve"),
+        (["chekc"], "check"),
+        (["serve", "--upstrem", "http://u"], "--upstream"),
+        (["check", "--confg=x", "--upstream", "http://u"], "--config"),
+        (["key", "hahs"], "hash"),
+    ],
+)
+def test_a_slip_is_told_what_was_meant(capsys: pytest.CaptureFixture[str], arguments: list[str], meant: str) -> None:
+    assert f"did you mean {meant}?" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("streems: {lease: 1s}", "streams?"),
+        ("streams: {heartbeet: 1s}", "streams.heartbeat?"),
+        ("upstreams: [{name: a, base_ulr: 'http://a'}]", "upstreams.0.base_url?"),
+        ("store: {ulr: embedded}", "store.url?"),
+    ],
+)
+def test_a_slip_in_a_setting_is_told_what_was_meant(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, written: str, meant: str
+) -> None:
+    config = tmp_path / "relay.yaml"
+    config.write_text(written)
+    assert f"did you mean {meant}" in refused(capsys, "check", "--config", str(config))
+
+
+def test_a_slip_in_the_environment_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_STREEMS__LEASE", "1s")
+    assert "did you mean RELAY_STREAMS__LEASE?" in refused(capsys, "check", "--upstream", "http://u")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--upstream", "ftp://u"], "begins with https:// or http://"),
+        (["--upstream", "api.openai.com"], "begins with https:// or http://"),
+        (["--upstream", "http://u", "--store", "http://s"], "redis+cluster://"),
+        (["--upstream", "http://u", "--bind", "8080"], "host:port"),
+    ],
+)
+def test_a_wrong_address_is_told_in_words(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    told = refused(capsys, "check", *arguments)
+    assert words in told
+    assert "pattern" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["", "/v1"])
+def test_a_base_with_the_version_or_without_is_the_same_and_check_says_what_it_found(
+    upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str], tmp_path: Path, base: str
+) -> None:
+    upstream.on_path("GET /v1/models", *json_response(200, {"data": [{"id": "a"}, {"id": "b"}]}))
+    given = ["--upstream", upstream.url + base, "--data-dir", str(tmp_path / "data")]
+    assert main(["check", *given]) == 0
+    assert f"ok, GET {upstream.url}/v1/models answers 200, 2 models" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_start_says_what_runs_and_the_end_how_long_it_may_take(upstream: ScriptedUpstream, relays: Relays) -> None:
+    relay = relays.start({"upstreams": [{"name": "up", "base_url": upstream.url}], "playground": True})
+    (line,) = [line for line in relay.log().splitlines() if "serving on" in line]
+    for word in (
+        *(f"version={__version__}", "upstreams=up", "auth=passthrough", f"api={relay.url}/v1", "embedded in"),
+        *(f"metrics={relay.metrics_url}/metrics", f"playground={relay.url}/playground"),
+    ):
+        assert word in line
+    relay.stop()
+    wait_until(lambda: "for 600 s at most; a second signal ends it at once" in relay.log(), 10, "the line")
