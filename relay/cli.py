@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `relay connect`, `relay check`, `relay key`, `relay owner`, `relay demo`, `relay bench`."""
+"""The command: `relay serve`, `connect`, `check`, `key`, `owner`, `demo` and `bench`."""
 
 from __future__ import annotations
 

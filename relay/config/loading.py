@@ -141,6 +141,7 @@ def _explain(error: Any) -> str:
     message: str = _in_words(error) or error["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    if where in ("store", "store.url") or error["loc"][-1] == "proxy":  # a password may stand in it
+    has_user = error["loc"][-1] == "base_url" and "@" in str(error["input"])
+    if where in ("store", "store.url") or error["loc"][-1] == "proxy" or has_user:  # a password may stand in it
         return f"{where}: {message} (its value is not shown)"
     return f"{where}: {message} (it is {error['input']!r})"

@@ -645,3 +645,10 @@ class TestReference:
     )
     def test_says_the_default_as_it_is_written(self, path: str, default: str) -> None:
         assert f"| `{path}` | {default} |" in reference()
+
+
+def test_a_password_in_an_upstream_s_address_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as refused:
+        loaded({"upstreams": [{"name": "up", "base_url": "https://user:pass-4711@upstream.test"}]})
+    assert "base_url" in str(refused.value)
+    assert "4711" not in str(refused.value)
