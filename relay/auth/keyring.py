@@ -46,8 +46,8 @@ class Key:
 
     @property
     def label(self) -> str:
-        """What it is called in a line of the log: its name, or the begin of its hash, as `relay key hash` prints it."""
-        return self.name or f"sha256:{self.digest.hex()[:12]}"
+        """What it is called in a line of the log: nothing of it or of its hash stands there."""
+        return self.name or "unnamed"
 
     def may_ask_for(self, model: str) -> bool:
         return self.models == ("*",) or _any_of(self.models).match(model) is not None

@@ -100,6 +100,12 @@ MAY_PASS = {
 }
 
 
+def asked(case: str, method: bytes = b"GET") -> int:
+    """How often upstreams are: the list of models is of both."""
+    listed = TARGETS[case].startswith("/v1/models?") and method == b"GET"
+    return 2 if listed else int(case in MAY_PASS)
+
+
 def target_of(trap: Trap, case: str) -> bytes:
     return TARGETS[case].replace("HERE", f"127.0.0.1:{trap.bait.port}").encode()
 
@@ -118,9 +124,10 @@ def test_no_path_names_another_host(trap: Trap, method: bytes, case: str) -> Non
     assert len(heard.statuses) == 1
     trap.untouched(before)
     if case in MAY_PASS:
-        (call,) = trap.upstream.calls[before:]
+        calls = trap.upstream.calls[before:]
+        assert len(calls) == asked(case, method)
         assert heard.statuses[0] in (200, 404)
-        assert target_of(trap, case).decode() in call.path, "it was changed on the way"
+        assert all(target_of(trap, case).decode() in call.path for call in calls), "it was changed on the way"
     else:
         assert (heard.statuses[0] in (400, 404), len(trap.upstream.calls)) == (True, before)
 
@@ -132,7 +139,7 @@ def test_nor_does_one_over_http2(trap: Trap, case: str) -> None:
         number = client.send(request(b"GET", target_of(trap, case), (b"x-api-key", b"sk-client")))
         assert client.wait(number)
     trap.untouched(before)
-    assert len(trap.upstream.calls) == before + (case in MAY_PASS)
+    assert len(trap.upstream.calls) == before + asked(case) * (case in MAY_PASS)
 
 
 def test_nor_do_authority_and_scheme(trap: Trap) -> None:

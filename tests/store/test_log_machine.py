@@ -81,6 +81,7 @@ class Held:
     forced: bool = False
     lapsed: bool = False
     seen: str = "never"
+    unread: int = -1
     fresh: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
 
@@ -213,16 +214,17 @@ class LogMachine(RuleBasedStateMachine):
         """It tells what the log holds and who reads elsewhere, which is all that a silent producer learns."""
         held, writer = self.held, self.writer
         for (answer,) in self.twins.each_run(scripts.RENEW, [self.meta], LEASE, "1"):
-            code, top, present, ago = answer
+            code, top, present, ago, unread = answer
             if not held.there:
-                assert answer == [GONE, 0, 0, -1]
+                assert answer == [GONE, 0, 0, -1, -1]
             elif held.forced:
-                assert answer == [FENCED, held.top, 0, -1]
+                assert answer == [FENCED, held.top, 0, -1, -1]
             else:
                 assert (code, top) == (OK, held.top)
                 assert present == (held.seen == "lately" and bool(held.fresh))
                 assert ago == -1 if held.seen == "never" else ago >= 0
                 assert (ago >= LEASE) == (held.seen == "long ago")
+                assert unread == held.unread
         if held.there and not held.forced:
             held.lapsed = False
             if not writer.fenced and held.end is None and held.top < writer.acked:
@@ -230,13 +232,14 @@ class LogMachine(RuleBasedStateMachine):
 
     # -- readers elsewhere --------------------------------------------------------------------------------
 
-    @rule(replica=replicas, came=st.booleans())
-    def somebody_reads(self, replica: str, came: bool) -> None:
+    @rule(replica=replicas, came=st.booleans(), wanted=st.sampled_from(["", "0", "900", "5000"]))
+    def somebody_reads(self, replica: str, came: bool, wanted: str) -> None:
         held = self.held
         visits = self.twins("HGET", self.meta, "visits")
-        self.twins.each_run(scripts.STATUS, [self.meta, self.log], replica, "1" if came else "0", "o")
+        self.twins.each_run(scripts.STATUS, [self.meta, self.log], replica, "1" if came else "0", wanted, "o")
         counted = held.there and held.end is None
         if counted:
+            held.unread = max(held.unread, int(wanted or -1))
             held.seen = "lately"
             held.known.add(replica)
             held.fresh.add(replica)
@@ -245,7 +248,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(replica=replicas)
     def a_stranger_asks(self, replica: str) -> None:
         before = self._fields()
-        asked = self.twins.each_run(scripts.STATUS, [self.meta, self.log], replica, "1", "somebody else")
+        asked = self.twins.each_run(scripts.STATUS, [self.meta, self.log], replica, "1", "7000", "somebody else")
         assert asked == [None, None]
         assert self._fields() == before
 
@@ -374,7 +377,7 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_said_of_it_is_so(self) -> None:
         held = self.held
-        answers = self.twins.each_run(scripts.STATUS, [self.meta, self.log], "", "0")
+        answers = self.twins.each_run(scripts.STATUS, [self.meta, self.log], "", "0", "")
         if not held.there:
             assert answers == [None, None]
             return
