@@ -24,6 +24,8 @@ from tests.support.site import PairSite, Site, one_relay, pair_of_relays
 from tests.support.sseclient import RawStream
 from tests.support.streams import APIS, Api
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:

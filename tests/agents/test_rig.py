@@ -15,6 +15,8 @@ from tests.agents.install import VERSIONS
 from tests.support.sseclient import ConnectionEnded, RawStream, open_stream
 from tests.support.streams import APIS, PATHS, Api
 
+pytestmark = pytest.mark.slow
+
 TOOL = {"type": "object", "properties": {"command": {"type": "string"}}}
 ENDS = {"chat": "[DONE]", "messages": "message_stop", "responses": "response.completed"}
 _CALLS = {"chat": '"finish_reason": "tool_calls"', "messages": '"index": 1}', "responses": '"type": "function_call"'}

@@ -12,6 +12,8 @@ from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.streams import FIRST_TOKENS, PATHS, chat
 
+pytestmark = pytest.mark.slow
+
 NONE = {"authorization": ""}
 DONE = (chat({"content": "a"}), chat({}, "stop"), "data: [DONE]\n\n")
 

@@ -14,6 +14,8 @@ from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.streams import FIRST_TOKENS, PATHS
 
+pytestmark = pytest.mark.slow
+
 KEY, A = issued("team-a")
 FOREIGN, B = issued("team-b")
 SOME, C = issued("team-c", models=["mine", "vendor/mine*"])

@@ -12,6 +12,8 @@ import pytest
 from relay.client.policy import Policy
 from tests.client.played import BODY, DONE, KINDS, STREAM, URL, Answer, Kind, Script, frame, refused, whole_from
 
+pytestmark = pytest.mark.slow
+
 STOPPING = Policy(stop_on_abort=True, random=lambda: 1.0)
 STOPPED = Answer(204, {})
 AUTH = {"authorization": "Bearer sk-1", "x-other": "1"}

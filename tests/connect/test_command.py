@@ -20,6 +20,8 @@ from tests.support.scripted import Gate, ScriptedUpstream, json_response, stream
 from tests.support.site import served_by
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = SAMPLES["chat"]
 AT_ONCE = 5.0
 """For a busy machine; what it must not wait for is a minute or longer."""

@@ -20,6 +20,8 @@ from tests.support.site import Site, one_relay
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 AUTH = {"authorization": "Bearer sk-one"}
 GONE = [f"127.0.0.{n}" for n in range(2, 7)]
 

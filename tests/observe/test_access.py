@@ -26,6 +26,8 @@ from tests.support.stores import Store, valkey_server
 from tests.support.streams import PATHS, chat, data
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 TOKEN = chat({"content": "a"})
 END = (chat({}, "stop"), data("[DONE]"))
 KINDS = (

@@ -15,6 +15,8 @@ from tests.support.sseclient import open_stream
 from tests.support.streams import PATHS, chat, data
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_by_default_it_is_the_pattern() -> None:
     labels = ModelLabels()

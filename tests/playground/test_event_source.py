@@ -14,6 +14,8 @@ from tests.support.scripted import Cut, Gate, Step, stream
 from tests.support.sseclient import open_stream
 from tests.support.streams import APIS, FIRST_TOKENS, PATHS, Api
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).resolve().parents[2] / "relay" / "api" / "README.md"
 
 

@@ -36,6 +36,8 @@ from tests.support.site import Site
 from tests.support.sseclient import open_stream
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 PROBE = Path(__file__).parent / "loop_probe"
 ROOT = Path(__file__).parents[2]
 LONGEST = 0.15

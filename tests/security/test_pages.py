@@ -16,6 +16,8 @@ from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.site import Site
 from tests.support.sseclient import open_stream
 
+pytestmark = pytest.mark.slow
+
 FRIEND = "http://friend.example"
 BODY = {"model": "m", "stream": True, "messages": []}
 Headers = dict[str, str]

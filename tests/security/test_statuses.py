@@ -15,6 +15,8 @@ from tests.security.wire import AUTH
 from tests.support.processes import RelayProcess
 from tests.support.sseclient import open_stream
 
+pytestmark = pytest.mark.slow
+
 NONE = [
     b"000",
     b"001",

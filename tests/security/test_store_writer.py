@@ -26,6 +26,8 @@ from tests.support.stores import valkey_server
 from tests.support.streams import FIRST_TOKENS, PATHS, chat
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ATTACKER = {"authorization": "Bearer sk-attacker"}
 CANARY = "canary-93ad"
 WORDS = [chat({"content": f"{CANARY} {n}"}) for n in range(1, 5)]

@@ -14,6 +14,8 @@ from tests.support.scripted import Gate, stream
 from tests.support.site import PairSite, pair_of_relays
 from tests.support.sseclient import RawStream
 
+pytestmark = pytest.mark.slow
+
 AUTH = {"authorization": "Bearer sk-says-when"}
 AT_ONCE = 2.0
 """What `0s` may take on a busy machine; the setting here is ten times that, and so is what the others say."""

@@ -23,6 +23,8 @@ from tests.support.site import served_by
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.streams import APIS, Api
 
+pytestmark = pytest.mark.slow
+
 each_api = pytest.mark.parametrize("api", APIS)
 # Threads: the waits that the far relay's `retry:` asks for go on side by side.
 AT_ONCE = 128

@@ -21,6 +21,8 @@ from tests.support.sseclient import RawEvent, RawStream, open_stream
 from tests.support.streams import PATHS, Api, answer, chat, credential
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["one ", "two ", "three ", "four"]
 LARGEST_EVENT = 256 * 1024
 
