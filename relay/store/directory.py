@@ -136,16 +136,9 @@ class Directory:
 
     async def set_alias(self, name: str, stream: str) -> None:
         """Give a stream a name of its own; a name that a second stream is given leads nowhere."""
-        await self._alias(name, stream, latest=False)
-
-    async def set_latest(self, name: str, stream: str) -> None:
-        """Give a name to a stream, whichever had it before."""
-        await self._alias(name, stream, latest=True)
-
-    async def _alias(self, name: str, stream: str, *, latest: bool) -> None:
         key = self._names.name_key(name)
         proof = self._cipher.proof(key, stream)
-        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, "1" if latest else "0", proof])
+        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, proof])
 
     async def resolve_alias(self, name: str) -> str | None:
         """The stream that has the name; none where no relay has given it that name, but whoever else can write to the

@@ -235,17 +235,6 @@ class TestAliases:
 
         play(story)
 
-    def test_the_latest_stream_has_it(self, play: Play) -> None:
-        async def story(bench: Bench) -> None:
-            name = some_name()
-            for _ in range(3):
-                stream = new_stream_id()
-                await bench.directory.set_latest(name, stream)
-                assert await bench.directory.resolve_alias(name) == stream
-                assert just_below(await bench.lives_for(name), LONGEST)
-
-        play(story)
-
     def test_name_and_time_to_live_are_one_command(self) -> None:
         """What dies between two leaves a name that stays for ever."""
         sent: list[tuple[Any, ...]] = []
@@ -263,7 +252,7 @@ class TestAliases:
         async def scene() -> None:
             directory = Directory(Recorder(), Log(FakeTopology(), SETTINGS, StoreSettings()).names, SETTINGS)  # type: ignore[arg-type]
             await directory.set_alias("a", "st_x")
-            await directory.set_latest("b", "st_x")
+            await directory.set_alias("b", "st_x")
 
         asyncio.run(scene())
         assert [("PEXPIRE" in text, LONGEST in args) for text, *args in sent] == [(True, True)] * 2
