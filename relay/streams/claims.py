@@ -20,6 +20,7 @@ from relay.config import StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.outcomes import Ending, Outcome
 from relay.store.directory import Claim, Directory
+from relay.streams.telling import finish
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +116,7 @@ class Claims:
             held.told = False
 
     async def close(self) -> None:
-        """What the store has not been told by now, time to live does."""
-        tasks = [held.task for held in self._held.values() if held.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=1)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await finish(held.task for held in self._held.values())
 
     def _tell(self, name: str, held: _Held) -> None:
         if held.task is None:

@@ -26,6 +26,7 @@ from relay.protocol.errors import StoreUnavailable
 from relay.protocol.outcomes import Ending, Outcome
 from relay.store.directory import Directory, Noted
 from relay.store.log import Log
+from relay.streams.telling import finish
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +220,7 @@ class Orphans:
             held.told = (None, -1, -1)
 
     async def close(self) -> None:
-        """What the store has not been told by now, time to live does."""
-        tasks = [held.task for held in self._held.values() if held.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=1)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await finish(held.task for held in self._held.values())
 
     def _tell(self, held: _Held) -> None:
         if held.task is None and held.told != held.to_tell:
