@@ -23,12 +23,12 @@ def unheard(connection: socket.socket) -> float:
     return last / 1000 if unacknowledged else 0.0
 
 
-def _untaken(writer: asyncio.StreamWriter) -> int:
-    """How many bytes this process and the kernel hold for the peer."""
-    queued = bytearray(4)
+def queued(connection: socket.socket) -> int:
+    """How many bytes the kernel holds for the peer; 0 where it does not say."""
+    found = bytearray(4)
     with contextlib.suppress(OSError):
-        fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
-    return writer.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, found)
+    return int.from_bytes(found, sys.byteorder)
 
 
 def taken(
@@ -37,13 +37,13 @@ def taken(
     """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
     much of when it resets the connection, its client never got. Where the connection ends with the answer nobody can be
     asked: then only who had closed its side before may have gone."""
-    transport = writer.transport
+    transport, connection = writer.transport, writer.get_extra_info("socket")
 
     def told() -> bool | None:
         if reader.exception() is not None:
             return False
         if transport.is_closing():
             return not half_close.amid
-        return _untaken(writer) == 0 or None
+        return transport.get_write_buffer_size() + queued(connection) == 0 or None
 
     return told

@@ -14,14 +14,13 @@ A client is looked at by what it takes, not by what it is sent. Promises:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+from relay.http.acknowledged import queued
 
 BOUND = 64 << 20
 SHARE = 16 << 20
@@ -148,15 +147,14 @@ class Taking:
         return self._since
 
     def _counts(self, held: int) -> tuple[int, int]:
-        queued, acked = bytearray(4), 0
+        acked = 0
         with suppress(OSError):
-            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, queued)
             if hasattr(socket, "TCP_INFO"):
                 at, number = _BYTES_ACKED
                 told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, at + number.size)
                 if len(told) == at + number.size:
                     (acked,) = number.unpack_from(told, at)
-        return held + int.from_bytes(queued, sys.byteorder), acked
+        return held + queued(self._socket), acked
 
 
 class Sending(NamedTuple):
