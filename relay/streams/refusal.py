@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import httpx
@@ -13,22 +12,13 @@ from relay.protocol.upstream_error import UpstreamError, read_body
 from relay.streams.answer import Failed
 from relay.streams.ingest import UpstreamIngest, no_events
 from relay.upstream.client import body_of
-
-_BYTES = 64 * 1024
-_SECONDS = 2.0
+from relay.upstream.resuming_body import beginning_of
 
 
 async def read_refusal(response: httpx.Response) -> UpstreamError:
     """What the body of an answer says, whatever it is; the response is closed."""
-    body = b""
     try:
-        async with asyncio.timeout(_SECONDS):
-            async for chunk in body_of(response):
-                body += chunk
-                if len(body) > _BYTES:
-                    break
-    except (httpx.HTTPError, TimeoutError):
-        pass  # what has come is all there is
+        body = await beginning_of(body_of(response))
     finally:
         await body_of(response).aclose()
     return read_body(body, status=response.status_code, retry_after=response.headers.get("retry-after", ""))
