@@ -25,6 +25,7 @@ from relay import logs, processes, server
 from relay.config import Settings, UpstreamSettings, load
 from relay.protocol.errors import ApiError
 from relay.store.embedded import EmbeddedStoreError
+from relay.upstream.addresses import relay_root
 from relay.upstream.client import UpstreamClient, body_of
 
 BIND = "127.0.0.1:8080"
@@ -183,7 +184,7 @@ async def _find(client: UpstreamClient, far: UpstreamSettings) -> None:
 async def probe(client: UpstreamClient, far: UpstreamSettings) -> tuple[Server, str]:
     """What answers at an upstream's address, and why it is thought so; no credential is shown. A relay describes itself
     at `/openapi.json`, to everybody."""
-    url = re.sub(r"/v1$", "", far.base_url.rstrip("/")) + "/openapi.json"
+    url = relay_root(far.base_url) + "/openapi.json"
     body = b""
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT):

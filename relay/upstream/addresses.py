@@ -30,6 +30,11 @@ def join(base_url: str, target: str, *, anthropic: bool, path_map: Mapping[str, 
     return base + target
 
 
+def relay_root(base_url: str) -> str:
+    """Under which a relay has its own paths (`/streams/…`), beside those that begin with `/v1`."""
+    return base_url.rstrip("/").removesuffix(_OWN)
+
+
 def _mapped(path_map: Mapping[str, str], target: str) -> str | None:
     """The target by the longest rule that fits, None where there is none. What a segment spells with `%` is what it
     means; what stands below the rule's path goes on as it came."""

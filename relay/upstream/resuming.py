@@ -22,6 +22,7 @@ from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, 
 from relay.config import Timeouts, UpstreamSettings
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.upstream.addresses import relay_root
 from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
@@ -129,8 +130,8 @@ class StreamRequest:
             return await self._ask(stream, position, body)
 
         async def stop() -> None:
-            base = re.sub(r"/v1$", "", self.upstream.base_url.rstrip("/"))
-            answer = await self.send("DELETE", f"{base}/streams/{stream.stream}", self._again(b""), b"")
+            address = f"{relay_root(self.upstream.base_url)}/streams/{stream.stream}"
+            answer = await self.send("DELETE", address, self._again(b""), b"")
             await body_of(answer).aclose()
 
         going_on = ResumingBody(
