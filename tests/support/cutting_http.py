@@ -134,6 +134,8 @@ class CuttingProxy(ServerThread):
         except _Over:
             pass
         except (OSError, asyncio.IncompleteReadError):
+            if client.is_closing():  # it is the client's connection that failed
+                asked.gone.set()
             await _end(client, "rst")
         finally:
             server.transport.abort()
