@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (ROOT, ROOT / "deploy/client")
 NPM = Path("relay/client/js")
 CHART = ROOT / "helm/relay"
+PLACEHOLDER = "ghcr.io/example/relay"
 
 
 def main() -> int:
@@ -39,12 +40,27 @@ def main() -> int:
         run([sys.executable, "-m", "hatchling", "build", "-d", str(out / "python")], project)
     npm(out / "npm")
     if helm := shutil.which("helm"):
-        run([helm, "package", str(CHART), "--destination", str(out / "chart")], ROOT)
+        chart(helm, out / "chart")
     elif asked.chart:
         raise SystemExit("packages: the chart needs Helm 3 or 4 on the PATH; install it and run this again")
     for path in sorted(out.glob("*/*")):
         print(f"{path.relative_to(out)}  {path.stat().st_size // 1024} KiB")
     return 0
+
+
+def chart(helm: str, out: Path) -> None:
+    """Its image is the one that the release workflow pushes beside it, where the repository is on GitHub."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Path(folder) / CHART.name
+        shutil.copytree(CHART, stage)
+        host, _, name = page_of().repository_url().removeprefix("https://").partition("/")
+        if host == "github.com":
+            values = stage / "values.yaml"
+            text = values.read_text(encoding="utf-8")
+            values.write_text(
+                text.replace(f"repository: {PLACEHOLDER}", f"repository: ghcr.io/{name.lower()}"), "utf-8"
+            )
+        run([helm, "package", str(stage), "--destination", str(out)], ROOT)
 
 
 def npm(out: Path) -> None:
