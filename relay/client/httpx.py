@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import httpx
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "relay.client.httpx needs httpx, which comes with an SDK that uses it; or run: pip install httpx",
+        name=error.name,
+    ) from error
 
 from relay.client.async_transport import AsyncRefusalBody, AsyncStreamBody, AsyncTransport
 from relay.client.policy import Counters, Moment, Policy

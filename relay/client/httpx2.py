@@ -5,7 +5,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import httpx2
+try:
+    import httpx2
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "relay.client.httpx2 needs httpx2, which comes with an SDK that uses it; or run: pip install httpx2",
+        name=error.name,
+    ) from error
 
 from relay.client.async_transport import AsyncRefusalBody, AsyncStreamBody, AsyncTransport
 from relay.client.policy import Counters, Moment, Policy

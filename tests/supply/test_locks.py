@@ -62,6 +62,8 @@ def test_they_hold_what_pyproject_asks_for(lock: str, extras: list[str]) -> None
     found = entries(LOCKS[lock])
     for text in asked:
         requirement = Requirement(text)
+        if requirement.name == "relay-streams-client":  # this tree's own
+            continue
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert name in found, f"{text} is not in {lock}; {ADVICE}"
         assert requirement.specifier.contains(version(found[name]), prereleases=True), f"{text}: {lock}; {ADVICE}"
