@@ -29,6 +29,11 @@ _ALWAYS = (400, 405, 408, 426, 431, 500)
 _OF_STREAMS = (401, 403, 404, 410, 421, 429, 503)
 _OF_UPSTREAM = (401, 403, 404, 413, 421, 429, 502, 503, 504)
 
+_CLIENT = {
+    "resuming-fetch.js": "A `fetch` that comes back.",
+    "events.js": "An `EventSource` for any request, which comes back.",
+    "ai.js": "A transport for the AI SDK's `useChat`, which comes back.",
+}
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
     "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
@@ -187,7 +192,8 @@ def _paths() -> Json:
             "responses": {"200": hello, **_refused("openai")},
         }
     }
-    paths["/client/resuming-fetch.js"] = _served("text/javascript", {"type": "string"}, "A `fetch` that comes back.")
+    for name, what in _CLIENT.items():
+        paths[f"/client/{name}"] = _served("text/javascript", {"type": "string"}, what)
     paths["/openapi.json"] = _served("application/json", {"type": "object"}, "This description.")
     paths["/v1/{path}"] = {
         "parameters": [{**_any_id("Anything, with `/` in it too."), "name": "path"}],

@@ -1,4 +1,4 @@
-"""Files for browsers: the client module, always; the playground, where `playground` is on.
+"""Files for browsers: the client's modules, always; the playground, where `playground` is on.
 
 They hold no secret and ask for no credential. The playground's policy lets nothing in that is not served here, lets no
 text become markup, and lets the page speak to its own relay and to `playground_replicas` only.
@@ -18,6 +18,8 @@ from relay.config import Settings
 from relay.protocol.errors import MethodNotAllowed
 from relay.protocol.headers import Headers
 
+CLIENT_MODULES = ("resuming-fetch.js", "events.js", "ai.js")
+"""What pages import without a build. They import nothing but each other, and `ai.js` the page's own AI SDK."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLAYGROUND = _PACKAGE / "playground"
 _KINDS = {
@@ -41,8 +43,8 @@ class File:
 
 def files(settings: Settings) -> dict[str, File]:
     """Path to file, read once: a wheel's files do not change under a relay that runs."""
-    client = _PACKAGE / "client" / "js" / "resuming-fetch.js"
-    found = {"/client/resuming-fetch.js": _file(client.suffix, client.read_bytes(), [])}
+    modules = [_PACKAGE / "client" / "js" / name for name in CLIENT_MODULES]
+    found = {f"/client/{module.name}": _file(module.suffix, module.read_bytes(), []) for module in modules}
     if settings.playground:
         policy = _policy(settings.playground_replicas)
         for path in (path for path in _PLAYGROUND.iterdir() if path.suffix in _KINDS):

@@ -54,6 +54,10 @@ def test_the_package_holds_what_it_needs_and_no_more(project: Path) -> None:
     assert {path.name for path in package.iterdir()} == {
         "LICENSE",
         "README.md",
+        "ai.d.ts",
+        "ai.js",
+        "events.d.ts",
+        "events.js",
         "package.json",
         "resuming-fetch.d.ts",
         "resuming-fetch.js",
@@ -61,7 +65,8 @@ def test_the_package_holds_what_it_needs_and_no_more(project: Path) -> None:
     assert (package / "LICENSE").read_text() == (CLIENT.parents[2] / "LICENSE").read_text()
     about = json.loads((package / "package.json").read_text())
     assert about["version"] == __version__
-    assert not {"dependencies", "peerDependencies", "scripts"} & about.keys()
+    assert not {"dependencies", "scripts"} & about.keys()
+    assert about["peerDependenciesMeta"] == {name: {"optional": True} for name in about["peerDependencies"]}
 
 
 def test_the_module_is_one_file() -> None:
@@ -120,6 +125,18 @@ def test_the_readme_names_every_setting() -> None:
     others = {"headers", "baseUrls", "onCut", "onResume", "onGaveUp", "random", "sleep", "now"}
     assert declared == {*documented, *others}
     assert all(f"`{name}`" in table for name in others)
+
+
+@pytest.mark.parametrize("module", ["ai", "events"])
+def test_the_other_modules_import_the_first_one_only(project: Path, module: str) -> None:
+    code = (CLIENT / f"{module}.js").read_text()
+    imported = set(re.findall(r'^import .* from "(.+)";$', code, re.MULTILINE))
+    assert imported == {"./resuming-fetch.js", *(["ai"] if module == "ai" else [])}
+    (project / "node_modules" / "ai").unlink(missing_ok=True)
+    (project / "node_modules" / "ai").symlink_to(NODE / "node_modules" / "ai")
+    code = f'import * as it from "relay-streams/{module}"; console.log(Object.keys(it).join())'
+    exported = {"ai": "RelayChatTransport\n", "events": "RelayEventSource\n"}
+    assert run("node", "--input-type=module", "-e", code, cwd=project) == exported[module]
 
 
 @pytest.mark.parametrize("project", ["tsconfig.json", "tsconfig.bare.json"])

@@ -41,6 +41,11 @@ def test_the_client_module_is_always_served(upstream: ScriptedUpstream, relays: 
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     assert re.findall(rb"""\bfrom ["']|\bimport\b[^("'\n]*["'(]\.""", content) == []  # one file is the whole module
+    for name in pages.CLIENT_MODULES[1:]:
+        answer, body = get(f"{relay.url}/client/{name}")
+        assert (answer.status, body) == (200, (ROOT / "client" / "js" / name).read_bytes())
+        assert b'from "./resuming-fetch.js"' in body
+    answer, _ = get(relay.url + MODULE)
     tag = answer.headers["etag"]
     for named in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         answer, body = get(relay.url + MODULE, if_none_match=named)
@@ -109,7 +114,7 @@ def test_switched_on_it_lets_nothing_else_in(upstream: ScriptedUpstream, relays:
 
 def test_every_file_of_the_page_is_served() -> None:
     settings = load(flags={"playground": True, "upstreams": [{"name": "up", "base_url": "http://127.0.0.1:1"}]})
-    assert set(PATHS) | {MODULE} == set(pages.files(settings))
+    assert set(PATHS) | {f"/client/{name}" for name in pages.CLIENT_MODULES} == set(pages.files(settings))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8081", "http://a.example/path", "http://a.example; script-src *", "*"])

@@ -60,9 +60,14 @@ export interface ResumingOptions {
   assumeRelay?: boolean;
   /**
    * True: an abort of `init.signal`, or a cancel of the body's reader, before the stream's end has the generation
-   * stopped (`DELETE /streams/{id}`). Default false: whoever leaves may come back.
+   * stopped (`DELETE /streams/{id}`). A function is asked at that moment. Default false: whoever leaves may come back.
    */
-  stopOnAbort?: boolean;
+  stopOnAbort?: boolean | (() => boolean | Promise<boolean>);
+  /**
+   * True: every request of this fetch, of any method and path, is for a stream of a relay's: an application's own
+   * (`apis: [sse]`), whose end the relay tells. Default false: only the three APIs, streams by id and retrieved responses.
+   */
+  anyStream?: boolean;
   /**
    * Called for each request of a stream, the first one too; what it returns takes the place of the request's own. With
    * it, a refused credential is asked about again.

@@ -18,7 +18,14 @@ const LAST_EVENT = {
   "/v1/messages": /^(message_stop|error)$/,
   "/v1/responses": /^(\[DONE\]|response\.(completed|failed|incomplete)|error)$/,
   any: /^(\[DONE\]|message_stop|response\.(completed|failed|incomplete)|error)$/,
+  // Of an application's own stream only the relay knows the last event, but for the one format that says it in its head.
+  own: /^(?!)/,
+  "ui-messages": /^\[DONE\]$/,
 };
+const APIS = Object.keys(LAST_EVENT).filter((name) => name.startsWith("/"));
+/** Bodies, other than text and bytes, that can be sent twice. */
+const SENT_AGAIN = new Set(["FormData", "URLSearchParams", "Blob", "File"].map((name) => `[object ${name}]`));
+const UI_MESSAGES = "x-vercel-ai-ui-message-stream";
 const STREAM_ID = /^st_[\w-]+$/;
 const EVENT_ID = /^(st_[\w-]+)\.(\d{1,15})(e?)$/;
 const [LF, CR, COLON] = [10, 13, 58];
@@ -37,8 +44,8 @@ const LONGEST_MS = 2 ** 31 - 1;
 const MAX_LOST = 100;
 /** A body that a request has whole is there at once; one that is made while it is sent may never be. */
 const WHOLE_MS = 100;
-/** A page that slept, or whose network has changed, has connections that are dead without knowing it. */
-const WAKE_EVENTS = ["online", "pageshow"];
+/** How much later than announced a heartbeat of a connection that lives may be. */
+const LATE_MS = 1000;
 
 /** What whoever leaves gives the relay to hear of it. */
 const STOP_MS = 5000;
@@ -47,7 +54,7 @@ const OF_A_BODY = ["content-type", "content-length", "content-encoding", "last-e
 const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
 const BOUNDS = { maxAttempts: null, ...TIMES };
 const FOR_TESTS = { random: Math.random, sleep: sleepFor, now: () => performance.now() };
-const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, stopOnAbort: false, ...FOR_TESTS };
+const DEFAULTS = { ...BOUNDS, silenceMs: 60_000, maxEventBytes: 16_777_216, assumeRelay: false, stopOnAbort: false, anyStream: false, ...FOR_TESTS };
 
 const NEW_ANSWER = "Send the request again for a new answer.";
 const READ_ON = "The generation may go on: send the request with this Last-Event-ID to read on, or raise";
@@ -96,14 +103,15 @@ export function resumingFetch(fetch, options = {}) {
   const counters = { streams: 0, cuts: 0, attempts: 0, resumes: 0, gaveUp: 0 };
   const known = new KnownRelays(settings);
   const resuming = async (input, init) => {
-    const asked = await requestToResume(input, init ?? {});
+    const asked = await requestToResume(input, init ?? {}, settings.anyStream);
     if (asked === null) return native(input, init);
     const request = new RequestPlan(native, input, init, asked, known);
     const first = await (request.isRelay || settings.headers ? firstResponse(request, settings) : native(input, init));
     const stream = resumableStreamId(first);
     if (stream === null) return first;
     known.add(asked.address);
-    const state = new ResumableStream(settings, counters, { ...asked, stream, budget: request.budget });
+    const api = asked.api === "own" && first.headers.has(UI_MESSAGES) ? "ui-messages" : asked.api;
+    const state = new ResumableStream(settings, counters, { ...asked, api, stream, budget: request.budget });
     state.connected(first);
     const response = new Response(new StreamBody(settings, request, state, first.body, asked.signal).body(), first);
     return withUrlOf(response, first);
@@ -126,7 +134,7 @@ async function firstResponse(request, settings) {
         request.rememberLost();
         throw error;
       }
-      await settings.sleep(wait, signal);
+      await sleepOrWake(settings, wait, budget.least, signal);
       continue;
     }
     const keyless = request.ownKey && answer.status === 503 && !request.lost;
@@ -147,7 +155,7 @@ async function firstResponse(request, settings) {
       return answer;
     }
     discardBody(answer);
-    await settings.sleep(wait, signal);
+    await sleepOrWake(settings, wait, budget.least, signal);
   }
 }
 
@@ -203,12 +211,12 @@ class RequestPlan {
     this.#addresses = [asked.address, ...known.bases.filter((base) => base !== asked.address)];
     this.signal = asked.signal;
     this.isRelay = known.isRelay(asked.address);
-    this.repeatable = this.isRelay;
+    this.repeatable = this.isRelay && ["GET", "POST"].includes(asked.method);
     this.budget = new RetryBudget(known.settings);
     this.resumes = asked.headers.has("last-event-id");
     this.ownKey = this.isRelay && this.#needsKey && !this.resumes;
     if (!this.ownKey) return;
-    const lost = known.takeLost(this.#what);
+    const lost = asked.text === null ? null : known.takeLost(this.#what);
     if (lost) [this.lost, this.budget] = [true, lost.budget];
     this.#key = lost?.key ?? newKey();
   }
@@ -231,7 +239,7 @@ class RequestPlan {
     // Where something on the way drops Last-Event-ID, the key joins what it began, once for all resumes.
     if (this.#needsKey) this.#key ??= newKey();
     const added = { "accept-encoding": "identity", ...(lastEventId && { "last-event-id": lastEventId }) };
-    const byId = lastEventId && this.#asked.method === "GET";
+    const byId = lastEventId && this.#asked.byId;
     return this.#send(signal, byId ? `/streams/${stream}` : this.#asked.rest, added);
   }
 
@@ -261,7 +269,7 @@ class RequestPlan {
   }
 
   rememberLost() {
-    if (this.ownKey && this.lost) this.#known.rememberLost(this.#what, this.#key, this.budget);
+    if (this.ownKey && this.lost && this.#asked.text !== null) this.#known.rememberLost(this.#what, this.#key, this.budget);
   }
 
   get #needsKey() {
@@ -291,6 +299,7 @@ class RequestPlan {
 /** One stream as its client sees it: fed bytes, ends of connections and answers, it says what to do. No I/O. */
 class ResumableStream {
   finished = false;
+  heartbeatMs = 0; // what the relay announces
   #silenceMs;
   #splitter;
   #withoutId = []; // the frames without an id that were handed out after the last event
@@ -331,7 +340,9 @@ class ResumableStream {
     this.#splitter = new Splitter(this.#settings.maxEventBytes);
     const heartbeat = Number(headers.get("relay-heartbeat")) * 1000;
     // A stream that is known to live is never left before two of its heartbeats.
-    if (heartbeat > 0 && heartbeat <= 3_600_000) this.#silenceMs = Math.max(this.#silenceMs, 2 * heartbeat + 1000);
+    if (!(heartbeat > 0 && heartbeat <= 3_600_000)) return;
+    this.heartbeatMs = heartbeat;
+    this.#silenceMs = Math.max(this.#silenceMs, 2 * heartbeat + LATE_MS);
   }
 
   /** The whole events that these bytes complete, one by one. Throws ResumeError. */
@@ -390,8 +401,10 @@ class ResumableStream {
   onDisconnect(cause) {
     if (this.#settings.now() - this.#since >= STEADY_CONNECTION_MS) this.#budget.endOutage();
     this.#expectedAgain = [...this.#withoutId];
-    this.#counters.cuts += 1;
-    this.#notify("onCut", cause?.message ?? "an end without the last event of its API");
+    if (cause !== null || this.#asked.api !== "own") {
+      this.#counters.cuts += 1;
+      this.#notify("onCut", cause?.message ?? "an end without the last event of its API");
+    }
     this.#lastError = [cause, null, null];
     if (this.#withoutId.length > MAX_WITHOUT_ID) throw this.error("without_ids", null, cause);
     return this.#again(0, cause === null);
@@ -414,8 +427,10 @@ class ResumableStream {
       const found = status === 200 ? resumableStreamId(response) : headers.get("relay-stream-id");
       if (found !== this.#asked.stream) throw this.error("wrong_stream", status);
       if (status === 204 && this.#expectedAgain.length > 0) throw this.error("without_ids", status);
-      this.#counters.resumes += 1;
-      this.#notify("onResume", "");
+      if (status === 200 || this.#asked.api !== "own") {
+        this.#counters.resumes += 1;
+        this.#notify("onResume", "");
+      }
       this.connected(response);
       return status === 200;
     }
@@ -472,7 +487,7 @@ class ResumableStream {
 class StreamBody {
   #stopped = false;
   #wanted;
-  #wakeUp;
+  #heardAt = Date.now(); // of the clock on the wall, which goes on while a machine sleeps
   #attempt = new AbortController(); // of the request or the wait that is under way
   #settings;
   #request;
@@ -492,8 +507,13 @@ class StreamBody {
   #leave = () => {
     const wanted = this.#wanted && !this.#state.finished;
     this.#wanted = false;
-    if (wanted) this.#request.stop(this.#state.stream).catch(() => {});
+    if (wanted) this.#end().catch(() => {});
   };
+
+  async #end() {
+    const { stopOnAbort } = this.#settings;
+    if (typeof stopOnAbort !== "function" || (await stopOnAbort())) await this.#request.stop(this.#state.stream);
+  }
 
   /** Nothing is read before it is asked for, so a slow client slows the sender down and fills no memory here. */
   body() {
@@ -514,9 +534,8 @@ class StreamBody {
   async *#events() {
     const signal = this.#signal;
     const onAbort = () => this.#stop(signal.reason);
-    const onWake = ({ persisted }) => persisted !== false && this.#wake();
+    const forgetWake = onWake((event) => this.#wake(event));
     signal?.addEventListener("abort", onAbort);
-    for (const name of WAKE_EVENTS) globalThis.addEventListener?.(name, onWake);
     try {
       while (this.#reader) {
         const cut = yield* this.#readConnection();
@@ -524,7 +543,7 @@ class StreamBody {
         this.#reader = this.#state.finished || this.#stopped ? null : await this.#again(cut);
       }
     } finally {
-      for (const name of WAKE_EVENTS) globalThis.removeEventListener?.(name, onWake);
+      forgetWake();
       signal?.removeEventListener("abort", onAbort);
       signal?.removeEventListener("abort", this.#leave);
       this.#wanted = false; // it has ended, or may be read on, in another process, too
@@ -534,6 +553,7 @@ class StreamBody {
 
   /** The whole events of one connection. Returns what cut it, null where it ended cleanly. */
   async *#readConnection() {
+    this.#heardAt = Date.now();
     for (;;) {
       let read;
       try {
@@ -543,6 +563,7 @@ class StreamBody {
         return error;
       }
       if (read.done) return null;
+      this.#heardAt = Date.now();
       yield* this.#state.feed(read.value);
     }
   }
@@ -554,7 +575,7 @@ class StreamBody {
       this.#signal?.throwIfAborted();
       if (this.#stopped) return null;
       const { signal } = (this.#attempt = new AbortController());
-      await this.#wait(wait, signal);
+      await sleepOrWake(this.#settings, wait, this.#request.budget.least, signal);
       signal.throwIfAborted();
       let response;
       try {
@@ -581,18 +602,12 @@ class StreamBody {
     }
   }
 
-  /** A wait ends early when the network is back, but never before the server asks for it. */
-  async #wait(wait, signal) {
-    const { sleep, now } = this.#settings;
-    const [from, { least }] = [now(), this.#request.budget];
-    const woken = new Promise((resolve) => (this.#wakeUp = resolve));
-    const early = () => sleep(Math.max(0, from + least - now()), signal);
-    await Promise.race([sleep(wait, signal), woken.then(early)]);
-  }
-
-  #wake() {
-    this.#wakeUp?.();
-    this.#reader?.cancel(new Error("another network")).catch(() => {});
+  /** A page that slept, or whose network has changed, has connections that are dead without knowing it. */
+  #wake({ type }) {
+    const { heartbeatMs } = this.#state;
+    const quiet = Date.now() - this.#heardAt >= heartbeatMs + (heartbeatMs && LATE_MS);
+    if (type === "visibilitychange" && !quiet) return; // hidden, but heard of
+    this.#reader?.cancel(new Error("the page or its network has come back")).catch(() => {});
   }
 
   #stop(reason) {
@@ -739,14 +754,15 @@ function parse(block) {
 }
 
 /** What has to be sent again after a cut; null for all that is none of this module's business. */
-async function requestToResume(input, init) {
+async function requestToResume(input, init, anyStream) {
   const request = input instanceof Request ? input : null;
   const method = (init.method ?? request?.method ?? "GET").toUpperCase();
   const url = parsed(request?.url ?? input, globalThis.location?.href);
   if (url === null) return null;
   const signal = init.signal === undefined ? request?.signal : init.signal;
   const headers = new Headers(init.headers ?? request?.headers);
-  const asked = { method, signal, headers, body: undefined, text: "", start: position(headers.get("last-event-id")) };
+  const start = position(headers.get("last-event-id"));
+  const asked = { method, signal, headers, body: undefined, text: "", start, byId: method === "GET" };
   const at = (prefix, api) => {
     const rest = url.pathname.slice(prefix.length) + url.search;
     return { ...asked, api, address: url.origin + prefix, rest };
@@ -754,18 +770,25 @@ async function requestToResume(input, init) {
   if (method === "GET") {
     const byId = /^(.*)\/streams\/st_[\w-]+$/.exec(url.pathname);
     const from = position(headers.get("last-event-id") ?? url.searchParams.get("last_event_id"));
-    if (byId) return { ...at(byId[1], "any"), start: from };
+    if (byId) return { ...at(byId[1], anyStream ? "own" : "any"), start: from };
     const retrieved = /^(.*)\/v1\/responses\/[^/]+$/.exec(url.pathname);
-    if (!retrieved || url.searchParams.get("stream")?.toLowerCase() !== "true") return null;
-    const anywhere = url.searchParams.has("starting_after") ? null : position(null);
-    return { ...at(retrieved[1], "/v1/responses"), start: anywhere };
+    if (retrieved && url.searchParams.get("stream")?.toLowerCase() === "true") {
+      const anywhere = url.searchParams.has("starting_after") ? null : position(null);
+      return { ...at(retrieved[1], "/v1/responses"), start: anywhere };
+    }
+    const named = /^(.*)\/streams$/.exec(url.pathname);
+    return anyStream ? { ...at(named?.[1] ?? "", "own"), start: from, byId: named !== null } : null;
   }
-  const api = Object.keys(LAST_EVENT).find((suffix) => url.pathname.endsWith(suffix));
-  if (method !== "POST" || !api) return null;
+  const api = method === "POST" ? APIS.find((suffix) => url.pathname.endsWith(suffix)) : undefined;
+  if (!api && !anyStream) return null;
   const body = init.body ?? (request && (await bodyOf(request)));
   const bytes = body instanceof ArrayBuffer || ArrayBuffer.isView(body);
   const text = bytes ? new TextDecoder().decode(body) : body;
-  return json(text)?.stream === true ? { ...at(url.pathname.slice(0, -api.length), api), body, text } : null;
+  if (api) return json(text)?.stream === true ? { ...at(url.pathname.slice(0, -api.length), api), body, text } : null;
+  if (body === undefined || typeof text === "string") return { ...at("", "own"), body, text: text ?? "" };
+  // By a form or a file the same request is not known again.
+  const again = SENT_AGAIN.has(Object.prototype.toString.call(body));
+  return again ? { ...at("", "own"), body, text: null } : null;
 }
 
 /** The body of a request that has it whole; null for one that is made while it is sent, which nobody may wait for. */
@@ -839,6 +862,29 @@ function withTimeout(ms, promise) {
     timer = setTimeout(reject, Math.min(ms, LONGEST_MS), new Error(`silence for ${ms} ms`));
   });
   return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
+}
+
+/** A wait that ends early when the network is back or the page is seen, but never before the server asks for it. */
+async function sleepOrWake({ sleep, now }, wait, least, signal) {
+  const from = now();
+  let forget;
+  const woken = new Promise((resolve) => (forget = onWake(resolve)));
+  const early = () => sleep(Math.max(0, from + least - now()), signal);
+  try {
+    await Promise.race([sleep(wait, signal), woken.then(early)]);
+  } finally {
+    forget();
+  }
+}
+
+/** Calls when the network is back, or the page comes out of the browser's cache or into sight; returns how to end that. */
+function onWake(callback) {
+  const { document } = globalThis;
+  const hidden = ({ type }) => type === "visibilitychange" && document.visibilityState === "hidden";
+  const seen = (event) => event.persisted !== false && !hidden(event) && callback(event);
+  const places = [[globalThis, "online"], [globalThis, "pageshow"], [document, "visibilitychange"]];
+  for (const [place, name] of places) place?.addEventListener?.(name, seen);
+  return () => places.forEach(([place, name]) => place?.removeEventListener?.(name, seen));
 }
 
 function sleepFor(ms, signal) {

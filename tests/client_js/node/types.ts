@@ -5,6 +5,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
+import { RelayEventSource, type StreamEvent } from "../../../relay/client/js/events.js";
 import { ResumeError, resumingFetch, type ResumingOptions } from "../../../relay/client/js/resuming-fetch.js";
 
 const options: ResumingOptions = { maxAttempts: 3, maxElapsedMs: 1000, assumeRelay: true, silenceMs: Infinity };
@@ -25,3 +26,11 @@ export function where(error: unknown): string | undefined {
 
 // @ts-expect-error: a setting that does not exist is noticed
 resumingFetch(globalThis.fetch, { maxTries: 3 });
+
+const source = new RelayEventSource("/api/runs", { method: "POST", body: "{}", headers: () => ({ a: "b" }), maxAttempts: 3 });
+source.addEventListener("token", ({ data, name }: StreamEvent) => data + name);
+source.onerror = (event) => ("error" in event ? event.error : undefined);
+export const over: Promise<void> = source.finished.then(() => source.stop());
+
+// @ts-expect-error: which streams it reads is no setting of it
+new RelayEventSource("/api/runs", { anyStream: false });
