@@ -250,7 +250,7 @@ def _resumes() -> list[Panel]:
             "Abandoned: nobody came back and the upstream call was cancelled. Degraded: streams that began without a "
             "log because the store was away, and cannot be resumed; any of these is the store's trouble. Malformed: "
             "events that an upstream sent out of its API's format. Upstream resumed, lost: answers that broke off "
-            "where the upstream can go on.",
+            "where the upstream can go on; continued: by another call, which is billed.",
             [
                 Ask(rate("relay_streams_total", f'{GENERATION}, outcome="abandoned"'), "abandoned"),
                 Ask(rate("relay_streams_degraded_total", GENERATION), "degraded"),

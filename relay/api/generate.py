@@ -17,12 +17,12 @@ from relay.api.attaching import Attaching
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
-from relay.api.outgoing import ClientBody, UpstreamRequest, is_name, upstream_request
+from relay.api.outgoing import ClientBody, RequestBody, UpstreamRequest, is_name, upstream_request
 from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
-from relay.protocol import agents
+from relay.protocol import agents, continuing
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -57,6 +57,8 @@ class _Request:
     joining: Joining | None = None
     choices: int = 1
     background: bool = False
+    carried: bool = False
+    """May another call go on with its answer?"""
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
@@ -96,6 +98,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     asking = dialect.ask_for_usage(body)
     choices = parse_count(body.get("n")) or 1
     background = body.get("background") is True
+    carried = any(each.continues for each in services.settings.upstreams) and continuing.carries(dialect.name, body)
     content = ClientBody(exchange, raw, model, None if asking is None else changes(body, asking))
     await attaching.read(raw, body)
     del body, asking  # larger than the body, and not charged
@@ -117,7 +120,7 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     # What belongs to nobody is joined by nobody.
     joins_as = owner if exchange.caller.can_come_back else stream
     joining = Joining(services, exchange, stream, raw, joins_as, attaching)
-    return _Request(route, content, owner, stream, joining, choices, background)
+    return _Request(route, content, owner, stream, joining, choices, background, carried)
 
 
 async def _stream(
@@ -223,7 +226,13 @@ def _call(
     """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it;
     `abandon_after` is what its client has said of that, for such a relay."""
     route, body = request.route, request.body
-    key = f"relay-{request.stream}"
+    stream = request.stream
+    key = f"relay-{stream}"
+    carried = request.carried
+
+    def on_continued() -> None:
+        services.registry.on_continued(stream)
+
     headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
 
     def to(at: Route, length: int) -> UpstreamRequest:
@@ -240,13 +249,21 @@ def _call(
             abandon_after=abandon_after,
         )
 
+    async def sent(at: Route, data: RequestBody) -> httpx.Response:
+        return await to(at, data.size).stream(
+            data,
+            dialect.name,
+            key,
+            background=request.background,
+            on_continued=on_continued if carried else None,
+        )
+
     def hides(at: Route) -> bool:
         return body.asks(at) and at.upstream.usage == "observe"
 
     async def once(asking: Asking) -> httpx.Response:
         asking(route, hides(route))
-        data = body.sent_once(route)
-        return await to(route, data.size).stream(data, dialect.name, key, background=request.background)
+        return await sent(route, body.sent_once(route))
 
     async def in_turn(asking: Asking) -> httpx.Response:
         last = route
@@ -256,7 +273,7 @@ def _call(
             last = at
             data = body.written_for(at)
             asking(at, hides(at))
-            return await to(at, data.size).stream(data, dialect.name, key, background=request.background)
+            return await sent(at, data)
 
         try:
             answered, response = await ask(route, send)

@@ -45,6 +45,7 @@ _HEADERS = {
     "x-accel-buffering": "Keeps nginx from buffering.",
 }
 _STREAM_URL = "The stream's address with a ticket for it alone, for clients without a credential."
+_CONTINUED = "How many further calls have gone on with this answer so far (`upstreams[].continue`)."
 _OF_READERS = ("Relay-Event-Ids", "Relay-Abandon-After")
 _RETRY = {409, 429, 503}
 
@@ -97,6 +98,7 @@ def description() -> Json:
             "headers": {name: _header(text) for name, text in _HEADERS.items() if text}
             | {
                 "relay-stream-url": _header(_STREAM_URL),
+                "relay-continued": _header(_CONTINUED, "integer"),
                 "retry-after": _header("Seconds to wait before the next try.", "integer"),
                 "request-id": _header("The request's id, which is in the relay's log."),
             },
@@ -308,7 +310,8 @@ def _empty(text: str, *, of_stream: bool = False) -> Json:
 
 def _stream_headers() -> Json:
     names = [name.decode() for name, _ in stream_headers("", 15, resumable=True)]
-    return {name: ref("headers", name) for name in [*names, "relay-stream-url"] if _HEADERS.get(name, "-")}
+    told = [*names, "relay-stream-url", "relay-continued"]
+    return {name: ref("headers", name) for name in told if _HEADERS.get(name, "-")}
 
 
 def _json(schema: Json) -> Json:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeGuard
 
 import httpx
@@ -13,6 +14,7 @@ from relay import access
 from relay.api.bodies import Charge
 from relay.api.exchange import Exchange
 from relay.api.services import Services
+from relay.client.resumable_stream import resumable_stream_id
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
 from relay.model_labels import ModelLabels
@@ -24,7 +26,7 @@ from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, Up
 from relay.protocol.headers import Headers
 from relay.protocol.json_edit import Parts, TooLong, edited
 from relay.upstream.client import UpstreamClient
-from relay.upstream.resuming import StreamRequest
+from relay.upstream.resuming import Continuing, StreamRequest
 from relay.upstream.routing import Route
 
 # Of a pair that UTF-16 would need: no text in UTF-8 has one by itself.
@@ -182,12 +184,18 @@ class UpstreamRequest:
     path: str
     """One that the relay knows, or `other`."""
 
-    async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
+    async def stream(
+        self, body: RequestBody, api: str, key: str, *, background: bool, on_continued: Callable[[], None] | None = None
+    ) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
-        this generation and no other. Raises as `UpstreamClient.send` does."""
+        this generation and no other; `on_continued` hears of each further call that goes on with the answer, None where
+        there is to be none. Raises as `UpstreamClient.send` does."""
         upstream = self.upstream
         joins = upstream.resume == "auto" and upstream.base_url in self.client.relays
-        kept = body.keep() if joins or upstream.resume == "last-event-id" else None
+        continuing = None
+        if on_continued is not None and upstream.continues:
+            continuing = Continuing(self._send_again, partial(self._continued, on_continued))
+        kept = body.keep() if joins or continuing or upstream.resume == "last-event-id" else None
         sent = StreamRequest(
             upstream,
             self.timeouts,
@@ -200,6 +208,7 @@ class UpstreamRequest:
             background,
             self.max_event_bytes,
             self.abandon_after,
+            continuing,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())
@@ -210,7 +219,7 @@ class UpstreamRequest:
                 kept.let_go()
                 raise
         resumable = sent.resumable(response, kept)
-        if resumable is not response and upstream.resume == "auto":
+        if resumable is not response and upstream.resume == "auto" and resumable_stream_id(200, response.headers):
             self.client.relays.add(upstream.base_url)
         return resumable
 
@@ -220,12 +229,23 @@ class UpstreamRequest:
             self.upstream, method, url, headers, body, answer=self.answer, idle=self.timeouts.upstream_idle_timeout
         )
 
-    async def send(self, body: bytes | AsyncIterable[bytes | memoryview]) -> httpx.Response:
+    def _continued(self, on_continued: Callable[[], None], found: bool) -> None:
+        self.meter.upstream_resumed(found, by_another_call=True)
+        if found:
+            on_continued()
+
+    async def _send_again(self, headers: Headers, body: bytes) -> httpx.Response:
+        return await self.send(body, headers)
+
+    async def send(
+        self, body: bytes | AsyncIterable[bytes | memoryview], headers: Headers | None = None
+    ) -> httpx.Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         idle = self.timeouts.upstream_idle_timeout
+        headers = self.headers if headers is None else headers
         try:
             response = await self.client.send(
-                self.upstream, self.method, self.url, self.headers, body, answer=self.answer, idle=idle
+                self.upstream, self.method, self.url, headers, body, answer=self.answer, idle=idle
             )
         except ApiError as error:
             word = _NO_ANSWER.get(type(error), "other")

@@ -126,7 +126,8 @@ def _meant(path: Sequence[object]) -> str:
             kind = UpstreamSettings
         elif isinstance(section, str) and section in kind.model_fields:
             kind = kind.model_fields[section].annotation
-    close = difflib.get_close_matches(str(path[-1]), kind.model_fields, 1)
+    names = [field.alias or name for name, field in kind.model_fields.items()]
+    close = difflib.get_close_matches(str(path[-1]), names, 1)
     return f"did you mean {'.'.join(map(str, [*path[:-1], close[0]]))}? Else " if close else ""
 
 

@@ -29,7 +29,7 @@ def settings_of(model: type[BaseModel], prefix: str) -> Any:
         elif name == "keys":
             yield from settings_of(KeySettings, f"{prefix}keys[].")
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{field.alias or name}", field
             if name == "upstreams":
                 yield from settings_of(UpstreamSettings, "upstreams[].")
 

@@ -14,6 +14,7 @@ from relay.config import tls
 from relay.config.streams import StreamSettings
 from relay.config.units import Duration, DurationOrOff, DurationOrZero, OrOff, Section, off_to_word
 from relay.protocol.apis import ApiName
+from relay.protocol.continuing import Prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,30 @@ class UpstreamSettings(Section):
         "`Last-Event-ID`; only for an upstream that documents it, for another one generates anew. `responses`: "
         "responses that run in the background are retrieved after their last `sequence_number`.",
     )
+    continue_: Annotated[Literal["off", "prefill"], BeforeValidator(off_to_word)] = Field(
+        "off",
+        alias="continue",
+        description="`prefill`: an answer of text alone that broke off, and that `resume` cannot go on with, is gone "
+        "on with by another call, which is billed: the text so far is its last message, the assistant's. Only for an "
+        "upstream and models that document it, for another one begins anew. Chat completions and messages.",
+    )
+    prefill: Prefill = Field(
+        "continue_final_message",
+        description="What tells it, on chat completions, to go on with that message. `continue_final_message`: that "
+        "member, with `add_generation_prompt: false` (vLLM, SGLang, llama.cpp). `prefix`: `prefix: true` in the "
+        "message (DeepSeek, whose `base_url` ends with `/beta` then). `prefix_echoed`: the same, and the answer begins "
+        "with the text (Mistral). `message`: nothing.",
+    )
     upstream_resume: DurationOrZero | None = Field(None, description=_OWN)
     upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
     unstreamed_answer_timeout: Duration | None = Field(None, description=_OWN)
     first_token_timeout: DurationOrOff | None = Field(None, description=_OWN)
     upstream_stall_timeout: DurationOrOff | None = Field(None, description=_OWN)
     upstream_idle_timeout: Duration | None = Field(None, description=_OWN)
+
+    @property
+    def continues(self) -> bool:
+        return self.continue_ == "prefill"
 
     def timeouts(self, streams: StreamSettings) -> Timeouts:
         own = {each.name: getattr(self, each.name) for each in fields(Timeouts)}

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from relay.protocol.headers import Headers, value
 
 _EXPOSED = (
-    b"relay-stream-id, relay-resumable, relay-heartbeat, relay-stream-url, location, retry-after, request-id, "
-    b"x-request-id"
+    b"relay-stream-id, relay-resumable, relay-heartbeat, relay-stream-url, relay-continued, location, retry-after, "
+    b"request-id, x-request-id"
 )
 _METHODS = b"GET, POST, DELETE"
 _SECONDS = b"600"

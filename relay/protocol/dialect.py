@@ -50,7 +50,8 @@ class Watch(ABC):
     `usage` is the last usage seen, `response_id` the upstream's own id of the answer, `response` its last object of the
     whole answer (responses only), `last_sequence` the highest `sequence_number` (responses only). `error` is the
     upstream's own error, and `readable` whether clients of the API can tell the last one for one as it is.
-    `malformed` counts the events that were forwarded and are not of the format, `end_missing` says that an answer was
+    `malformed` counts the events that were forwarded and are not of the format, `continued` the calls that have gone on
+    with an answer that broke off, `end_missing` says that an answer was
     whole but for its last line or its last event.
     `stateless_deltas`: an event that differs from an earlier one only in its text has the same bits and changes
     nothing here.
@@ -66,6 +67,7 @@ class Watch(ABC):
         self.error: UpstreamError | None = None
         self.readable = True
         self.malformed = 0
+        self.continued = 0
         self.end_missing = False
 
     @abstractmethod

@@ -92,6 +92,8 @@ class StreamAccount:
         if watch.malformed:
             found["malformed_events"] = watch.malformed
             self.meter.malformed(watch.malformed)
+        if watch.continued:
+            found["continued"] = watch.continued
         if watch.end_missing:
             found["end_missing"] = True
         return found

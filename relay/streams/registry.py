@@ -213,6 +213,15 @@ class Registry:
         if producer.kept_headers:
             self._learn_soon(producer)
 
+    def on_continued(self, first_stream: str) -> None:
+        """Another call goes on with the answer of the stream that began under this id: whoever comes later is told."""
+        for producer in self._running:
+            if producer.first_stream == first_stream:
+                producer.watch.continued += 1
+                told = (b"relay-continued", b"%d" % producer.watch.continued)
+                producer.kept_headers = [*(item for item in producer.kept_headers if item[0] != told[0]), told]
+                self._learn_soon(producer)
+
     def _learn_soon(self, producer: Producer) -> None:
         """What is known before the stream is made goes along with it, and needs no write of its own."""
         if producer in self._learnt and producer.logged:

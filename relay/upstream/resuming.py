@@ -25,6 +25,7 @@ from relay.protocol.headers import Headers
 from relay.upstream.addresses import relay_root
 from relay.upstream.client import body_of, is_event_stream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
+from relay.upstream.prefilled import PrefilledStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
 
 Send = Callable[[str, str, Headers, bytes], Awaitable[httpx.Response]]
@@ -51,11 +52,20 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Continuing:
+    """How an answer is gone on with by another call: `send` makes it, with these headers and this body, and counts it;
+    `on_result` hears of each loss whether it was gone on with."""
+
+    send: Callable[[Headers, bytes], Awaitable[httpx.Response]]
+    on_result: Callable[[bool], None]
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
     runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
     `on_result` hears of each loss of its answer whether it was gone on with; an event of it is at most of
-    `max_event_bytes`."""
+    `max_event_bytes`; `continuing` is None where no other call is to go on with its answer."""
 
     upstream: UpstreamSettings
     timeouts: Timeouts
@@ -68,6 +78,7 @@ class StreamRequest:
     background: bool
     max_event_bytes: int
     abandon_after: float
+    continuing: Continuing | None = None
 
     @property
     def _unread(self) -> tuple[bytes, bytes]:
@@ -114,7 +125,7 @@ class StreamRequest:
         """The answer, whose body goes on after a loss where the upstream can do that; `kept` is that of the request,
         where it was kept."""
         stream = self._stream_of(response)
-        sent_again = type(stream) is OwnIdsStream and self.timeouts.upstream_resume > 0
+        sent_again = type(stream) in (OwnIdsStream, PrefilledStream) and self.timeouts.upstream_resume > 0
         if kept is not None:
             kept.spare() if sent_again else kept.let_go()
         if stream is None or self.timeouts.upstream_resume <= 0:
@@ -141,7 +152,9 @@ class StreamRequest:
             stop if is_relay else None,
             silence=idle if heartbeat is None else min(idle, 2 * heartbeat + 1),
             timeouts=self.timeouts,
-            on_result=self.on_result,
+            on_result=self.continuing.on_result
+            if self.continuing is not None and isinstance(stream, PrefilledStream)
+            else self.on_result,
             on_over=kept.let_go if kept is not None else lambda: None,
         )
         return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
@@ -153,10 +166,12 @@ class StreamRequest:
         mode = self.upstream.resume
         if mode == "last-event-id":
             return OwnIdsStream(self.api, self._policy())
-        if mode == "responses":
-            return NumberedStream(self._policy()) if self.api == "responses" and self.background else None
+        if mode == "responses" and self.api == "responses" and self.background:
+            return NumberedStream(self._policy())
         found = resumable_stream_id(200, response.headers) if mode == "auto" else None
-        return None if found is None else RelayStream(self.api, found, self._policy())
+        if found is not None:
+            return RelayStream(self.api, found, self._policy())
+        return None if self.continuing is None else PrefilledStream(self.api, self.upstream.prefill, self._policy())
 
     async def _ask(self, stream: ResumableStream, position: str, body: bytes) -> httpx.Response:
         found = _RESPONSES.fullmatch(self.url)
@@ -164,6 +179,9 @@ class StreamRequest:
             query = "&".join(filter(None, (found[2], "stream=true", f"starting_after={position}")))
             url = f"{found[1]}/{quote(stream.response_id, safe='')}?{query}"
             return await self.send("GET", url, self._again(b""), b"")
+        if isinstance(stream, PrefilledStream) and self.continuing is not None:
+            body = await stream.request(body)
+            return await self.continuing.send(self._again(body), body)
         headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
         if isinstance(stream, RelayStream):
             headers.append(self._unread)

@@ -82,6 +82,8 @@ class ResumingBody(Body):
         self._answer = timeouts.upstream_answer_timeout
         self._sink: Sink | None = None
         self._loss: list[httpx.TransportError | None] = []
+        self._unfinished = b""
+        """What the connection that was lost first had brought of an event."""
         self._paused = False
         self._over = False
         self._heard = self._event_at = self._next_try = 0.0
@@ -158,6 +160,8 @@ class ResumingBody(Body):
         assert self._sink is not None
         connection, self.connection = self.connection, None
         self._drop_timer()
+        if not self._loss:
+            self._unfinished = self._stream.unfinished
         self._loss.append(error)
         try:
             action = self._stream.on_disconnect(None if error is None else type(error).__name__)
@@ -255,6 +259,8 @@ class ResumingBody(Body):
         self._over = True
         self._drop_timer()
         self._on_over()
+        if self._loss and self._unfinished:
+            self._sink.data_received(self._unfinished)
         self._sink.eof_received(error)
 
 

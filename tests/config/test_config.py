@@ -110,6 +110,8 @@ OF_AN_UPSTREAM = [
         "usage",
         "malformed",
         "resume",
+        "continue",
+        "prefill",
         "upstream_resume",
     ),
     *("upstream_answer_timeout", "unstreamed_answer_timeout", "first_token_timeout"),
@@ -627,7 +629,8 @@ class TestReference:
         settings = loaded()
         for path in rows:
             if path.startswith("upstreams[]."):
-                assert hasattr(settings.upstreams[0], path.removeprefix("upstreams[]."))
+                fields = type(settings.upstreams[0]).model_fields.items()
+                assert path.removeprefix("upstreams[].") in {field.alias or name for name, field in fields}
             elif path.startswith("auth.keys[]."):
                 assert path.removeprefix("auth.keys[].") in KeySettings.model_fields
             else:

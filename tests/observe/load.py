@@ -59,7 +59,7 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
                 "malformed": "end",
                 "resume": "last-event-id",
             },
-            {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False},
+            {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False, "continue": "prefill"},
         ],
         "streams": {"heartbeat": "200ms", "upstream_idle_timeout": "2s", "abandon_after": "500ms"},
     }
@@ -109,6 +109,7 @@ class Load:
             self.resumed_after_the_end,
             self.joined,
             self.came_back_upstream,
+            self.continued,
             self.missed,
             self.not_logged,
             self.passed_through,
@@ -202,6 +203,17 @@ class Load:
             self.upstream.on(model, *stream(*frames[4:]))
             self.upstream.open(model)
             assert len(read.events()) == len(frames)
+
+    def continued(self) -> None:
+        """An answer that breaks off, of an upstream that goes on with a text."""
+        model = f"edge-{self._random.random()}"
+        first, rest = answer("chat", ["One"]), answer("chat", [" two."])
+        self.upstream.on(model, *stream(*first.before, *first.words, Gate(model), Cut()))
+        with self.post(model) as read:
+            self.upstream.wait_reached(model)
+            self.upstream.on(model, *stream(*rest.events))
+            self.upstream.open(model)
+            assert len(read.events()) == 2 + len(rest.events) - 1
 
     def missed(self) -> None:
         with self.post("gpt-5-mini", relay=1) as first:
