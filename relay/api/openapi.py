@@ -146,16 +146,33 @@ def _paths() -> Json:
     paths["/streams/{id}"] = {
         "parameters": [{"$ref": "#/components/parameters/stream"}],
         "get": {
-            "summary": "Read a stream from its start or after a position; with `Accept: application/json`, its status",
+            "summary": "Read a stream from its start or after a position; with `Accept: application/json`, its status "
+            "or its finished answer",
             "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}, {"ticket": []}, {}],
             "parameters": [
                 {"$ref": "#/components/parameters/Last-Event-ID"},
                 *({"$ref": f"#/components/parameters/{name}"} for name in _OF_READERS),
                 _query("last_event_id", {"$ref": "#/components/schemas/EventId"}, "For clients that set no header."),
+                _query(
+                    "content",
+                    {"type": "boolean"},
+                    "`true`: the answer as its API's own object that is not streamed (`chat.completion`, `message`, "
+                    "`response`; a list of events for other streams).",
+                ),
             ],
             "responses": {
-                "200": _stream("Replay, then live.", also=_json({"$ref": "#/components/schemas/Stream"})),
+                "200": _stream("Replay, then live; how it stands; or the answer.", also=_json(ref("schemas", "Found"))),
+                "202": {
+                    "description": "With `content=true`: it goes on. What has come of it so far.",
+                    "headers": {"retry-after": ref("headers", "retry-after")},
+                    "content": _json(ref("schemas", "SoFar")),
+                },
                 "204": _empty("The stream has ended, and nothing of it is missing.", of_stream=True),
+                "424": {
+                    "description": "With `content=true`: it failed, or was abandoned. Its code, and what had come.",
+                    "headers": {"x-request-id": ref("headers", "request-id")},
+                    "content": _json(ref("schemas", "Failed")),
+                },
                 **_refused("openai", *_OF_STREAMS),
             },
         },

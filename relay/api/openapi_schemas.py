@@ -47,6 +47,15 @@ def schemas() -> Json:
             ended_at={"type": ["number", "null"]},
             usage={"anyOf": [usage, {"type": "null"}]},
         ),
+        "Content": {
+            "description": "An answer as its API gives it where nothing is streamed; a list of events for other "
+            "streams. `relay` is `stopped` in one that its owner has stopped.",
+            "type": ["object", "array", "null"],
+            "items": _object(event=text, data=text, id=ref("schemas", "EventId")),
+        },
+        "Found": {"anyOf": [ref("schemas", "Stream"), ref("schemas", "Content")]},
+        "SoFar": {"allOf": [ref("schemas", "Stream"), _object(content=ref("schemas", "Content"))]},
+        "Failed": {"allOf": [ref("schemas", "OpenAIError"), _object(stream=ref("schemas", "SoFar"))]},
         "OpenAIError": _object(
             error=_object(message=text, type=text, param={"type": "null"}, code=text),
         ),

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs
 
-import orjson
-
 from relay import access
-from relay.api import event_ids, tickets, told, unread
-from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
+from relay.api import event_ids, finished, tickets, told, unread
+from relay.api.delivery import deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
 from relay.protocol.dialect import Dialect
-from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
 from relay.streams.lookup import Attached
@@ -42,7 +39,8 @@ async def by_post(services: Services, exchange: Exchange, dialect: Dialect) -> N
 
 
 async def streams(services: Services, exchange: Exchange) -> None:
-    """GET /streams/{id}: its events as SSE, or with `Accept: application/json` its status. DELETE stops it."""
+    """GET /streams/{id}: its events as SSE, or with `Accept: application/json` how it stands, or its finished answer.
+    DELETE stops it."""
     if exchange.method not in ("GET", "DELETE"):
         raise MethodNotAllowed("Use GET or DELETE.", headers={"allow": "GET, DELETE"})
     await exchange.discard_body()
@@ -56,8 +54,8 @@ async def streams(services: Services, exchange: Exchange) -> None:
         told.stopped(services, exchange, stream, by_ticket=not isinstance(principal, bytes))
         await exchange.answer(204, b"")
         return
-    if "application/json" in (exchange.header(b"accept") or ""):
-        await _status(services, exchange, stream, principal)
+    if finished.asked_for(exchange):
+        await finished.answer(services, exchange, stream, principal, _rate_subject(principal, stream))
         return
     value = exchange.header(b"last-event-id")
     if value is None:
@@ -165,25 +163,3 @@ async def _go_on(
 def _rate_subject(principal: Principal, stream: str) -> bytes:
     """Whose rates count: the holders of tickets for a stream have them together."""
     return principal if isinstance(principal, bytes) else b"\0ticket\0" + stream.encode()
-
-
-async def _status(services: Services, exchange: Exchange, stream: str, principal: Principal) -> None:
-    status = await services.registry.lookup.status(stream, await services.registry.owners.of_principal(principal))
-    body = {
-        "id": stream,
-        "object": "relay.stream",
-        "api": status.api,
-        "state": "ended" if status.outcome else "live",
-        "outcome": status.outcome or None,
-        "last_event_id": str(EventId(stream, status.top, bool(status.outcome) and sent_by_relay(status.outcome))),
-        "events": status.top,
-        "created_at": status.born,
-        "ended_at": status.ended or None,
-        "usage": _usage(status.usage),
-    }
-    await exchange.answer(200, orjson.dumps(body), [NO_STORE])
-
-
-def _usage(note: str) -> dict[str, int] | None:
-    given, _, made = note.partition("/")
-    return {"input_tokens": int(given), "output_tokens": int(made)} if made else None

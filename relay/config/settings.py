@@ -96,8 +96,8 @@ class LimitSettings(Section):
     bodies: Size = Field(
         256 * 1024**2,
         description="How much of JSON request bodies a replica holds at once, until upstreams have taken them; one "
-        "owner may have half of it. With more, requests are refused with 503 `bodies_full`. Less than twice "
-        "`body` counts as that.",
+        "owner may have half of it. Streams that are put together to an answer (`?content=true`) count, too. With "
+        "more, requests are refused with 503 `bodies_full`. Less than twice `body` counts as that.",
     )
     readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
     streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")

@@ -93,12 +93,17 @@ def error_frames(
         request_id: the relay's id of the reader's request.
         first_frame: the frame of event 1, which names the upstream's response, empty where it is not at hand.
     """
-    message = next((row.message for known, row in OUTCOMES.items() if known.value == outcome), "")
-    message = message or _UNKNOWN.format(outcome)
+    message = words_of(outcome)
     seen = _watched(dialect, first_frame), _watched(dialect, last_frame)
     response = seen[1].response or seen[0].response
     events = dialect.error_events(outcome, message, seen[1].last_sequence, request_id, response=response)
     return encode_frames(events, stream, n)
+
+
+def words_of(outcome: str) -> str:
+    """What is said of an end, also of one that only a newer relay knows."""
+    message = next((row.message for known, row in OUTCOMES.items() if known.value == outcome), "")
+    return message or _UNKNOWN.format(outcome)
 
 
 def outcome_from_log(dialect: Dialect, last_frame: bytes) -> Cause | Ending:

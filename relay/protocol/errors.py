@@ -35,6 +35,7 @@
         └── StoreUnavailable           503  store_unavailable
             └── EncryptionKeyMissing   503  store_unavailable
 
+Of a stream that failed the finished answer is 424, with its outcome as the code (`relay.api.finished`).
 A resume that can never work is 400, 404 or 410, and what another try may get is 409, 429 or 503 with `Retry-After`:
 SDKs retry 408, 409, 429 and 5xx by themselves.
 How an error is spelled is the dialect's business (`relay.protocol.dialect`). Every message says what to do.

@@ -21,10 +21,12 @@ from relay.auth.gate import Gate
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol import errors, ids
+from tests.support import scripted
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream, stream
 from tests.support.sseclient import open_stream
 from tests.support.streams import FIRST_TOKENS, Answer
+from tests.support.waiting import wait_until
 
 RELAY = Path(openapi.__file__).parents[1]
 SPEC = openapi.description()
@@ -139,6 +141,11 @@ def checked(status: int, headers: Any, body: bytes, path: str, method: str) -> A
     return found
 
 
+def status_of(relay: RelayProcess, target: str) -> int:
+    with open_stream(relay.url + target, "GET", AUTH) as answer:
+        return answer.status
+
+
 @pytest.mark.parametrize(
     "streamed", [FIRST_TOKENS["chat-content"], FIRST_TOKENS["messages-text"], FIRST_TOKENS["responses-text"]]
 )
@@ -171,7 +178,20 @@ def test_answers_are_as_described(site: tuple[RelayProcess, ScriptedUpstream], s
     ask(one, "GET", "/streams/{id}", 204, last_event_id=last)
     _, status = ask(one, "GET", "/streams/{id}", 200, accept="application/json")
     assert (status["state"], status["last_event_id"]) == ("ended", last)
+    _, content = ask(f"{one}?content=true", "GET", "/streams/{id}", 200, accept="application/json")
+    assert content["usage"]
     ask(f"{one}?ticket=1.r.0", "GET", "/streams/{id}", 403)
     ask("/streams/x", "GET", "/streams/{id}", 400)
+    unfinished: list[tuple[tuple[str | scripted.Step, ...], int]] = [
+        ((*streamed.before, scripted.Gate(streamed.api)), 202),
+        ((streamed.events[0],), 424),
+    ]
+    for steps, expected in unfinished:
+        upstream.on("m", *stream(*steps))
+        headers, _ = ask(path, "POST", path, 202, body, prefer="respond-async")
+        other = f"/streams/{headers['relay-stream-id']}?content=true"
+        wait_until(lambda: status_of(relay, other) == expected, 10, f"{expected}")  # noqa: B023
+        ask(other, "GET", "/streams/{id}", expected, accept="application/json")
+    upstream.open(streamed.api)
     ask(one, "DELETE", "/streams/{id}", 204)
     ask(one, "GET", "/streams/{id}", 431, x_long="x" * 33000)
