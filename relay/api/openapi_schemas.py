@@ -19,6 +19,7 @@ def ref(kind: str, name: str) -> Json:
 def schemas() -> Json:
     text = {"type": "string"}
     whole = {"type": "integer", "minimum": 0}
+    name = {"name": {"type": ["string", "null"]}}
     usage = {"type": "object", "properties": {"input_tokens": whole, "output_tokens": whole}}
     return {
         "StreamId": {"type": "string", "pattern": f"^{STREAM_ID}$"},
@@ -56,6 +57,17 @@ def schemas() -> Json:
         "Found": {"anyOf": [ref("schemas", "Stream"), ref("schemas", "Content")]},
         "SoFar": {"allOf": [ref("schemas", "Stream"), _object(content=ref("schemas", "Content"))]},
         "Failed": {"allOf": [ref("schemas", "OpenAIError"), _object(stream=ref("schemas", "SoFar"))]},
+        "Streams": _object(
+            object={"const": "list"},
+            data={"type": "array", "items": {"allOf": [ref("schemas", "Stream"), {"properties": name}]}},
+        ),
+        "Ticket": _object(
+            object={"const": "relay.ticket"},
+            stream=ref("schemas", "StreamId"),
+            url=text,
+            scope={"enum": ["read", "read+stop"]},
+            expires_at=whole,
+        ),
         "OpenAIError": _object(
             error=_object(message=text, type=text, param={"type": "null"}, code=text),
         ),

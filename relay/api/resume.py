@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs
 
+import orjson
+
 from relay import access
-from relay.api import event_ids, finished, tickets, told, unread
-from relay.api.delivery import deliver, stream_headers, suit
+from relay.api import askers, event_ids, finished, tickets, told, unread
+from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
@@ -65,6 +67,30 @@ async def streams(services: Services, exchange: Exchange) -> None:
         if after.stream != stream:
             raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
     await proceed(services, exchange, after, None, principal)
+
+
+async def of_stream(services: Services, exchange: Exchange, after: EventId) -> None:
+    """Resume where a position says, for its stream's owner."""
+    exchange.caller = await askers.of_stream(services, exchange, after.stream)
+    services.gate.charge_resume(exchange.caller.identity)
+    await proceed(services, exchange, after, None, exchange.caller.identity)
+
+
+async def ticket(services: Services, exchange: Exchange) -> None:
+    """POST /streams/{id}/ticket: a ticket for a stream that is there, for its owner to hand on."""
+    if exchange.method != "POST":
+        raise MethodNotAllowed("Use POST.", headers={"allow": "POST"})
+    await exchange.discard_body()
+    stream = exchange.scope["path_params"]["id"]
+    if not is_stream_id(stream):
+        raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
+    exchange.caller = await askers.of_stream(services, exchange, stream)
+    services.gate.charge_resume(exchange.caller.identity)
+    await services.registry.lookup.status(
+        stream, await services.registry.owners.of_credential(exchange.caller.identity)
+    )
+    head, body = tickets.issue(services, exchange, stream)
+    await exchange.answer(200, orjson.dumps(body), [*head, NO_STORE])
 
 
 async def from_start(services: Services, exchange: Exchange, stream: str, dialect: Dialect) -> None:
