@@ -34,6 +34,8 @@ NOTE = _read("note")
 MARK = _read("mark")
 ORPHAN = _read("orphan")
 ADOPT = _read("adopt")
+TELL = _read("tell")
+RECENT = _read("recent")
 
 SCRIPTS = (
     CREATE,
@@ -52,6 +54,8 @@ SCRIPTS = (
     MARK,
     ORPHAN,
     ADOPT,
+    TELL,
+    RECENT,
 )
 
 # Codes that the scripts answer.
