@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `connect`, `check`, `key`, `owner`, `demo` and `bench`."""
+"""The command: `relay serve`, `connect`, `check`, `key`, `owner`, `streams`, `demo` and `bench`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -19,6 +20,7 @@ from relay.auth import command as key
 from relay.auth.keyring import Keyring
 from relay.config import Settings, SettingsError, load
 from relay.config.auth import KeySettings
+from relay.inspection import arguments as streams_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     owner.add_argument("--env", metavar="NAME", help="the variable that holds it (default: read standard input)")
     owner.add_argument("--name", metavar="OWNER", help="an owner of auth.mode: keys, in place of a credential")
     owner.set_defaults(run=_owner)
+    streams = commands.add_parser(
+        "streams",
+        help="see what streams there are and what happened to each; stop one",
+        description="Read from the store, with the settings of the relays: all replicas' streams at once. A stream's "
+        "content is shown only by `tail`, and where the store is encrypted only with its keys.",
+    )
+    streams_command.add_arguments(streams, partial(_settings_flags, only="store."))
+    streams.set_defaults(run=_streams)
     demo = commands.add_parser("demo", help="two replicas, a store and a real model, to try a resume")
     demo.add_argument("--port", type=int, default=8080, help="of replica one; replica two has the next")
     demo.set_defaults(run=_demo)
@@ -120,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings_flags(parser: argparse.ArgumentParser) -> None:
+def _settings_flags(parser: argparse.ArgumentParser, *, only: str = "") -> None:
+    """`only`: those whose settings are in this section."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML (default: none)")
     for flag, metavar, text, setting in (
         ("--bind", "HOST:PORT", "the address for clients", "bind"),
@@ -130,6 +141,8 @@ def _settings_flags(parser: argparse.ArgumentParser) -> None:
         ("--data-dir", "DIR", "where the embedded store keeps its data", "store.data_dir"),
         ("--workers", "N", "processes that share the address", "workers"),
     ):
+        if not setting.startswith(only):
+            continue
         default = "none" if setting == "upstreams" else _default(setting)
         kind = int if flag == "--workers" else str
         variable = "RELAY_" + setting.upper().replace(".", "__")
@@ -146,16 +159,18 @@ def _default(setting: str) -> object:
     return kind.model_fields[name].default
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> Settings:
     flags: dict[str, Any] = {
-        name: value for name in ("bind", "metrics_bind", "workers") if (value := getattr(arguments, name)) is not None
+        name: value
+        for name in ("bind", "metrics_bind", "workers")
+        if (value := getattr(arguments, name, None)) is not None
     }
     store = {"url": arguments.store, "data_dir": arguments.data_dir}
     if given := {name: value for name, value in store.items() if value is not None}:
         flags["store"] = given
-    if arguments.upstream is not None:
+    if getattr(arguments, "upstream", None) is not None:
         flags["upstreams"] = [{"name": "upstream", "base_url": arguments.upstream}]
-    return load(arguments.config, flags)
+    return load(arguments.config, flags, defaults=defaults)
 
 
 def _keyring(arguments: argparse.Namespace) -> Keyring | None:
@@ -229,6 +244,14 @@ def _owner(arguments: argparse.Namespace) -> int:
     from relay.auth import owner_command
 
     return asyncio.run(owner_command.run(_settings(arguments), arguments))
+
+
+def _streams(arguments: argparse.Namespace) -> int:
+    from relay.inspection import command
+
+    # Who only looks needs no upstream, but whatever else the relays' settings ask for.
+    settings = _settings(arguments, {"upstreams": [{"name": "none", "base_url": "http://127.0.0.1:1"}]})
+    return asyncio.run(command.run(settings, arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -89,6 +89,8 @@ class Exchange:
         """When the last byte of the request was there, once `body_read`."""
         self.caller: Caller
         """Who asks: set at the gate, where the path has one."""
+        self.came_back = False
+        """Is its client one more reader of a stream that is there?"""
         self.started = False
         self.body_read = False
         self.gone = False

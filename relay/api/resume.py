@@ -8,7 +8,6 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from relay import access
 from relay.api import askers, event_ids, finished, tickets, told, unread
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
@@ -172,8 +171,7 @@ async def _go_on(
         await services.registry.orphans.told_of(after.stream)
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
-    fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
-    access.of_stream("stream resumed", {**fields, **told.who(services, exchange), "request_id": exchange.request_id})
+    told.reader_came(services, exchange, after, result, attached.backlog)
     headers = stream_headers(
         after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
     )

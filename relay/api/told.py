@@ -11,7 +11,7 @@ from relay.auth.gate import Caller
 from relay.auth.owners import NOBODY
 from relay.protocol.apis import api_label
 from relay.protocol.errors import ApiError
-from relay.protocol.ids import parse_event_id
+from relay.protocol.ids import EventId, parse_event_id
 
 
 def who(services: Services, exchange: Exchange) -> dict[str, Any]:
@@ -44,9 +44,21 @@ def refused(services: Services, exchange: Exchange, error: ApiError) -> None:
     tell("refused", fields, failed=error.status >= 500)
 
 
+def reader_came(services: Services, exchange: Exchange, after: EventId, result: str, backlog: int) -> None:
+    """Somebody has come back to a stream, or joined it."""
+    fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": backlog}
+    access.of_stream("stream resumed", {**fields, **who(services, exchange), "request_id": exchange.request_id})
+    services.registry.chronicle.note(
+        after.stream, "reader came", after=after.n, result=result, request=exchange.request_id
+    )
+    exchange.came_back = True
+
+
 def reader_gone(services: Services, exchange: Exchange, stream: str, position: int, why: str) -> None:
     """A reader's connection has ended at this position; `why` is `finished` where it has had all."""
     tell = access.of_request if why == "finished" else access.of_stream
+    if why != "finished" or exchange.came_back:
+        services.registry.chronicle.note(stream, "reader gone", position=position, why=why, request=exchange.request_id)
     if tell is access.of_request and not access.tells_all():
         return
     fields = {"stream": stream, "position": position, "why": why, **who(services, exchange)}
@@ -57,4 +69,5 @@ def reader_gone(services: Services, exchange: Exchange, stream: str, position: i
 def stopped(services: Services, exchange: Exchange, stream: str, *, by_ticket: bool) -> None:
     """Somebody has asked for a stream's end."""
     by = {"by": "ticket"} if by_ticket else {"by": "credential", **who(services, exchange)}
+    services.registry.chronicle.note(stream, "stop asked for", **by, request=exchange.request_id)
     access.of_stream("stop asked for", {"stream": stream, **by, "request_id": exchange.request_id})

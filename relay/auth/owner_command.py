@@ -10,8 +10,7 @@ import sys
 from relay.auth.owners import Owners, of_key
 from relay.config import Settings
 from relay.protocol.errors import ApiError
-from relay.store.log import Log
-from relay.store.topology import connect
+from relay.store.reaching import reach
 
 
 async def run(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -28,15 +27,9 @@ async def run(settings: Settings, arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    url = settings.store.url
-    if url == "embedded":
-        url = f"unix://{(settings.store.data_dir / 'valkey.sock').absolute()}"
     try:
-        log = Log(connect(url), settings.streams, settings.store)
-        try:
+        async with reach(settings) as log:
             owners = Owners(log.directory, settings.auth.secret() or await log.directory.known_secret())
-        finally:
-            await log.topology.close()
     except (ApiError, LookupError):
         print(
             "relay: the deployment's secret cannot be read; check store.url, and that a relay runs there, or give "

@@ -34,6 +34,11 @@ class Names:
         return f"{self.prefix}replicas".encode()
 
     @property
+    def recent(self) -> bytes:
+        """Streams that have ended, by the times of their ends."""
+        return f"{self.prefix}recent".encode()
+
+    @property
     def secret(self) -> bytes:
         return f"{self.prefix}secret".encode()
 

@@ -10,6 +10,7 @@ from relay.config import StreamSettings
 from relay.encryption import Binding
 from relay.protocol.errors import StoreUnavailable
 from relay.store.log import Log
+from relay.store.stories import about
 from relay.streams.ahead import Ahead
 from relay.streams.commit import Committer
 from relay.streams.hold import HoldWhileSilent
@@ -66,6 +67,7 @@ class ProducerContext:
             "api": producer.dialect.name,
             "owner": producer.owner,
             "replica": self.replica,
+            **({} if producer.feed.readers == 1 else {f"n:{self.replica}": str(producer.feed.readers)}),
             **self.host.joining_fields(producer),
         }
         await asyncio.gather(
@@ -106,4 +108,6 @@ class ProducerContext:
 
 
 def _upstream(producer: Producer) -> dict[str, str]:
-    return {"upstream": producer.route.upstream.name, "model": producer.account.meter.model}
+    account = producer.account
+    request = about(account.request.id, account.request.key, account.request.model)
+    return {"upstream": producer.route.upstream.name, "model": account.meter.model, "about": request}

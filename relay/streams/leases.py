@@ -22,6 +22,7 @@ from relay.store import scripts
 from relay.store.log import Log, Renewed, Status
 from relay.store.node import Node
 from relay.streams.account import count_forced_end
+from relay.streams.chronicle import Chronicle
 from relay.streams.producer import Producer
 
 logger = logging.getLogger(__name__)
@@ -49,10 +50,17 @@ class Leases:
     """One per replica."""
 
     def __init__(
-        self, log: Log, replica: str, running: Running, metrics: Metrics, shown: Callable[[str], str] = str
+        self,
+        log: Log,
+        replica: str,
+        running: Running,
+        metrics: Metrics,
+        chronicle: Chronicle,
+        shown: Callable[[str], str] = str,
     ) -> None:
-        """`shown` is how the process's log names an owner."""
+        """`shown` is how the process's log names an owner; `chronicle` hears of what has ended."""
         self._shown = shown
+        self._chronicle = chronicle
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
@@ -135,19 +143,22 @@ class Leases:
         streams = [stream for stream in listed if not self._running.runs(stream)]
         for first in range(0, len(streams), _SWEPT_AT_ONCE):
             some = streams[first : first + _SWEPT_AT_ONCE]
-            over = await asyncio.gather(*(self._is_over(stream) for stream in some), return_exceptions=True)
-            if done := [stream for stream, is_over in zip(some, over, strict=True) if is_over is True]:
-                await directory.remove_streams(replica, done)
+            over = await asyncio.gather(*(self._over_since(stream) for stream in some), return_exceptions=True)
+            done = [(stream, at) for stream, at in zip(some, over, strict=True) if isinstance(at, float)]
+            if done:
+                await directory.remove_streams(replica, [stream for stream, _ in done])
+                await self._chronicle.note_ended([(stream, at) for stream, at in done if at])
         return len(listed)
 
-    async def _is_over(self, stream: str) -> bool:
-        """Has it ended, and for long enough? One whose producer is lost is ended now."""
+    async def _over_since(self, stream: str) -> float | None:
+        """When it has ended, None where that is not so or not for long enough, 0.0 where it is not there. One whose
+        producer is lost is ended now."""
         status = await self._log.get_status(stream)
         if status is None:
-            return True
+            return 0.0
         if not status.outcome and status.lease_left < 0:
             await self.force_end(status)
-        return bool(status.outcome) and status.lease_left < -self._lease
+        return status.ended if status.outcome and status.lease_left < -self._lease else None
 
     async def force_end(self, status: Status) -> bool:
         """End a stream whose lease has lapsed. False where it is too early to say.
@@ -173,5 +184,6 @@ class Leases:
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
                     count_forced_end(meter, status, outcome, top, seconds, self._shown(status.owner))
+                    self._chronicle.note(status.stream, "ended for its producer", producer=status.replica)
                 return code != scripts.ALIVE
         return False

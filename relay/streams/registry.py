@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
+from relay import access
 from relay.auth.owners import Owners
 from relay.config import Settings
 from relay.metrics import Metrics
@@ -22,11 +23,13 @@ from relay.protocol.errors import StoreUnavailable, TooManyRequests, Unavailable
 from relay.protocol.outcomes import Cause, Ending
 from relay.store.listings import Listings
 from relay.store.log import Log, Renewed
+from relay.store.stories import STOP_BY_OPERATOR, Stories
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
 from relay.streams.adoption import Adoption
 from relay.streams.ahead import Ahead
 from relay.streams.answer import Call
+from relay.streams.chronicle import Chronicle
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
@@ -63,7 +66,12 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._committer = Committer(log, metrics)
-        self._leases = Leases(log, self.replica_id, self, metrics, lambda owner: self.owners.shown(owner))
+        self.chronicle = Chronicle(
+            self.replica_id, Stories(log.commands, log.names, settings.streams), lambda id: self.lookup.readers_of(id)
+        )
+        self._leases = Leases(
+            log, self.replica_id, self, metrics, self.chronicle, lambda owner: self.owners.shown(owner)
+        )
         self._tail = Tail(log, self.replica_id, self._leases.force_end, self._on_message, self.later)
         self._abandonment = Abandonment(settings.streams, self._renew_one, self.later)
         self.claims = Claims(self.directory, self.replica_id, settings.streams)
@@ -105,6 +113,7 @@ class Registry:
     async def close(self) -> None:
         """End what still runs here with `shutdown`, and let go of the store."""
         await self.end_all()
+        await self.chronicle.close()
         await self._leases.close()
         if self._background:
             await asyncio.wait(self._background, timeout=2)
@@ -325,12 +334,20 @@ class Registry:
         producer = self.producers.get(stream)
         if producer is None:
             return
-        if verb == "stop":
+        if verb == STOP_BY_OPERATOR:
+            self._stop_for_operator(producer)
+        elif verb == "stop":
             producer.stop(Ending.STOPPED)
         elif verb == "left":
             self._abandonment.ask(producer)
         elif verb == "beyond":
             self._abandonment.gone_beyond(producer)
+
+    def _stop_for_operator(self, producer: Producer) -> None:
+        if producer.outcome is None:
+            access.of_stream("stop asked for", {"stream": producer.stream, "by": "operator"})
+            self.chronicle.note(producer.stream, "stop asked for", by="operator")
+            producer.stop(Ending.STOPPED)
 
     def _gone_beyond(self, stream: str) -> None:
         self._on_message("beyond", stream)

@@ -18,7 +18,7 @@ FLOORS = [
     {"config"},
     {"http", "store", "upstream", "logs"},
     {"auth", "check", "demo"},
-    {"streams"},
+    {"streams", "inspection"},
     {"api"},
     {"server"},
     {"connect"},

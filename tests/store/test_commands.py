@@ -282,7 +282,7 @@ class TestSentinel:
             status = await log.get_status("st_earlier")
             assert status is not None
             assert status.lease_left < 0  # it was renewed at the other one, for all that is known here
-            leases = Leases(log, "r", None, Metrics())  # type: ignore[arg-type]
+            leases = Leases(log, "r", None, Metrics(), None)  # type: ignore[arg-type]
             asked = log.get_status("st_later") if question == "unknown stream" else leases.force_end(status)
             with pytest.raises(StoreUnavailable):
                 await asked

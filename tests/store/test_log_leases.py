@@ -12,6 +12,8 @@ from relay.protocol.end_mark import End
 from relay.protocol.ids import new_stream_id
 from relay.store.log import Page, Renewed
 from relay.store.scripts import ALIVE, ENDED, FENCED, GONE, MISMATCH, OK
+from relay.store.stories import Stories
+from relay.streams.chronicle import Chronicle
 from relay.streams.leases import Leases
 from tests.store.benches import FIELDS, LONGEST, NEVER, SETTINGS, Bench, Play, just_below, log_key, meta_key, numbered
 
@@ -329,8 +331,10 @@ def test_only_the_event_at_its_place_makes_a_forced_end_a_good_one(play: Play, s
             await shorten()
         else:
             bench.log.frame = look_and_shorten  # type: ignore[method-assign]
-        leases = Leases(bench.log, "r", None, Metrics())  # type: ignore[arg-type]
+        chronicle = Chronicle("r", Stories(bench.log.commands, bench.log.names, bench.log.settings), lambda _: 0)
+        leases = Leases(bench.log, "r", None, Metrics(), chronicle)  # type: ignore[arg-type]
         assert await leases.force_end(await bench.status(stream))
         assert await bench.log.read(stream, 0) == Page(frames[:1], End("producer_lost"), False, False)
+        await chronicle.close()
 
     play(story, SETTINGS.model_copy(update={"lease": 0.0}))  # a store that has just been reached is trusted at once

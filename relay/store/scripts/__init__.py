@@ -35,6 +35,8 @@ MARK = _read("mark")
 ORPHAN = _read("orphan")
 ADOPT = _read("adopt")
 ENLIST = _read("enlist")
+TELL = _read("tell")
+RECENT = _read("recent")
 
 SCRIPTS = (
     CREATE,
@@ -54,6 +56,8 @@ SCRIPTS = (
     ORPHAN,
     ADOPT,
     ENLIST,
+    TELL,
+    RECENT,
 )
 
 # Codes that the scripts answer.
