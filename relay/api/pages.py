@@ -7,7 +7,7 @@ text become markup, and lets the page speak to its own relay and to `playground_
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -33,12 +33,13 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What is served at one path. `head` goes with a 200 and a 304 alike."""
+    """What is served at one path, or with a `location` where it is. `head` goes with a 200 and a 304 alike."""
 
     content: bytes
     kind: bytes
     etag: str
     head: Headers
+    location: bytes | None = None
 
 
 def files(settings: Settings) -> dict[str, File]:
@@ -46,12 +47,14 @@ def files(settings: Settings) -> dict[str, File]:
     modules = [_PACKAGE / "client" / "js" / name for name in CLIENT_MODULES]
     found = {f"/client/{module.name}": _file(module.suffix, module.read_bytes(), []) for module in modules}
     if settings.playground:
-        policy = _policy(settings.playground_replicas)
+        control = settings.playground_control
+        policy = _policy([*settings.playground_replicas, *([control] if control else [])])
         for path in (path for path in _PLAYGROUND.iterdir() if path.suffix in _KINDS):
             name = "/playground" if path.name == "index.html" else f"/playground/{path.name}"
             found[name] = _file(path.suffix, path.read_bytes(), policy)
-        replicas = orjson.dumps({"replicas": settings.playground_replicas})
+        replicas = orjson.dumps({"replicas": settings.playground_replicas, "control": control})
         found["/playground/replicas.json"] = _file(".json", replicas, policy)
+        found["/"] = replace(found["/playground"], location=b"playground")
     return found
 
 
@@ -59,6 +62,9 @@ async def answer(services: Services, exchange: Exchange, *, file: File) -> None:
     if exchange.method not in ("GET", "HEAD"):
         raise MethodNotAllowed("Use GET or HEAD.", headers={"allow": "GET, HEAD"})
     await exchange.discard_body()
+    if file.location is not None:
+        await exchange.answer(302, b"", [(b"location", file.location)])
+        return
     if _names(exchange.header(b"if-none-match") or "", file.etag):
         await exchange.start(304, file.head)
     else:

@@ -115,6 +115,7 @@ def _in_words(error: Any) -> str:
         "proxy": "write env, off, or a URL that begins with http:// or https://, such as http://proxy:3128",
         "origins": "write origins as browsers send them, such as https://app.example, or *",
         "playground_replicas": "write addresses that begin with http:// or https://, such as http://127.0.0.1:8081",
+        "playground_control": "write an address with one word as its path, such as http://127.0.0.1:8079/word",
     }.get(next(str(part) for part in reversed(error["loc"]) if isinstance(part, str)), "")
 
 

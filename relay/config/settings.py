@@ -195,6 +195,12 @@ class Settings(BaseSettings):
         description="Other replicas that the page can switch to (`http://127.0.0.1:8081`); their `cors.origins` must "
         "name this one.",
     )
+    playground_control: str | None = Field(
+        None,
+        pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9_-]+$",
+        description="Address of what starts the replicas again, for the page's button that kills one; `relay demo` "
+        "sets it. The relay itself asks nothing of it.",
+    )
     limits: LimitSettings = LimitSettings()
     drain: DrainSettings = DrainSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -60,18 +60,26 @@ export const APIS = {
 
 const LAST = new Set(["[DONE]", "message_stop", "response.completed", "response.failed", "response.incomplete"]);
 
-/** What the page shows of an event: its name, its text, whether it is the last one, and the error it tells of. */
+/** What the page shows of an event: its name, text and usage, whether it is the last one, and the error it tells of. */
 export function understand(api, kind, data) {
-  if (data === "[DONE]") return { name: "[DONE]", text: "", last: true, error: null };
+  if (data === "[DONE]") return { name: "[DONE]", text: "", usage: {}, last: true, error: null };
   const body = json(data) ?? {};
   const name = body.type ?? (kind || body.object || "");
   const error = body.error ?? body.response?.error ?? (name === "error" ? body : null);
   return {
     name: error ? "error" : name,
     text: APIS[api].text(body) ?? "",
+    usage: usage(body),
     last: LAST.has(name) || error !== null,
     error: error && { code: String(error.code ?? error.type ?? "error"), message: String(error.message ?? "") },
   };
+}
+
+/** The tokens that an event counts: an API tells them together, or those that went in at the beginning. */
+function usage(body) {
+  const told = body.usage ?? body.message?.usage ?? body.response?.usage ?? {};
+  const [input, output] = [told.input_tokens ?? told.prompt_tokens, told.output_tokens ?? told.completion_tokens];
+  return { ...(input === undefined ? {} : { input }), ...(output === undefined ? {} : { output }) };
 }
 
 export function json(text) {

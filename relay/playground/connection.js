@@ -14,13 +14,24 @@ export class Replicas {
   reading = 0;
   switching = true;
 
-  constructor(others) {
+  /** `control` is the address of what starts replicas again: it tells the model (GET) and kills one (POST). */
+  constructor(others, control) {
     this.addresses = [OWN, ...others.filter((address) => address !== location.origin)];
+    this.control = control;
   }
 
   static async load() {
-    const { replicas } = await (await fetch("playground/replicas.json")).json();
-    return new Replicas(replicas);
+    const { replicas, control } = await (await fetch("playground/replicas.json")).json();
+    return new Replicas(replicas, control);
+  }
+
+  async model() {
+    return this.control ? (await (await fetch(this.control)).json()).model : "";
+  }
+
+  async kill() {
+    const response = await fetch(this.control, { method: "POST", body: this.addresses[this.reading] });
+    if (!response.ok) throw new Error(`${response.status}: ${await response.text()}`);
   }
 
   /** The address for a first connection. */

@@ -22,7 +22,7 @@ let cut = () => {};
 
 function fresh() {
   const counts = { events: 0, heartbeats: 0, resumes: 0 };
-  return { api: "chat", stream: "", ticket: "", ...counts, since: 0, last: false, error: null };
+  return { api: "chat", stream: "", ticket: "", ...counts, since: 0, first: "", tokens: {}, last: false, error: null };
 }
 
 // What happens under the answer
@@ -47,7 +47,7 @@ function event(one) {
     view.heartbeat();
     return;
   }
-  const { name, text, last, error } = understand(shown.api, one.kind, one.data);
+  const { name, text, usage, last, error } = understand(shown.api, one.kind, one.data);
   if (name === "ping" && !one.id) {
     count("heartbeats");
     view.heartbeat();
@@ -57,8 +57,16 @@ function event(one) {
   view.event(one, name);
   if (text) {
     view.text(text);
-    if (shown.since) view.fact("first", `${Math.round(performance.now() - shown.since)} ms`);
-    shown.since = 0;
+    if (shown.since) {
+      shown.first = `${Math.round(performance.now() - shown.since)} ms`;
+      shown.since = 0;
+      view.fact("first", shown.first);
+      store();
+    }
+  }
+  if (usage.input !== undefined || usage.output !== undefined) {
+    Object.assign(shown.tokens, usage);
+    view.fact("tokens", `${shown.tokens.input ?? "–"} in, ${shown.tokens.output ?? "–"} out`);
   }
   shown.last ||= last;
   shown.error ??= error;
@@ -75,6 +83,7 @@ async function show(found, work) {
   shown = { ...fresh(), ...found };
   view.clear();
   for (const what of ["events", "heartbeats", "resumes"]) view.fact(what, 0);
+  if (shown.first) view.fact("first", shown.first);
   view.state("connecting");
   try {
     await work(shown);
@@ -217,8 +226,8 @@ async function refusal(response) {
 
 function store() {
   const fields = Object.fromEntries(FIELDS.map((name) => [name, element(name).value]));
-  const { stream, ticket, api } = shown;
-  const running = !location.hash && stream && shown.resumable ? { stream, ticket, api } : null;
+  const { stream, ticket, api, first } = shown;
+  const running = !location.hash && stream && shown.resumable ? { stream, ticket, api, first } : null;
   sessionStorage.setItem(STORED, JSON.stringify({ fields, running }));
 }
 
@@ -244,6 +253,7 @@ function send() {
   if (view.running || !element("ask").reportValidity()) return;
   history.replaceState(null, "", location.pathname + location.search);
   show({ api: element("api").value }, read);
+  view.reveal();
   store();
 }
 
@@ -258,6 +268,10 @@ element("cut").addEventListener("click", () => {
   view.state("reconnecting");
   cut();
 });
+element("kill").addEventListener("click", async () => {
+  view.mark(`killing replica ${replicas.reading + 1}`);
+  await replicas.kill().catch((error) => view.problem(`The replica was not killed (${error.message}). Is the demo running?`));
+});
 element("switch").addEventListener("change", ({ target }) => (replicas.switching = target.checked));
 document.addEventListener("keydown", (pressed) => {
   if (pressed.key === "Escape") stop();
@@ -267,7 +281,9 @@ addEventListener("hashchange", () => location.reload());
 
 view.replicas(replicas, (index) => (replicas.chosen = index));
 view.state("idle");
+if (replicas.control) view.killable();
 const running = restore();
+if (!element("model").value) element("model").value = await replicas.model().catch(() => "");
 const other = addressed();
 if (other) show(other, other.ticket ? join : read);
 else if (running) show(running, read);

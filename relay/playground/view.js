@@ -34,8 +34,8 @@ export class View {
     const focused = document.activeElement;
     element("send").disabled = this.running;
     element("stop").disabled = !this.running;
-    element("cut").disabled = !["streaming", "reconnecting"].includes(name);
-    if (focused.disabled) element(this.running ? "stop" : "prompt").focus();
+    for (const id of ["cut", "kill"]) element(id).disabled = !["streaming", "reconnecting"].includes(name);
+    if (focused.disabled) element(this.running ? "stop" : "prompt").focus({ preventScroll: true });
   }
 
   fact(id, value) {
@@ -56,6 +56,11 @@ export class View {
     for (const box of this.#boxes) box.emptied();
     this.problem("");
     this.second("");
+  }
+
+  /** On a narrow page the answer stands below the form. */
+  reveal() {
+    if (element("answer").getBoundingClientRect().top > innerHeight / 2) element("answer").scrollIntoView();
   }
 
   second(href) {
@@ -105,6 +110,10 @@ export class View {
     });
     element("replicas").replaceChildren(...options);
     element("switching").hidden = addresses.length < 2;
+  }
+
+  killable() {
+    element("kill").hidden = false;
   }
 
   choose(index) {

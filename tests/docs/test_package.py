@@ -25,7 +25,7 @@ def test_with_an_address_every_link_of_the_page_is_absolute(monkeypatch: pytest.
     monkeypatch.setenv("REPOSITORY_URL", f"{REPOSITORY}/")
     core = built().core
     pictures = [target for picture, target in links(core.readme) if picture]
-    assert pictures == [f"{REPOSITORY}/raw/HEAD/deploy/pictures/resume.svg"]
+    assert pictures == [f"{REPOSITORY}/raw/HEAD/deploy/pictures/{n}" for n in ("resume.svg", "playground-killed.png")]
     own = [target.removeprefix(f"{REPOSITORY}/blob/HEAD/") for _, target in links(core.readme) if REPOSITORY in target]
     assert len(own) > 10
     assert [target for _, target in links(core.readme) if not target.startswith("https://")] == []

@@ -23,6 +23,7 @@ from tests.support.processes import free_port
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "deploy" / "pictures"
 SIZE = (1280, 780)
+PHONE = {"width": 390, "height": 780}
 
 
 def main() -> int:
@@ -35,12 +36,16 @@ def main() -> int:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as demo:
         try:
             assert demo.stdout is not None
-            address = next(line.strip() for line in demo.stdout if "/playground" in line)
+            address = next(line.strip() for line in demo.stdout if line.startswith("  http"))
             with tempfile.TemporaryDirectory() as profile, Browser(chromium, Path(profile), size=SIZE) as browser:
                 page = browser.page()
                 for scheme in ("light", "dark"):
                     page.do("emulateMedia", {"colorScheme": scheme})
                     take(page, address, scheme)
+                page.do("emulateMedia", {"colorScheme": "light"})
+                killed(page, address)
+                page.do("setViewportSize", PHONE)
+                phone(page, address)
         finally:
             demo.send_signal(signal.SIGTERM)
     for picture in sorted(PICTURES.glob("playground-*.png")):
@@ -49,16 +54,39 @@ def main() -> int:
 
 
 def take(page: Page, address: str, scheme: str) -> None:
-    page.open(address)
-    page.fill(key="demo", most="400")
-    page.click("send")
-    page.until("Number(document.getElementById('events').textContent) >= 40", seconds=90)
+    begin(page, address)
     page.do("screenshot", {"path": str(PICTURES / f"playground-{scheme}.png")})
     page.click("cut")
     page.until("document.getElementById('resumes').textContent === '1'")
     page.do("screenshot", {"path": str(PICTURES / f"playground-{scheme}-resumed.png")})
     page.click("stop")
     page.until_state("stopped")
+
+
+def killed(page: Page, address: str) -> None:
+    """The replica that the page reads from, one that generates nothing."""
+    begin(page, address)
+    page.click("cut")
+    page.until("document.getElementById('resumes').textContent === '1'")
+    page.click("kill")
+    page.until("document.getElementById('resumes').textContent === '2'")
+    page.do("screenshot", {"path": str(PICTURES / "playground-killed.png")})
+    page.click("stop")
+    page.until_state("stopped")
+
+
+def phone(page: Page, address: str) -> None:
+    begin(page, address)
+    page.do("screenshot", {"path": str(PICTURES / "playground-phone.png")})
+    page.click("stop")
+    page.until_state("stopped")
+
+
+def begin(page: Page, address: str) -> None:
+    page.open(address)
+    page.fill(key="demo", most="400")
+    page.click("send")
+    page.until("Number(document.getElementById('events').textContent) >= 40", seconds=90)
 
 
 if __name__ == "__main__":

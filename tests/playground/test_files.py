@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.support.sseclient import RawStream, open_stream
 MODULE = "/client/resuming-fetch.js"
 ROOT = Path(package.__file__).parent
 ASSETS = sorted(path.name for path in (ROOT / "playground").iterdir() if path.name != "index.html")
-PATHS = ["/playground", "/playground/replicas.json", *(f"/playground/{name}" for name in ASSETS)]
+PATHS = ["/", "/playground", "/playground/replicas.json", *(f"/playground/{name}" for name in ASSETS)]
 
 
 def config(upstream: ScriptedUpstream, **more: Any) -> dict[str, Any]:
@@ -77,8 +78,9 @@ def test_off_by_default_and_then_nothing_tells_of_it(upstream: ScriptedUpstream,
         names = [name for name, _ in answer.header_list]
         return answer.status, names, body.replace(path.encode(), b"")
 
-    for path in PATHS:
+    for path in PATHS[1:]:
         assert told(path) == told("/never/was"), path
+    assert get(relay.url + "/")[0].status == 404
     assert told("/never/was")[0] == 404
 
 
@@ -87,6 +89,9 @@ def test_switched_on_it_lets_nothing_else_in(upstream: ScriptedUpstream, relays:
     relay = relays.start(config(upstream, playground=True, playground_replicas=[other]))
     for path in PATHS:
         answer, body = get(relay.url + path)
+        if path == "/":
+            assert (answer.status, answer.headers["location"], body) == (302, "playground", b"")
+            continue
         assert answer.status == 200, path
         rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
         assert rules.pop("connect-src") == f"'self' {other}"
@@ -110,6 +115,24 @@ def test_switched_on_it_lets_nothing_else_in(upstream: ScriptedUpstream, relays:
     assert get(f"{relay.url}/playground/../cli.py")[0].status == 400
     assert get(f"{relay.url}/playground/index.html")[0].status == 404
     assert upstream.calls == []
+
+
+def test_what_kills_replicas_is_told_to_the_page_and_let_through(upstream: ScriptedUpstream, relays: Relays) -> None:
+    control = "http://127.0.0.1:8079/word"
+    for more in ({}, {"playground_control": control}):
+        relay = relays.start(config(upstream, playground=True, **more))
+        answer, body = get(relay.url + "/playground/replicas.json")
+        assert json.loads(body)["control"] == more.get("playground_control")
+        assert (control in answer.headers["content-security-policy"]) == bool(more)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8079/word", "http://127.0.0.1:8079", "http://a/b; script-src *", "http://a/b/c"]
+)
+def test_what_kills_replicas_is_one_address(address: str) -> None:
+    upstreams = [{"name": "up", "base_url": "http://127.0.0.1:1"}]
+    with pytest.raises(SettingsError, match=r"playground_control.*http://127\.0\.0\.1:8079/word"):
+        load(flags={"playground_control": address, "upstreams": upstreams})
 
 
 def test_every_file_of_the_page_is_served() -> None:

@@ -18,6 +18,7 @@ from tests.support.streams import Api
 
 pytestmark = pytest.mark.slow
 
+PHONE = {"width": 390, "height": 844}
 APIS = ("chat", "responses", "messages")
 KILLED = ("net::ERR_CONNECTION_REFUSED", "net::ERR_CONNECTION_RESET", "net::ERR_INCOMPLETE_CHUNKED_ENCODING")
 
@@ -130,8 +131,11 @@ def test_a_reload_in_mid_generation(scene: Scene, api: Api) -> None:
     assert page.js("document.getElementById('prompt').value") == "Say something."
     scene.go_on()
     scene.is_whole(page)
+    first = page.text("first")
     page.do("reload")
     scene.is_whole(page)
+    assert first.endswith(" ms")
+    assert (page.text("first"), page.text("tokens")) == (first, "7 in, 40 out")
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -381,6 +385,31 @@ def test_no_width_needs_scrolling_sideways(scene: Scene, width: int) -> None:
     page = scene.send(words=["unbroken" * 40, "-", "half", "end"])
     assert page.js("document.documentElement.scrollWidth") == width
     scene.go_on()
+
+
+def test_on_a_phone_the_answer_is_in_view_when_it_starts(scene: Scene) -> None:
+    scene.page.do("setViewportSize", PHONE)
+    page = scene.send()
+    box = "document.getElementById('text').getBoundingClientRect()"
+    assert page.js(f"{box}.top >= 0 && {box}.top + 100 < innerHeight")
+    scene.go_on()
+    scene.is_whole(page)
+
+
+def test_on_a_phone_a_finger_meets_every_control(scene: Scene) -> None:
+    scene.page.do("setViewportSize", PHONE)
+    page = scene.send()
+    controls = "[...document.querySelectorAll('button, select, textarea, input, a, label.line')]"
+    shown = f"{controls}.filter((one) => !one.closest('[hidden]'))"
+    small = "(one) => (one.closest('label.line') ?? one).getBoundingClientRect().height < 44"
+    assert page.js(f"{controls}.length") > 10
+    assert page.js(f"{shown}.filter({small}).map((one) => one.id || one.textContent)") == []
+    scene.go_on()
+    scene.is_whole(page)
+
+
+def test_nothing_is_killed_where_nothing_starts_it_again(scene: Scene) -> None:
+    assert scene.open().js("document.getElementById('kill').hidden") is True
 
 
 def test_the_end_stays_in_sight_but_not_for_who_reads_above(scene: Scene) -> None:
