@@ -238,7 +238,12 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         logger.info("serving on %s", settings.bind, extra={"fields": _told(settings)})
-        gate = Gate(settings.limits, keyring, credential_headers=settings.auth.credential_headers)
+        gate = Gate(
+            settings.limits,
+            keyring,
+            credential_headers=settings.auth.credential_headers,
+            applications=settings.upstreams,
+        )
         services = Services(
             settings,
             registry,

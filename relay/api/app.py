@@ -8,17 +8,19 @@ from functools import partial
 from urllib.parse import parse_qs
 
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from relay.api import openapi, pages, responses, resume, told
+from relay.api import application, listing, openapi, pages, responses, resume, told
 from relay.api.exchange import Endpoint, Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.services import Services
-from relay.auth.gate import takes_json
+from relay.auth.gate import Caller, takes_json
+from relay.auth.owners import NOBODY
+from relay.config import UpstreamSettings
 from relay.protocol import guard
-from relay.protocol.apis import BY_PATH, DIALECTS, api_label
+from relay.protocol.apis import BY_PATH, api_label
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable
@@ -54,6 +56,21 @@ class _App(Router):
         await super().__call__(scope, receive, send)
 
 
+class _Application(BaseRoute):
+    """The paths of an application, as they were sent."""
+
+    def __init__(self, upstream: UpstreamSettings, endpoint: Endpoint) -> None:
+        self._upstream = upstream
+        self._endpoint = endpoint
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope["raw_path"].decode("latin-1") if scope["type"] == "http" else ""
+        return (Match.FULL if self._upstream.serves(path) else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoint(scope, receive, send)
+
+
 def create_app(services: Services) -> Router:
     """The application on the public address."""
 
@@ -85,25 +102,45 @@ def create_app(services: Services) -> Router:
                 json = takes_json(exchange.method, exchange.scope["path"])
                 guard.check_kind(exchange.header(b"content-type") or "", json=json)
 
-    async def streams(services: Services, exchange: Exchange) -> None:
-        """A ticket will do, too."""
+    async def own(
+        services: Services, exchange: Exchange, *, handler: Callable[[Services, Exchange], Awaitable[None]]
+    ) -> None:
+        """Paths of the relay's own, which look for who asks themselves."""
         if lends is not None:
             lends.check(exchange.headers, allowed=bool(exchange.answer_headers))
-        await resume.streams(services, exchange)
+        await handler(services, exchange)
 
     def on_refusal(exchange: Exchange, error: ApiError) -> None:
         services.metrics.refusals.labels(api_label(exchange.scope["path"]), error.code).inc()
         told.refused(services, exchange, error)
 
-    apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in DIALECTS.values()]
+    async def asked(services: Services, exchange: Exchange, upstream: UpstreamSettings) -> None:
+        if upstream.api_key_env:
+            check_page(exchange)
+        if Cors.is_preflight(exchange.method, exchange.headers):  # a browser shows nothing with it
+            exchange.caller = Caller(NOBODY, b"")
+        else:
+            exchange.caller = services.gate.caller_of(upstream, exchange.headers, exchange.query)
+        exchange.headers = exchange.caller.onward(exchange.headers)
+        await application.serve(services, exchange, upstream)
+
+    def of_application(upstream: UpstreamSettings) -> Endpoint:
+        """What a page may ask an application it says itself, unless the relay judges who may ask."""
+        return Endpoint(partial(partial(asked, services), upstream=upstream), Cors([]), on_refusal)
+
+    applications = [_Application(u, of_application(u)) for u in settings.upstreams if u.paths]
+    apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in BY_PATH.values()]
     return _App(
         [
             *apis,
             Route("/v1/responses/{id:response}", authenticated(responses.retrieve)),
             Route("/v1/responses/{id:response}/cancel", authenticated(responses.cancel)),
-            Route("/streams/{id}", endpoint(streams)),
+            Route("/streams", endpoint(partial(own, handler=listing.streams))),
+            Route("/streams/{id}", endpoint(partial(own, handler=resume.streams))),
+            Route("/streams/{id}/ticket", endpoint(partial(own, handler=resume.ticket))),
             Route("/livez", endpoint(_livez)),
             Route("/readyz", endpoint(_readyz)),
+            *applications,
             Route("/api/hello", endpoint(_hello)),
             Route("/openapi.json", endpoint(partial(pages.answer, file=openapi.file()))),
             *[

@@ -253,7 +253,8 @@ class Exchange:
         self.started = True
         if self.answer_headers:
             names = {name for name, _ in self.answer_headers}
-            headers = [item for item in headers if item[0] not in names] + self.answer_headers
+            kept = (item for item in headers if item[0] not in names and item[0][:15] != b"access-control-")
+            headers = [*kept, *self.answer_headers]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def sender(self) -> Callable[[bytes], Awaitable[None]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
-from relay.api import event_ids, kept, resume, tickets, told, unread
+from relay.api import event_ids, kept, resume, stream_names, tickets, told, unread
+from relay.api.application_body import ApplicationBody
 from relay.api.attaching import Attaching
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
@@ -22,7 +23,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
-from relay.protocol import agents
+from relay.protocol import agents, application_headers
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -35,8 +36,9 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.json_edit import changes
+from relay.protocol.json_rpc import Id
 from relay.protocol.outcomes import Ending
-from relay.streams.account import Request
+from relay.streams import account
 from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
@@ -47,16 +49,20 @@ from relay.upstream.routing import Route
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """A request that has been read, and where it goes. `joining` is None where it asks for no stream."""
+class Request:
+    """A request that has been read, and where it goes. `joining` is None where it asks for no stream; `name` is what
+    its owner calls the stream, None where nobody can ask for it by a name; `rpc` are the ids of the JSON-RPC requests
+    that it has."""
 
     route: Route
-    body: ClientBody
+    body: ClientBody | ApplicationBody
     owner: str = ""
     stream: str = ""
     joining: Joining | None = None
     choices: int = 1
     background: bool = False
+    name: str | None = None
+    rpc: tuple[Id, ...] = ()
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
@@ -72,9 +78,10 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
         slot.body_read()
         if request.joining is None:
             slot.pay()
+            assert isinstance(request.body, ClientBody)
             await forward(services, exchange, request.route, request.body)
         else:
-            await _stream(services, exchange, dialect, request, request.joining, slot, abandon_after)
+            await stream(services, exchange, dialect, request, request.joining, slot, abandon_after)
     except (TooManyRequests, Unavailable, IdempotencyKeyInFlight):
         slot.refund()
         raise
@@ -82,7 +89,7 @@ async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> 
         slot.release()
 
 
-async def _read(services: Services, exchange: Exchange, dialect: Dialect, attaching: Attaching) -> _Request:
+async def _read(services: Services, exchange: Exchange, dialect: Dialect, attaching: Attaching) -> Request:
     raw, body = await exchange.json(services.bodies)
     model = body.get("model")
     if not is_name(model):
@@ -92,7 +99,8 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     if body.get("stream") is not True:
         del body
         await kept.check(services, exchange, named)
-        return _Request(route, ClientBody(exchange, raw, model))
+        return Request(route, ClientBody(exchange, raw, model))
+    name = stream_names.of_header(exchange) if exchange.caller.can_come_back else None
     asking = dialect.ask_for_usage(body)
     choices = parse_count(body.get("n")) or 1
     background = body.get("background") is True
@@ -117,14 +125,14 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     # What belongs to nobody is joined by nobody.
     joins_as = owner if exchange.caller.can_come_back else stream
     joining = Joining(services, exchange, stream, raw, joins_as, attaching)
-    return _Request(route, content, owner, stream, joining, choices, background)
+    return Request(route, content, owner, stream, joining, choices, background, name)
 
 
-async def _stream(
+async def stream(
     services: Services,
     exchange: Exchange,
     dialect: Dialect,
-    request: _Request,
+    request: Request,
     joining: Joining,
     slot: Slot,
     abandon_after: float | None,
@@ -158,7 +166,7 @@ async def _stream(
         dialect,
         route,
         owner=request.owner,
-        request=Request(
+        request=account.Request(
             exchange.request_id,
             exchange.received,
             route.model,
@@ -167,6 +175,7 @@ async def _stream(
         ),
         hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
+        name=request.name,
         call=_call(services, exchange, dialect, request, preference_met=detached, abandon_after=abandon_after),
     )
     begun = slot.hand_over()
@@ -184,7 +193,7 @@ async def _stream(
             await _accept(services, exchange, producer.stream, scope)
             return
     reader = suit(registry.lookup.first_reader(producer, abandon_after), exchange, services.settings)
-    goes_on = joining.expected or route.upstream.after_abandon == "drain"
+    goes_on = bool(joining.expected or request.name) or route.upstream.after_abandon == "drain"
     try:
         upstream_headers = await _opened(services, exchange, producer, goes_on=goes_on)
     except BaseException as error:
@@ -195,7 +204,7 @@ async def _stream(
         if isinstance(error, ConnectionCut) and goes_on:
             if joining.attachable:
                 producer.make()  # whoever comes next, on whatever replica, is to find it
-            registry.later(_see_through(producer, _patience(services, exchange)))
+            registry.later(_see_through(producer, _patience(services, exchange, dialect)))
         raise
     if upstream_headers is None:
         reader.close()
@@ -215,7 +224,7 @@ def _call(
     services: Services,
     exchange: Exchange,
     dialect: Dialect,
-    request: _Request,
+    request: Request,
     *,
     preference_met: bool,
     abandon_after: float | None,
@@ -234,9 +243,9 @@ def _call(
             dialect.name,
             identity=True,
             incremental=True,
-            length=length,
+            length=length if length or dialect.path else None,
             headers=headers,
-            streamed=True,
+            streamed=bool(dialect.path),
             abandon_after=abandon_after,
         )
 
@@ -296,12 +305,15 @@ async def _release_at_end(producer: Producer, slot: Slot) -> None:
         slot.release()
 
 
-def _patience(services: Services, exchange: Exchange) -> float:
+def _patience(services: Services, exchange: Exchange, dialect: Dialect) -> float | None:
+    """None: as long as it takes. That an application is to answer with a stream is not known before it has."""
     streams = services.settings.streams
+    if dialect.name == "sse":
+        return None
     return agents.patience(streams.patience, streams.patience_limit, exchange.headers)
 
 
-async def _see_through(producer: Producer, patience: float) -> None:
+async def _see_through(producer: Producer, patience: float | None) -> None:
     """The client has gone before its answer, but its next attempt finds this generation by its key, or the upstream
     is read to its end all the same: it goes on, and its abandon clock runs."""
     await asyncio.wait((producer.answer,), timeout=patience)
@@ -317,7 +329,9 @@ async def _see_through(producer: Producer, patience: float) -> None:
 async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
     try:
-        await exchange.unless_gone(asyncio.wait([producer.answer], timeout=_patience(services, exchange)))
+        await exchange.unless_gone(
+            asyncio.wait([producer.answer], timeout=_patience(services, exchange, producer.dialect))
+        )
         if exchange.gone:
             raise ConnectionCut
     except ConnectionCut:
@@ -345,14 +359,20 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
         return [exchange.id_header()] if answer.headers is None else answer.headers
     if isinstance(answer, Refused):
         response = answer.response
+        upstream = producer.route.upstream
+        if producer.dialect.name == "sse":
+            raw = response.headers.raw
+            head = application_headers.to_client(raw, cookies=upstream.cookies, more=upstream.headers)
+            await relay_response(exchange, response, upstream.headers, head)
+            return None
         if response.status_code >= 400:
-            await relay_response(exchange, response, producer.route.upstream.headers)
+            await relay_response(exchange, response, upstream.headers)
             return None
         # A 200 that is no stream would end in silence at the client, a redirect is never followed.
         error = await exchange.unless_gone(read_refusal(response))
         if error.status is None:
             raise UpstreamMalformed(no_event_stream(response, error))
-        answer = failed_answer(response, error, producer.route.upstream.headers)
+        answer = failed_answer(response, error, upstream.headers)
     body = producer.dialect.upstream_error_body(answer.error, answer.status, exchange.request_id)
     await exchange.answer(answer.status, body, answer.headers)
     return None

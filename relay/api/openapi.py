@@ -21,7 +21,8 @@ from relay.api.joining import LONGEST_KEY
 from relay.api.openapi_schemas import Json, ref, schemas
 from relay.api.pages import File
 from relay.config import TicketSettings
-from relay.protocol.apis import DIALECTS
+from relay.config.applications import LONGEST_NAME
+from relay.protocol.apis import BY_PATH
 from relay.protocol.errors import ApiError
 
 # What every path may answer, and what those do that read a stream from the log.
@@ -45,7 +46,9 @@ _HEADERS = {
     "x-accel-buffering": "Keeps nginx from buffering.",
 }
 _STREAM_URL = "The stream's address with a ticket for it alone, for clients without a credential."
+_NAME = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
 _OF_READERS = ("Relay-Event-Ids", "Relay-Abandon-After")
+_OF_STARTS = ("Last-Event-ID", "Idempotency-Key", "Prefer", *_OF_READERS, "Relay-Ticket", "Relay-Stream-Name")
 _RETRY = {409, 429, 503}
 
 
@@ -111,7 +114,7 @@ def description() -> Json:
 
 def _paths() -> Json:
     upstream = _OF_UPSTREAM
-    paths: Json = {dialect.path: {"post": _generate(name)} for name, dialect in DIALECTS.items()}
+    paths: Json = {path: {"post": _generate(dialect.name)} for path, dialect in BY_PATH.items()}
     paths["/v1/responses/{id}"] = {
         "parameters": [_any_id("The response's id.")],
         "get": {
@@ -138,6 +141,32 @@ def _paths() -> Json:
             "responses": {
                 "200": {"description": "The response as far as it came.", "content": _json({"type": "object"})},
                 **_refused("openai", *upstream, 410, 415, passed=True),
+            },
+        },
+    }
+    paths["/streams"] = {
+        "get": {
+            "summary": "The newest stream of a name; with `Accept: application/json` the list of the owner's streams",
+            "parameters": [
+                _query("name", _NAME, "What its owner calls it; needed for events."),
+                _query("live", {"type": "boolean"}, "`true`: only streams that have not ended."),
+                *({"$ref": f"#/components/parameters/{name}"} for name in ("Last-Event-ID", *_OF_READERS)),
+            ],
+            "responses": {
+                "200": _stream("Replay, then live.", also=_json(ref("schemas", "Streams"))),
+                "204": {"description": "There is none, or nothing of it is missing."},
+                **_refused("openai", *_OF_STREAMS),
+            },
+        }
+    }
+    paths["/streams/{id}/ticket"] = {
+        "parameters": [{"$ref": "#/components/parameters/stream"}],
+        "post": {
+            "summary": "A ticket for a stream, for its owner to hand on",
+            "parameters": [{"$ref": "#/components/parameters/Relay-Ticket"}],
+            "responses": {
+                "200": {"description": "Its address.", "content": _json(ref("schemas", "Ticket"))},
+                **_refused("openai", *_OF_STREAMS),
             },
         },
     }
@@ -220,7 +249,14 @@ def _generate(api: str) -> Json:
         "`stream: true` it is passed through, and the answer is the upstream's.",
         "parameters": [
             {"$ref": f"#/components/parameters/{name}"}
-            for name in ("Last-Event-ID", "Idempotency-Key", "Prefer", *_OF_READERS, "Relay-Ticket")
+            for name in (
+                "Last-Event-ID",
+                "Idempotency-Key",
+                "Prefer",
+                *_OF_READERS,
+                "Relay-Ticket",
+                "Relay-Stream-Name",
+            )
         ],
         "requestBody": {"required": True, "content": _json({"$ref": "#/components/schemas/Request"})},
         "responses": {
@@ -336,6 +372,7 @@ def _parameters() -> Json:
             {"type": "string", "examples": ["0s", "15m"]},
             "How long the generation goes on unread after this reader, at most `streams.abandon_limit`.",
         ),
+        "Relay-Stream-Name": (_NAME, "What its owner calls the stream, for `/streams?name=…`."),
         "Relay-Ticket": ({"enum": scopes}, "What the ticket in `Relay-Stream-Url` lets its holder do."),
     }
     found: Json = {

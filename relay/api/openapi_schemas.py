@@ -19,6 +19,7 @@ def ref(kind: str, name: str) -> Json:
 def schemas() -> Json:
     text = {"type": "string"}
     whole = {"type": "integer", "minimum": 0}
+    name = {"name": {"type": ["string", "null"]}}
     usage = {"type": "object", "properties": {"input_tokens": whole, "output_tokens": whole}}
     return {
         "StreamId": {"type": "string", "pattern": f"^{STREAM_ID}$"},
@@ -46,6 +47,17 @@ def schemas() -> Json:
             created_at={"type": "number"},
             ended_at={"type": ["number", "null"]},
             usage={"anyOf": [usage, {"type": "null"}]},
+        ),
+        "Streams": _object(
+            object={"const": "list"},
+            data={"type": "array", "items": {"allOf": [ref("schemas", "Stream"), {"properties": name}]}},
+        ),
+        "Ticket": _object(
+            object={"const": "relay.ticket"},
+            stream=ref("schemas", "StreamId"),
+            url=text,
+            scope={"enum": ["read", "read+stop"]},
+            expires_at=whole,
         ),
         "OpenAIError": _object(
             error=_object(message=text, type=text, param={"type": "null"}, code=text),

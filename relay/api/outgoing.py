@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 import httpx
 
@@ -16,7 +16,7 @@ from relay.api.services import Services
 from relay.config import Timeouts, UpstreamSettings
 from relay.metrics import Meter
 from relay.model_labels import ModelLabels
-from relay.protocol import credentials
+from relay.protocol import application_headers, credentials
 from relay.protocol import headers as rules
 from relay.protocol.apis import BY_PATH
 from relay.protocol.dialect import JsonObject
@@ -38,15 +38,20 @@ def is_name(model: object) -> TypeGuard[str]:
     return isinstance(model, str) and model != "" and not _HALF.search(model)
 
 
+class Lender(Protocol):
+    """Has the place of a body that may be sent to several upstreams."""
+
+    def take_charge(self) -> Charge | None:
+        """The place is another's to give back from now on."""
+
+
 class RequestBody:
     """The bytes of a request: whoever takes them is the only one that holds them, and their place among the bodies in
     flight is given back with them."""
 
     __slots__ = ("_charge", "_lender", "_parts", "size")
 
-    def __init__(
-        self, *parts: bytes | memoryview, charge: Charge | None = None, lender: ClientBody | None = None
-    ) -> None:
+    def __init__(self, *parts: bytes | memoryview, charge: Charge | None = None, lender: Lender | None = None) -> None:
         """`lender` has the place while other upstreams may be sent it, too."""
         self._parts = [part for part in parts if part]
         self._charge = charge
@@ -87,7 +92,7 @@ class KeptBody:
 
     __slots__ = ("_charge", "_lender", "data")
 
-    def __init__(self, data: bytes, charge: Charge | None, lender: ClientBody | None) -> None:
+    def __init__(self, data: bytes, charge: Charge | None, lender: Lender | None) -> None:
         self.data: bytes | None = data
         self._charge = charge
         self._lender = lender
@@ -186,8 +191,8 @@ class UpstreamRequest:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
         this generation and no other. Raises as `UpstreamClient.send` does."""
         upstream = self.upstream
-        joins = upstream.resume == "auto" and upstream.base_url in self.client.relays
-        kept = body.keep() if joins or upstream.resume == "last-event-id" else None
+        joins = upstream.going_on == "auto" and upstream.base_url in self.client.relays
+        kept = body.keep() if joins or upstream.going_on == "last-event-id" else None
         sent = StreamRequest(
             upstream,
             self.timeouts,
@@ -210,7 +215,7 @@ class UpstreamRequest:
                 kept.let_go()
                 raise
         resumable = sent.resumable(response, kept)
-        if resumable is not response and upstream.resume == "auto":
+        if resumable is not response and upstream.going_on == "auto":
             self.client.relays.add(upstream.base_url)
         return resumable
 
@@ -274,15 +279,26 @@ def upstream_request(
         query = credentials.without_credentials(
             query, exchange.caller.shown if exchange.caller.key is not None else b""
         )
-    crossing = rules.to_upstream(
-        exchange.headers if headers is None else headers,
-        api_key=own_key,
-        identity=identity,
-        length=length,
-        request_id=exchange.request_id,
-        more=upstream.headers,
-        incremental=incremental,
-    )
+    given = exchange.headers if headers is None else headers
+    if api == "sse":
+        crossing = application_headers.to_application(
+            given,
+            cookies=upstream.cookies,
+            api_key=own_key,
+            length=length,
+            request_id=exchange.request_id,
+            more=upstream.headers,
+        )
+    else:
+        crossing = rules.to_upstream(
+            given,
+            api_key=own_key,
+            identity=identity,
+            length=length,
+            request_id=exchange.request_id,
+            more=upstream.headers,
+            incremental=incremental,
+        )
     url = route.url(exchange.target + (f"?{query}" if query else ""))
     return UpstreamRequest(
         services.upstreams,

@@ -148,18 +148,21 @@ def _label(exchange: Exchange) -> str:
     return api_label(exchange.scope["path"])
 
 
-async def relay_response(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:
+async def relay_response(
+    exchange: Exchange, response: httpx.Response, more: Sequence[str], head: rules.Headers | None = None
+) -> None:
     """An upstream's answer to the client as it is: an answer that breaks off breaks off here too. `more` are patterns
-    of further headers that come back with it."""
+    of further headers that come back with it, `head` are its headers where they are known."""
+    head = [*rules.to_client(response.headers.raw, more), _NO_PAGE] if head is None else head
     try:
-        await exchange.unless_gone(_relay_body(exchange, response, more))
+        await exchange.unless_gone(_relay_body(exchange, response, head))
     finally:
         await body_of(response).aclose()
     await exchange.end()
 
 
-async def _relay_body(exchange: Exchange, response: httpx.Response, more: Sequence[str]) -> None:
-    await exchange.start(response.status_code, [*rules.to_client(response.headers.raw, more), _NO_PAGE])
+async def _relay_body(exchange: Exchange, response: httpx.Response, head: rules.Headers) -> None:
+    await exchange.start(response.status_code, head)
     send = exchange.sender()
     try:
         async for chunk in body_of(response):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 
 from relay import access
-from relay.api import event_ids, tickets, told, unread
+from relay.api import askers, event_ids, tickets, told, unread
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -18,6 +19,7 @@ from relay.protocol.dialect import Dialect
 from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+from relay.store.log import Status
 from relay.streams.lookup import Attached
 
 
@@ -67,6 +69,30 @@ async def streams(services: Services, exchange: Exchange) -> None:
         if after.stream != stream:
             raise InvalidLastEventId("Last-Event-ID is of another stream than the path. Send an id of this stream.")
     await proceed(services, exchange, after, None, principal)
+
+
+async def of_stream(services: Services, exchange: Exchange, after: EventId) -> None:
+    """Resume where a position says, for its stream's owner."""
+    exchange.caller = await askers.of_stream(services, exchange, after.stream)
+    services.gate.charge_resume(exchange.caller.identity)
+    await proceed(services, exchange, after, None, exchange.caller.identity)
+
+
+async def ticket(services: Services, exchange: Exchange) -> None:
+    """POST /streams/{id}/ticket: a ticket for a stream that is there, for its owner to hand on."""
+    if exchange.method != "POST":
+        raise MethodNotAllowed("Use POST.", headers={"allow": "POST"})
+    await exchange.discard_body()
+    stream = exchange.scope["path_params"]["id"]
+    if not is_stream_id(stream):
+        raise InvalidLastEventId("The path names no stream of this relay. Use the value of the Relay-Stream-Id header.")
+    exchange.caller = await askers.of_stream(services, exchange, stream)
+    services.gate.charge_resume(exchange.caller.identity)
+    await services.registry.lookup.status(
+        stream, await services.registry.owners.of_credential(exchange.caller.identity)
+    )
+    head, body = tickets.issue(services, exchange, stream)
+    await exchange.answer(200, orjson.dumps(body), [*head, NO_STORE])
 
 
 async def from_start(services: Services, exchange: Exchange, stream: str, dialect: Dialect) -> None:
@@ -169,7 +195,13 @@ def _rate_subject(principal: Principal, stream: str) -> bytes:
 
 async def _status(services: Services, exchange: Exchange, stream: str, principal: Principal) -> None:
     status = await services.registry.lookup.status(stream, await services.registry.owners.of_principal(principal))
-    body = {
+    await exchange.answer(200, orjson.dumps(described(status)), [NO_STORE])
+
+
+def described(status: Status) -> dict[str, Any]:
+    """A stream as its owner is told of it."""
+    stream = status.stream
+    return {
         "id": stream,
         "object": "relay.stream",
         "api": status.api,
@@ -181,7 +213,6 @@ async def _status(services: Services, exchange: Exchange, stream: str, principal
         "ended_at": status.ended or None,
         "usage": _usage(status.usage),
     }
-    await exchange.answer(200, orjson.dumps(body), [NO_STORE])
 
 
 def _usage(note: str) -> dict[str, int] | None:

@@ -13,6 +13,7 @@ import re
 import time
 from urllib.parse import parse_qs
 
+from relay.api import askers
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import TICKET_HOLDER, Principal, Use
@@ -35,11 +36,29 @@ def url_header(services: Services, stream: str, scope: str) -> Headers:
     """`Relay-Stream-Url` for a stream; none for an empty scope."""
     if not scope:
         return []
+    return [(b"relay-stream-url", _url(services, stream, _expiry(services), scope).encode())]
+
+
+def _expiry(services: Services) -> str:
+    """No stream that runs outlives its ticket, however long it may run."""
     settings = services.settings
-    # No stream that runs outlives its ticket, however long it may run.
-    expiry = str(int(time.time() + settings.streams.max_duration + settings.tickets.ttl))
-    url = f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(services, stream, expiry, scope)}"
-    return [(b"relay-stream-url", url.encode())]
+    return str(int(time.time() + settings.streams.max_duration + settings.tickets.ttl))
+
+
+def _url(services: Services, stream: str, expiry: str, scope: str) -> str:
+    return f"/streams/{stream}?ticket={expiry}.{scope}.{_mac(services, stream, expiry, scope)}"
+
+
+def issue(services: Services, exchange: Exchange, stream: str) -> tuple[Headers, dict[str, object]]:
+    """A ticket that its owner asks for: the header and the body of the answer. Raises BadRequest."""
+    scope = scope_of(services, exchange)
+    if not scope:
+        raise BadRequest("Tickets are off here unless a request asks for one. Send `Relay-Ticket: read` or read+stop.")
+    expiry = _expiry(services)
+    url = _url(services, stream, expiry, scope)
+    said = next(word for word, kept in _SCOPES.items() if kept == scope)
+    body = {"object": "relay.ticket", "stream": stream, "url": url, "scope": said, "expires_at": int(expiry)}
+    return [(b"relay-stream-url", url.encode())], body
 
 
 async def authenticate(services: Services, exchange: Exchange, stream: str, *, stop: bool) -> Principal:
@@ -47,7 +66,7 @@ async def authenticate(services: Services, exchange: Exchange, stream: str, *, s
     StoreUnavailable."""
     shown = parse_qs(exchange.query, keep_blank_values=True).get("ticket")
     if shown is None:
-        exchange.caller = services.gate.caller(exchange.headers, exchange.query)
+        exchange.caller = await askers.of_stream(services, exchange, stream)
         return exchange.caller.identity
     await services.registry.owners.know_secret()
     match = _TICKET.fullmatch(shown[-1])

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relay.auth import sources
 from relay.auth.keyring import Key, Keyring
 from relay.auth.owners import NOBODY, of_key
 from relay.auth.rates import Buckets
@@ -140,7 +141,9 @@ class Gate:
         keyring: Keyring | None,
         buckets: Buckets | None = None,
         credential_headers: Sequence[str] = (),
+        applications: Sequence[UpstreamSettings] = (),
     ) -> None:
+        self._sources = list(dict.fromkeys(tuple(upstream.owner) for upstream in applications if upstream.owner))
         self._keyring = keyring
         self._further = frozenset(name.lower().encode() for name in credential_headers)
         self._buckets = Buckets() if buckets is None else buckets
@@ -161,6 +164,27 @@ class Gate:
         if key is None:
             raise InvalidApiKey
         return Caller(of_key(key.owner), shown, key)
+
+    def caller_of(self, upstream: UpstreamSettings, headers: Headers, query: str) -> Caller:
+        """Who asks an application. Raises InvalidApiKey."""
+        if not upstream.owner:
+            return self.caller(headers, query)
+        return Caller(sources.identity(upstream.owner, headers), b"")
+
+    def callers(self, headers: Headers, query: str) -> list[Caller]:
+        """All that who asks for a stream may be: by a credential, and to each application. Raises InvalidApiKey where
+        it is nothing of all that."""
+        found = [Caller(sources.identity(each, headers), b"") for each in self._sources]
+        found = [caller for caller in found if caller.can_come_back]
+        try:
+            own = self.caller(headers, query)
+        except InvalidApiKey:
+            if not found:
+                raise
+        else:
+            if own.can_come_back or not found:
+                found.insert(0, own)
+        return found
 
     def acquire(self, caller: Caller) -> Slot:
         """Let one request go upstream; the slot is to be released when it is over. Raises TooManyRequests."""

@@ -46,6 +46,7 @@ class Use(Enum):
     REQUEST = "request"
     CLAIM = "claim"
     RETRY = "retry"
+    NAME = "stream name"
 
 
 class Owners:

@@ -102,6 +102,9 @@ class LimitSettings(Section):
     readers_per_stream: Annotated[int, Field(gt=0)] = Field(64, description="Readers of one stream on one replica.")
     streams_per_owner: Annotated[int, Field(gt=0)] = Field(256, description="Live streams of one owner on one replica.")
     streams: Annotated[int, Field(gt=0)] = Field(10000, description="Live streams on one replica.")
+    listed_streams: Annotated[int, Field(ge=1, le=10000)] = Field(
+        256, description="How many of an owner's streams `GET /streams` knows, by name or in its list: the newest ones."
+    )
     read_timeout: Duration = Field(
         30.0,
         description="How long a new connection may take for its first request's head, and a request's body to reach a "
@@ -203,7 +206,13 @@ class Settings(BaseSettings):
         if len(set(names)) < len(names):
             raise ValueError(f"upstreams: two have the same name ({', '.join(names)}); give each its own")
         for upstream in self.upstreams:
-            if self.auth.mode == "keys" and not upstream.api_key_env:
+            if self.auth.mode == "keys" and upstream.owner:
+                if upstream.api_key_env or not upstream.is_application:
+                    raise ValueError(
+                        f"upstreams.{upstream.name}.owner: with auth.mode keys its application judges its callers "
+                        "itself; take api_key_env and all apis but sse out, or take owner out"
+                    )
+            elif self.auth.mode == "keys" and not upstream.api_key_env:
                 raise ValueError(
                     f"upstreams.{upstream.name}.api_key_env: is missing, and with auth.mode keys no credential of a "
                     "client's goes upstream; name the variable that holds its key (any word, where it wants none)"

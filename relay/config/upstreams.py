@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from relay.config import tls
+from relay.config import applications, tls
 from relay.config.streams import StreamSettings
 from relay.config.units import Duration, DurationOrOff, DurationOrZero, OrOff, Section, off_to_word
 from relay.protocol.apis import ApiName
@@ -40,6 +40,8 @@ class Timeouts:
 
 # With these an upstream says that it has not begun. Others (500, 502, 504, a time-out) leave that open.
 Refusal = Literal[400, 401, 402, 403, 404, 413, 422, 429, 503, 529, "unreachable"]
+_RESUME = rf"^(auto|off|last-event-id|responses)$|{applications.RESUME}"
+_OF_APPLICATIONS = ("paths", "end", "owner", "cookies", "stream_name")
 _OWN = "This upstream's own, in place of the one in `streams`."
 
 
@@ -58,7 +60,37 @@ class UpstreamSettings(Section):
         description="Where its paths are not those of the API: a path here, with all below it, and the one that stands "
         "for it after `base_url`; the longest that fits counts (`/v1: /backend-api/codex`).",
     )
-    apis: list[ApiName] = Field(["chat", "messages", "responses"], min_length=1, description="Which APIs it speaks.")
+    apis: list[ApiName] = Field(
+        ["chat", "messages", "responses"],
+        min_length=1,
+        description="Which APIs it speaks. `sse`: it is an application of your own, and every event stream that it "
+        "answers with on its `paths` can be resumed.",
+    )
+    paths: list[applications.Path] = Field(
+        [],
+        description="With `sse`: its paths, whatever the method; `*` stands for a segment or a part of one, a last "
+        "`**` for all below (`/api/chat`, `/api/agents/*/runs`). What is no event stream there is passed through.",
+    )
+    end: OrOff[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        None,
+        description="With `sse`: the type or the data of the event with which a stream ends that is in no format which "
+        "the relay knows (`[DONE]`); without it, it is `upstream_disconnected`. `off`: a clean end is the end.",
+    )
+    owner: list[applications.Source] = Field(
+        [],
+        description="With `sse`: what says whose a stream is: `authorization`, `cookie:NAME`, `header:NAME`; those "
+        "that a request has count together. The application judges who may ask, also with `auth.mode: keys`. Empty: as "
+        "for all others, by the credential or the relay's key.",
+    )
+    cookies: bool = Field(
+        False,
+        description="With `sse`: cookies cross both ways, and with them all headers but those of one hop.",
+    )
+    stream_name: OrOff[applications.NamePath] = Field(
+        None,
+        description="With `sse`: where a request's JSON body names its stream (`$.id`, `$.messages[0].id`), for "
+        "`GET /streams?name=…`; a `Relay-Stream-Name` header comes first.",
+    )
     models: list[str] = Field(
         ["*"],
         min_length=1,
@@ -124,12 +156,14 @@ class UpstreamSettings(Section):
         description="An event that is not of its API's format. `forward`: it goes on as it is, and is counted. "
         "`end`: the stream ends as `upstream_malformed`.",
     )
-    resume: Annotated[Literal["auto", "off", "last-event-id", "responses"], BeforeValidator(off_to_word)] = Field(
+    resume: Annotated[str, BeforeValidator(off_to_word), Field(pattern=_RESUME)] = Field(
         "auto",
         description="How an answer of it that broke off is gone on with. `auto`: where it is a relay, known by its "
         "answer's headers, by its stream's ids. `last-event-id`: by its own `id:` lines, with the same request and "
         "`Last-Event-ID`; only for an upstream that documents it, for another one generates anew. `responses`: "
-        "responses that run in the background are retrieved after their last `sequence_number`.",
+        "responses that run in the background are retrieved after their last `sequence_number`. With `sse` also a "
+        "path, as `auto` for the rest: a GET there is answered with the newest stream of that name which is live, "
+        "with 204 where there is none (`/api/chat/{name}/stream`).",
     )
     upstream_resume: DurationOrZero | None = Field(None, description=_OWN)
     upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)
@@ -138,8 +172,21 @@ class UpstreamSettings(Section):
     upstream_stall_timeout: DurationOrOff | None = Field(None, description=_OWN)
     upstream_idle_timeout: Duration | None = Field(None, description=_OWN)
 
+    @property
+    def is_application(self) -> bool:
+        """Is it one of one's own, and nothing else?"""
+        return self.apis == ["sse"]
+
+    @property
+    def going_on(self) -> str:
+        """How an answer of it that broke off is gone on with."""
+        return "auto" if self.resume.startswith("/") else self.resume
+
     def timeouts(self, streams: StreamSettings) -> Timeouts:
+        """An application may have nothing to say for long, and only a silent connection is a sign of its loss."""
         own = {each.name: getattr(self, each.name) for each in fields(Timeouts)}
+        if self.is_application and self.upstream_stall_timeout is None:
+            own["upstream_stall_timeout"] = float("inf")
         return Timeouts(**{name: getattr(streams, name) if time is None else time for name, time in own.items()})
 
     @model_validator(mode="after")
@@ -148,9 +195,27 @@ class UpstreamSettings(Section):
             tls.context(self.ca_file, self.client_cert)
         return self
 
+    @model_validator(mode="after")
+    def _check_application(self) -> UpstreamSettings:
+        if "sse" in self.apis:
+            if not self.paths:
+                raise ValueError("apis: sse needs paths: name those of the application, such as /api/chat")
+        elif said := [name for name in _OF_APPLICATIONS if getattr(self, name)]:
+            raise ValueError(f"{said[0]}: is for applications; write sse among its apis, or take it out")
+        elif self.resume.startswith("/"):
+            raise ValueError("resume: a path is for applications; write sse among its apis, or take it out")
+        return self
+
+    def serves(self, path: str) -> bool:
+        """Is this one of the paths of the application that it is? `path` as it was sent; a slash at its end counts for
+        nothing."""
+        plain = path.removesuffix("/") or "/"
+        named = self.resume.startswith("/") and applications.name_in_path(self.resume, path) is not None
+        return named or any(applications.matches(pattern, plain) for pattern in self.paths)
+
     def matches(self, api: str | None, model: str) -> str | None:
         """The pattern that takes this model over this API (None: any), None where there is none."""
-        if api is not None and api not in self.apis:
+        if (api not in self.apis) if api is not None else self.is_application:
             return None
         return next((p for p in self.models if fnmatch.fnmatchcase(model, p)), None)
 

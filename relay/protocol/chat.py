@@ -47,6 +47,8 @@ class ChatWatch(Watch):
     of usage that the relay asked for; `choices` is the request's `n`.
     """
 
+    grammar = "chat"
+
     def __init__(self, hide_usage: bool, choices: int) -> None:
         super().__init__()
         self._hide_usage = hide_usage

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,8 +58,15 @@ class Watch(ABC):
     """
 
     stateless_deltas = True
+    grammar = ""
+    """The table of its ends (`relay.protocol.ends`)."""
+    verbatim = False
+    """Does the upstream mean every event as the standard has it, with or without data? Then half of one, at the end of
+    a body that was cut, is not to be told from a whole one."""
 
     def __init__(self) -> None:
+        self.format: Dialect | None = None
+        """What spells the relay's own ends of this stream, where that is not known before its answer."""
         self.usage: Usage | None = None
         self.response_id: str | None = None
         self.response: JsonObject | None = None
@@ -67,6 +75,10 @@ class Watch(ABC):
         self.readable = True
         self.malformed = 0
         self.end_missing = False
+
+    def begin(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The head of the upstream's answer is there; it says nothing but where an application tells its format so."""
+        return
 
     @abstractmethod
     def see(self, event: Event) -> int:

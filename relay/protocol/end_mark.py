@@ -74,7 +74,7 @@ def closing_events(dialect: Dialect, watch: Watch, outcome: Outcome, message: st
     if spelling is Spelling.STOP:
         return watch.stop_events(request_id)
     kind = watch.error.type if watch.error is not None else ""
-    return dialect.error_events(
+    return (watch.format or dialect).error_events(
         outcome.value, message, watch.last_sequence, request_id, kind=kind, response=watch.response
     )
 
@@ -97,7 +97,8 @@ def error_frames(
     message = message or _UNKNOWN.format(outcome)
     seen = _watched(dialect, first_frame), _watched(dialect, last_frame)
     response = seen[1].response or seen[0].response
-    events = dialect.error_events(outcome, message, seen[1].last_sequence, request_id, response=response)
+    spoken = seen[0].format or seen[1].format or dialect
+    events = spoken.error_events(outcome, message, seen[1].last_sequence, request_id, response=response)
     return encode_frames(events, stream, n)
 
 

@@ -42,7 +42,8 @@ class Name(StrEnum):
 
 
 class State(StrEnum):
-    """What has come of an answer. In FAILED and OVER its end has come, and something that belongs to it may follow."""
+    """What has come of an answer. In FAILED and OVER its end has come, and something that belongs to it may follow. In
+    ERRED an application has told an error, and whether anything follows is its own affair."""
 
     NOTHING = "nothing"
     BEGUN = "begun"
@@ -50,6 +51,7 @@ class State(StrEnum):
     COUNTED = "counted"
     FAILED = "failed"
     OVER = "over"
+    ERRED = "erred"
 
 
 class Act(StrEnum):
@@ -83,7 +85,7 @@ def name_of(bits: int) -> Name:
     return next((name for bit, name in _NAMES if bits & bit), Name.OTHER)
 
 
-_NOTHING, _BEGUN, _FINISHED, _COUNTED, _FAILED, _OVER = State
+_NOTHING, _BEGUN, _FINISHED, _COUNTED, _FAILED, _OVER, _ERRED = State
 _DROP, _COMPLETE, _WHOLE, _FAIL, _CLOSE, _CUT, _LATE = Act
 
 # In each row: keep-alive, other, part, finish, usage, end, [DONE], failure, error, clean end, silence, cut.
@@ -118,6 +120,26 @@ _ROWS: dict[str, dict[State, tuple[Cell, ...]]] = {
         _BEGUN: (_DROP, _BEGUN, _BEGUN, _BEGUN, _BEGUN, _OVER, _CUT, _FAILED, _FAILED, _CUT, _LATE, _CUT),
         _FAILED: (_DROP, _CLOSE, _CLOSE, _CLOSE, _CLOSE, _CLOSE, _FAIL, _FAILED, _FAILED, _CLOSE, _CLOSE, _CLOSE),
         _OVER: (*_AFTER, _COMPLETE, _CLOSE, _CLOSE, _CLOSE, _CLOSE, _CLOSE),
+    },
+    "events": {
+        # Of an application, in no format that says where it ends: every event is forwarded, and a clean end is the end.
+        _NOTHING: (_DROP, *[_BEGUN] * 6, _ERRED, _ERRED, _COMPLETE, _LATE, _CUT),
+        _BEGUN: (_DROP, *[_BEGUN] * 6, _ERRED, _ERRED, _COMPLETE, _LATE, _CUT),
+        _ERRED: (_DROP, *[_ERRED] * 8, _FAIL, _LATE, _CUT),
+    },
+    "ended events": {
+        # … in one that does. What is no part of the answer (other) begins another one.
+        _NOTHING: (_DROP, *[_BEGUN] * 4, _FINISHED, _BEGUN, _ERRED, _ERRED, _CUT, _LATE, _CUT),
+        _BEGUN: (_DROP, *[_BEGUN] * 4, _FINISHED, _BEGUN, _ERRED, _ERRED, _CUT, _LATE, _CUT),
+        _FINISHED: (_DROP, _BEGUN, *[_FINISHED] * 5, _ERRED, _ERRED, _COMPLETE, _COMPLETE, _COMPLETE),
+        _ERRED: (_DROP, _BEGUN, *[_ERRED] * 3, _FINISHED, *[_ERRED] * 3, _FAIL, _FAIL, _FAIL),
+    },
+    "ui messages": {
+        # Its own server ends every stream with [DONE], those without an answer and those that failed, too.
+        _NOTHING: (_DROP, _BEGUN, _BEGUN, _FINISHED, _BEGUN, _BEGUN, _COMPLETE, _ERRED, _ERRED, _CUT, _LATE, _CUT),
+        _BEGUN: (_DROP, _BEGUN, _BEGUN, _FINISHED, _BEGUN, _BEGUN, _COMPLETE, _ERRED, _ERRED, _CUT, _LATE, _CUT),
+        _FINISHED: (_DROP, _BEGUN, _BEGUN, *[_FINISHED] * 3, _COMPLETE, _ERRED, _ERRED, _WHOLE, _WHOLE, _CUT),
+        _ERRED: (_DROP, *[_ERRED] * 5, _FAIL, _ERRED, _ERRED, _FAIL, _FAIL, _FAIL),
     },
 }
 ENDS: dict[str, dict[State, dict[Name, Cell]]] = {

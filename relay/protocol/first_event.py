@@ -21,8 +21,8 @@ class FirstEvent:
         self.ended = False
         self.refusal: UpstreamError | None = None
         self.no_answer = False
-        self._parser = Parser(max_event_bytes)
         self._watch = dialect.watch()
+        self._parser = Parser(max_event_bytes, verbatim=self._watch.verbatim)
         self._known = False
 
     def feed(self, data: bytes) -> bool:

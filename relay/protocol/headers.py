@@ -31,7 +31,7 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_KEPT_BYTES = 16 * 1024
 """Of the upstream's headers that are kept with a stream; of more only the first answer has the largest."""
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -47,9 +47,9 @@ _HOP_BY_HOP = frozenset(
 )
 # No connection's, whatever it says (RFC 9110, section 7.6.1): without it a body is read as whatever it looks like.
 _OF_THE_BODY = frozenset((b"content-type",))
-_FOR_THE_RELAY = frozenset((b"relay-ticket", b"relay-event-ids", b"relay-abandon-after"))
-_NOT_UPSTREAM = _HOP_BY_HOP | _FOR_THE_RELAY | {b"host", b"last-event-id", b"expect", b"cookie"}
-_NOT_TO_CLIENT = _HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
+_FOR_THE_RELAY = frozenset((b"relay-ticket", b"relay-event-ids", b"relay-abandon-after", b"relay-stream-name"))
+NOT_UPSTREAM = HOP_BY_HOP | _FOR_THE_RELAY | {b"host", b"last-event-id", b"expect", b"cookie"}
+_NOT_TO_CLIENT = HOP_BY_HOP | {b"set-cookie", b"alt-svc"}
 
 # What a proxy, a CDN or a hosting platform in front obeys in an answer: files that it sends, addresses that it goes to,
 # what it keeps and for how long, whether it takes the relay for healthy.
@@ -98,11 +98,11 @@ _OF_THE_MOMENT = re.compile(rb"retry-after.*|.*ratelimit.*|server-timing|openai-
 _NONE = re.compile(rb"(?!)")
 _LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of any API is
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
-_UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 # What a name with `_` must not be read as.
 _NO_TWIN = re.compile(
-    b"|".join(map(re.escape, sorted(_NOT_UPSTREAM | _NOT_TO_CLIENT | credentials.HEADERS)))
+    b"|".join(map(re.escape, sorted(NOT_UPSTREAM | _NOT_TO_CLIENT | credentials.HEADERS)))
     + rb"|content-.*|"
     + _OF_PROXIES.pattern
 )
@@ -125,7 +125,8 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     return b", ".join(found) if found else None
 
 
-def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+def named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """The headers that are of one hop because `Connection` names them."""
     named = {
         token.strip().lower()
         for name, listed in headers
@@ -191,7 +192,7 @@ def to_upstream(
             hold a credential does only where it is named in full.
         incremental: it asks for an event stream.
     """
-    dropped = _NOT_UPSTREAM | _named_by_connection(headers)
+    dropped = NOT_UPSTREAM | named_by_connection(headers)
     if identity:
         dropped |= {b"accept-encoding"}
     if incremental:
@@ -226,7 +227,7 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
         headers: as the upstream sent them.
         more: patterns of further headers that go along (`upstreams[].headers`).
     """
-    dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
+    dropped = _NOT_TO_CLIENT | named_by_connection(headers)
     lower = [(name.lower(), v) for name, v in headers]
     return [
         item
@@ -234,19 +235,19 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
         if item[0] not in dropped
         and _listed(item[0], _CLIENT_LIST, more)
         and not _is_obeyed(item[0][:_LONGEST_NAME])
-        and not _UNPRINTABLE.search(item[1])
+        and not UNPRINTABLE.search(item[1])
     ]
 
 
 def of_stream(headers: Headers, more: Sequence[str] = ()) -> Headers:
     """What a relayed stream has of the upstream's headers; `more` as of `to_client`."""
-    dropped = _named_by_connection(headers)
+    dropped = named_by_connection(headers)
     return [
         (name, v)
         for name, v in ((name.lower(), v) for name, v in headers)
         if (_of_a_stream(name) or (more and _named_for_streams(name, more)))
         and name not in dropped
-        and not _UNPRINTABLE.search(v)
+        and not UNPRINTABLE.search(v)
     ]
 
 

@@ -41,6 +41,8 @@ _ERROR_TYPES = {
 class MessagesWatch(Watch):
     """Follows a messages stream (Anthropic API, "Streaming messages")."""
 
+    grammar = "messages"
+
     def __init__(self) -> None:
         super().__init__()
         self._open: set[int] = set()

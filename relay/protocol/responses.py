@@ -46,6 +46,8 @@ _GIVES_UP = "server_is_overloaded"
 class ResponsesWatch(Watch):
     """Follows a responses stream (OpenAI API reference, "Streaming events" of the responses API)."""
 
+    grammar = "responses"
+
     stateless_deltas = False  # each has a number
 
     def __init__(self) -> None:

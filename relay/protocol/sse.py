@@ -54,7 +54,9 @@ class Parser:
     `last_event_id` and `retry` (milliseconds) hold what the upstream said last, or None.
     """
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, max_event_bytes: int, *, verbatim: bool = False) -> None:
+        """`verbatim`: nothing but fields of the standard is an event, and one without data is one, too."""
+        self._verbatim = verbatim
         self.last_event_id: bytes | None = None
         self.retry: int | None = None
         self._max = max_event_bytes
@@ -113,7 +115,7 @@ class Parser:
                 event = self._parse(block)
             if len(block) > self._max:
                 raise self._too_large()
-            if event is not None and event.data:
+            if event is not None and (event.data or self._verbatim):
                 yield event
         if rest:
             self._hold(rest)
@@ -122,7 +124,7 @@ class Parser:
         """At the end of the body: what is held of an event without its blank line, its last line perhaps cut."""
         block, self._held, self._held_bytes = b"".join(self._held), [], 0
         event = self._parse(block.strip(b"\n"))
-        return event if event is not None and event.data else None
+        return event if event is not None and (event.data or self._verbatim) else None
 
     @property
     def held(self) -> bytes:
@@ -165,8 +167,10 @@ class Parser:
                 self.retry = int(value)
             elif name == b"error":
                 error = value
-        if data:
+        if data or (self._verbatim and kind):
             return Event(kind, b"\n".join(data))
+        if self._verbatim:
+            return None
         if error:
             return Event(b"error", error)
         return Event(kind, block.strip()) if block.lstrip()[:1] in (b"{", b"[", b"<") else None

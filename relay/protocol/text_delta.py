@@ -21,7 +21,7 @@ _INSIDE = (
 )
 _TEXT = re.compile(_INSIDE + b"++")
 _PADDING = re.compile(_INSIDE + b"*+")
-_KEY = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|partial_json|arguments)": ?"')
+_KEY = re.compile(rb'"(?:content|text|delta|reasoning_content|reasoning|thinking|partial_json|arguments)": ?"')
 # Random text that OpenAI adds, so that the length of an event does not tell that of its text.
 _PADDED = re.compile(rb'"obfuscation": ?"')
 # An upstream whose events never are alike is not asked again after so many.

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import httpx
 
+from relay.config import UpstreamSettings
+from relay.protocol import application_headers
 from relay.protocol.errors import ApiError
-from relay.protocol.headers import Headers
+from relay.protocol.headers import Headers, of_answer
 from relay.protocol.upstream_error import UpstreamError
+from relay.upstream.client import is_event_stream
 from relay.upstream.routing import Route
 
 Asking = Callable[[Route, bool], None]
@@ -39,6 +42,21 @@ class Failed:
     error: UpstreamError
     status: int
     headers: Headers
+
+
+def is_stream(response: httpx.Response, api: str) -> bool:
+    """An LLM API that was asked for a stream answers with one, whether it says so or not; an application says what it
+    answers with."""
+    if response.status_code != 200 or not is_event_stream(response):
+        return False
+    return api != "sse" or "content-type" in response.headers
+
+
+def headers_of(response: httpx.Response, api: str, upstream: UpstreamSettings) -> tuple[Headers, Headers]:
+    """What the stream's first answer has of its upstream's headers, and what every later one has."""
+    if api == "sse":
+        return application_headers.of_answer(response.headers.raw, cookies=upstream.cookies, more=upstream.headers)
+    return of_answer(response.headers.raw, upstream.headers)
 
 
 Answer = Opened | Refused | Failed | ApiError

@@ -26,6 +26,9 @@ class Host(Protocol):
     def on_making(self, producer: Producer) -> None:
         """Its stream is about to be made in the store, with all that is known by now."""
 
+    async def list(self, producer: Producer) -> None:
+        """Put it into the list of its owner's streams, where the store answers."""
+
     def on_created(self, producer: Producer) -> None:
         """The stream has come to be."""
 
@@ -70,6 +73,7 @@ class ProducerContext:
             self.log.create(
                 producer.stream, fields | _upstream(producer), producer.writer.fence, producer.kept_headers
             ),
+            self.host.list(producer),
         )
 
     async def learn(self, producer: Producer) -> None:

@@ -96,13 +96,12 @@ class UpstreamIngest:
         self._on_named = on_named
         self._request_id = request_id
         self._forward_malformed = upstream.malformed == "forward"
-        self._table = ENDS[dialect.name]
         self._state = State.NOTHING
         self._plain = -1  # an event whose bits are not above it leaves the stream as it is
         self._error: httpx.TransportError | None = None
         self._unframed: UpstreamError | None = None
         self._silence = Silence(upstream.timeouts(settings).extended(body.grace), asked, self._on_silent)
-        self._parser = sse.Parser(settings.max_event_bytes)
+        self._parser = sse.Parser(settings.max_event_bytes, verbatim=watch.verbatim)
         self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False
         self.paused = False
@@ -207,7 +206,7 @@ class UpstreamIngest:
         if self._state is State.NOTHING:
             self._unframed = read_unframed(self._parser.held)
         event = self._parser.rest()
-        if event is not None:
+        if event is not None and (error is None or not self._watch.verbatim):
             try:
                 outcome = self._step(event, self._watch.see(event))
             except StreamFailure as failure:
@@ -225,7 +224,7 @@ class UpstreamIngest:
 
     def _stop(self, name: Name, message: str | None = None) -> None:
         """The upstream sends no more."""
-        cell = self._table[self._state][name]
+        cell = ENDS[self._watch.grammar][self._state][name]
         if cell is Act.TIMED_OUT:
             self._fail(StreamFailure(Cause.UPSTREAM_TIMEOUT, message))
         elif cell is Act.CUT_OFF and (said := self._unframed) is not None:
@@ -238,7 +237,10 @@ class UpstreamIngest:
     def _closed(self, cell: Act | State) -> Outcome:
         if cell is Act.WHOLE:
             self._watch.end_missing = True
+        if cell is Act.WHOLE or cell is Act.COMPLETE:
             return Ending.COMPLETED
+        if cell is Act.FAIL:
+            return Cause.UPSTREAM_ERROR
         assert self.terminal is not None
         return self.terminal
 
@@ -294,7 +296,7 @@ class UpstreamIngest:
 
     def _step(self, event: Event, bits: int) -> Outcome | None:
         """What the table makes of an event; how the stream ended, once it has. Raises StreamFailure."""
-        cell = self._table[self._state][name_of(bits)]
+        cell = ENDS[self._watch.grammar][self._state][name_of(bits)]
         if cell is Act.DROP:
             return None
         if cell is Act.CLOSE or cell is Act.WHOLE:
@@ -327,7 +329,8 @@ class UpstreamIngest:
         watch, error = self._watch, self._watch.error
         assert error is not None
         code = error.code or Cause.UPSTREAM_ERROR.value
-        event = self._dialect.error_events(
+        spoken = watch.format or self._dialect
+        event = spoken.error_events(
             code, error.describe(), watch.last_sequence, self._request_id, kind=error.type, response=watch.response
         )[0]
         watch.see(event)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from relay.metrics import Metrics
-from relay.protocol.apis import DIALECTS
+from relay.protocol.apis import DIALECTS, spoken
 from relay.protocol.end_mark import outcome_from_log
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.outcomes import Cause, Outcome
@@ -163,7 +163,7 @@ class Leases:
         for _ in range(_FORCE_TRIES):
             # The event at just this top: what stands behind it in the log may be gone by the time of the end.
             last = await self._log.frame(status.stream, top, status.binding)
-            dialect = DIALECTS.get(status.api)
+            dialect = spoken(status.api, status.headers) if status.api in DIALECTS else None
             outcome: Outcome = Cause.PRODUCER_LOST if dialect is None else outcome_from_log(dialect, last)
             code, top = await self._log.force_end(status.stream, top, outcome.value, status.binding)
             if code != scripts.MISMATCH:

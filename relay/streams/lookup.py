@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from relay.auth.owners import owns
 from relay.encryption import Binding, Tampered
 from relay.metrics import Meter, Metrics
-from relay.protocol.apis import DIALECTS
+from relay.protocol.apis import DIALECTS, spoken
 from relay.protocol.dialect import Dialect
 from relay.protocol.end_mark import sent_by_relay
 from relay.protocol.errors import (
@@ -128,7 +128,7 @@ class Lookup:
             if not status.outcome:
                 self._tail.was_announced(status)
             self._check_api(status.api, api)
-            dialect = DIALECTS[status.api]
+            dialect = spoken(status.api, status.headers)
             if not status.kept:
                 raise StreamExpired
             if not status.outcome:
@@ -166,7 +166,7 @@ class Lookup:
     async def _attach_elsewhere(self, status: Status, n: int, abandon_after: float | None) -> Attached:
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
-        dialect = DIALECTS[status.api]
+        dialect = spoken(status.api, status.headers)
         meter = self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))
         feed = self._tail.enter(status, abandon_after)
         try:
@@ -299,7 +299,7 @@ class Lookup:
     def _check_api(api: str, asked: str | None) -> None:
         if asked is not None and api != asked:
             raise InvalidLastEventId(
-                f"Last-Event-ID names a stream of the {api} API. Resume it on {DIALECTS[api].path}, "
+                f"Last-Event-ID names a stream of the {api} API. Resume it on {DIALECTS[api].path or 'its own path'}, "
                 "or with GET /streams/{id}."
             )
 

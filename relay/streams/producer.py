@@ -18,19 +18,19 @@ from relay.protocol import end_mark
 from relay.protocol.dialect import Dialect, Watch
 from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable
-from relay.protocol.headers import Headers, of_answer
+from relay.protocol.headers import Headers
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
-from relay.streams.answer import Answer, Call, Failed, Opened, Refused
+from relay.streams.answer import Answer, Call, Failed, Opened, Refused, headers_of, is_stream
 from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.client import body_of
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class Producer:
             raise StreamFailure(cause_of(error), error.message) from None
         finally:
             del call  # it holds the request, which the upstream has now
-        if response.status_code == 200 and is_event_stream(response):
+        if is_stream(response, self.dialect.name):
             return await self._begin_reading(response)
         if not self._promised:
             self.answer.set_result(Refused(response))
@@ -280,7 +280,8 @@ class Producer:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
         self._response, upstream = response, self.route.upstream
-        self.upstream_headers, self.kept_headers = of_answer(response.headers.raw, upstream.headers)
+        self.upstream_headers, self.kept_headers = headers_of(response, self.dialect.name, upstream)
+        self.watch.begin(response.headers.raw)
         self._context.host.on_answered(self)
         ingest = self._ingest = UpstreamIngest(
             body_of(response),
@@ -299,8 +300,9 @@ class Producer:
             await asyncio.wait([self.make(), *known], return_when=asyncio.FIRST_COMPLETED)
             if self.make().done():
                 await self.make()
-            await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
-            if not self._promised:
+            if not self.watch.verbatim:
+                await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+            if not self._promised and not self.watch.verbatim:
                 self._owed = begins_with_error(response, ingest, upstream.headers)
                 if self._owed is not None:
                     raise StreamFailure(Cause.UPSTREAM_ERROR, self._owed.error.describe(), self._owed.error)

@@ -134,7 +134,8 @@ class Reader:
         if end.closing:
             return end.closing
         last = await self._log.frame(self.stream, self.cursor, self._binding)
-        first = await self._log.frame(self.stream, 1, self._binding) if self.dialect.name == "responses" else b""
+        tells_more = self.dialect.name in ("responses", "sse")  # its response, or its format
+        first = await self._log.frame(self.stream, 1, self._binding) if tells_more else b""
         request = f"req_{secrets.token_hex(12)}"
         return end_mark.error_frames(self.dialect, end.outcome, self.stream, self.cursor, last, request, first)
 

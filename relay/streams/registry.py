@@ -20,6 +20,7 @@ from relay.metrics import Metrics
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import StoreUnavailable, TooManyRequests, Unavailable
 from relay.protocol.outcomes import Cause, Ending
+from relay.store.listings import Listings
 from relay.store.log import Log, Renewed
 from relay.streams.abandonment import Abandonment
 from relay.streams.account import Request, StreamAccount
@@ -30,6 +31,7 @@ from relay.streams.claims import Claims
 from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
 from relay.streams.leases import Leases
+from relay.streams.listing import Listing
 from relay.streams.lookup import Lookup
 from relay.streams.orphans import Orphans
 from relay.streams.producer import Producer
@@ -85,8 +87,12 @@ class Registry:
         )
         log.commands.on_returned.append(lambda _: self._on_store_returned())
         self.owners = Owners(self.directory, settings.auth.secret())
+        listings = Listings(log.commands, log.names, settings.streams, settings.limits, log.cipher)
+        self.listing = Listing(listings, self.replica_id, log, self.owners, self.lookup, self.local, self.later)
         for upstream in settings.upstreams:
-            metrics.expect(upstream.apis, upstream.name, upstream.models)
+            metrics.expect([api for api in upstream.apis if api != "sse"], upstream.name, upstream.models)
+            if "sse" in upstream.apis:
+                metrics.expect(["sse"], upstream.name, ["other"])
 
     async def open(self) -> None:
         self._leases.start()
@@ -164,8 +170,10 @@ class Registry:
         hide_usage: bool,
         call: Call,
         choices: int = 1,
+        name: str | None = None,
     ) -> Producer:
-        """Start a generation under a fresh stream id."""
+        """Start a generation under a fresh stream id. `name` is what its owner calls it, "" where it has no name, None
+        where its owner cannot be known again."""
         account = StreamAccount(route.meter(self.metrics, dialect.name), request)
         producer = Producer(
             stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage, choices=choices
@@ -174,6 +182,8 @@ class Registry:
         self._began.add(stream)
         self._streams_of[owner] += 1
         self._abandonment.watch(producer)
+        if name is not None and producer.logged and self.owners.secret_known:
+            self.listing.begin(producer, name)
         producer.start()
         return producer
 
@@ -194,10 +204,14 @@ class Registry:
         self.producers[producer.stream] = producer
         if not producer.logged:
             self.orphans.ended(producer.first_stream, None)
+            self.listing.ended(producer)
         producer.account.meter.streams_active.inc()
         producer.account.began(producer.stream, self.owners.shown(producer.owner))
         if self._learnt.get(producer) is False:
             self._learn_soon(producer)
+
+    async def list(self, producer: Producer) -> None:
+        await self.listing.put(producer)
 
     def on_moved(self, producer: Producer) -> None:
         account, route = producer.account, producer.route
@@ -242,6 +256,7 @@ class Registry:
         has gone."""
         self.claims.store_returned()
         self.orphans.store_returned()
+        self.listing.store_returned()
         self._learnt = {p: None if told is None else False for p, told in self._learnt.items()}
         self._unnamed.update(p for p in self.producers.values() if p.response_id and p.dialect.name == "responses")
 
@@ -252,6 +267,7 @@ class Registry:
         if self._learnt.pop(producer, None) is False:
             self.later(self._learn(producer))
         self._abandonment.forget(producer)
+        self.listing.ended(producer)
         self.orphans.ended(producer.stream, producer.outcome if producer.is_persisted else None)
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
@@ -283,6 +299,7 @@ class Registry:
     async def renew_names(self) -> None:
         self.claims.renew()
         self.orphans.renew()
+        self.listing.renew()
         untold = [producer for producer, told in self._learnt.items() if told is False]
         await asyncio.gather(
             self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)), *map(self._learn, untold)

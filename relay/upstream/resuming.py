@@ -150,7 +150,7 @@ class StreamRequest:
         """What is known of the answer; None where nobody can go on with it."""
         if response.status_code != 200 or not is_event_stream(response):
             return None
-        mode = self.upstream.resume
+        mode = self.upstream.going_on
         if mode == "last-event-id":
             return OwnIdsStream(self.api, self._policy())
         if mode == "responses":

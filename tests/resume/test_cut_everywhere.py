@@ -11,13 +11,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.format_samples import FORMATS, PATH
 from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.samples import SAMPLES, Sample, masked, rest, resume, start
 from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
 from tests.support.sseclient import RawStream
 from tests.support.streams import APIS, Api
 
+STREAMS: dict[str, Sample] = dict[str, Sample](SAMPLES.items()) | FORMATS
 each_api = pytest.mark.parametrize("api", APIS)
+each_stream = pytest.mark.parametrize("api", STREAMS)
 each_way = pytest.mark.parametrize("how", ["post", "get"])
 
 
@@ -30,7 +33,10 @@ def upstream() -> Iterator[ScriptedUpstream]:
 @pytest.fixture(scope="module")
 def replicas(upstream: ScriptedUpstream) -> Iterator[Replicas]:
     config = {
-        "upstreams": [{"name": "scripted", "base_url": upstream.url}],
+        "upstreams": [
+            {"name": "scripted", "base_url": upstream.url},
+            {"name": "application", "base_url": upstream.url, "apis": ["sse"], "paths": [f"{PATH}*"]},
+        ],
         "limits": {"streams_per_owner": 10000},
         "drain": {"timeout": "0s"},
     }
@@ -64,23 +70,23 @@ def offsets_within(frame: bytes) -> list[int]:
     return sorted(found - {0, len(frame)})
 
 
-@each_api
+@each_stream
 @pytest.mark.parametrize("number", [0, 1])
-def test_uncut(replicas: Replicas, upstream: ScriptedUpstream, api: Api, number: int) -> None:
-    sample = SAMPLES[api]
+def test_uncut(replicas: Replicas, upstream: ScriptedUpstream, api: str, number: int) -> None:
+    sample = STREAMS[api]
     model = f"uncut-{api}-{number}"
     upstream.on(model, *stream(*sample.frames))
     answer = start(replicas[number], sample, model)
     assert rest(answer) == sample.expected(stream_id(answer))
 
 
-@each_api
+@each_stream
 @each_way
 @pytest.mark.parametrize("number", [0, 1])
 def test_live_stream_cut_after_every_event(
-    replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str, number: int
+    replicas: Replicas, upstream: ScriptedUpstream, api: str, how: str, number: int
 ) -> None:
-    sample = SAMPLES[api]
+    sample = STREAMS[api]
     for k in range(len(sample.events)):
         model = f"live-{api}-{how}-{number}-{k}"
         upstream.on(model, *held_after(sample, k, model))
@@ -111,11 +117,11 @@ def test_live_stream_cut_inside_every_event(replicas: Replicas, upstream: Script
             assert (k, offset, masked(head) + rest(again)) == (k, offset, sample.expected(name))
 
 
-@each_api
+@each_stream
 @each_way
-def test_finished_stream_cut_everywhere(replicas: Replicas, upstream: ScriptedUpstream, api: Api, how: str) -> None:
+def test_finished_stream_cut_everywhere(replicas: Replicas, upstream: ScriptedUpstream, api: str, how: str) -> None:
     """Both replicas give the same bytes from every position, as often as they are asked."""
-    sample = SAMPLES[api]
+    sample = STREAMS[api]
     for number in (0, 1):
         model = f"finished-{api}-{how}-{number}"
         upstream.on(model, *stream(*sample.frames))
@@ -171,10 +177,10 @@ def test_resume_itself_cut_at_every_byte_offset(replicas: Replicas, upstream: Sc
     assert masked(kept) == whole
 
 
-@each_api
-def test_chain_cut_after_every_event(replicas: Replicas, upstream: ScriptedUpstream, api: Api) -> None:
+@each_stream
+def test_chain_cut_after_every_event(replicas: Replicas, upstream: ScriptedUpstream, api: str) -> None:
     """One stream, one connection per event, alternating replicas; the upstream waits for each."""
-    sample = SAMPLES[api]
+    sample = STREAMS[api]
     model = f"chain-{api}"
     steps: list[bytes | Step] = []
     for k, frame in enumerate(sample.frames):
@@ -254,10 +260,10 @@ def rest_of_first(answer: RawStream, already: bytes) -> bytes:
         return masked(got)
 
 
-@each_api
-def test_upstream_that_cuts_its_bytes_anywhere(replicas: Replicas, upstream: ScriptedUpstream, api: Api) -> None:
+@each_stream
+def test_upstream_that_cuts_its_bytes_anywhere(replicas: Replicas, upstream: ScriptedUpstream, api: str) -> None:
     """Where TCP cuts the upstream's bytes, inside characters and line ends too, changes nothing."""
-    sample = SAMPLES[api]
+    sample = STREAMS[api]
     body = b"".join(sample.frames)
     for size in (1, 7, 1000, len(body)):
         model = f"tcp-{api}-{size}"

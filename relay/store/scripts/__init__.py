@@ -34,6 +34,7 @@ NOTE = _read("note")
 MARK = _read("mark")
 ORPHAN = _read("orphan")
 ADOPT = _read("adopt")
+ENLIST = _read("enlist")
 
 SCRIPTS = (
     CREATE,
@@ -52,6 +53,7 @@ SCRIPTS = (
     MARK,
     ORPHAN,
     ADOPT,
+    ENLIST,
 )
 
 # Codes that the scripts answer.
