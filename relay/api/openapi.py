@@ -19,7 +19,7 @@ from relay.api import event_ids
 from relay.api.delivery import stream_headers
 from relay.api.joining import LONGEST_KEY
 from relay.api.openapi_schemas import Json, ref, schemas
-from relay.api.pages import File
+from relay.api.pages import CLIENT_MODULES, File
 from relay.config import TicketSettings
 from relay.config.applications import LONGEST_NAME
 from relay.protocol.apis import BY_PATH
@@ -30,11 +30,6 @@ _ALWAYS = (400, 405, 408, 426, 431, 500)
 _OF_STREAMS = (401, 403, 404, 410, 421, 429, 503)
 _OF_UPSTREAM = (401, 403, 404, 413, 421, 429, 502, 503, 504)
 
-_CLIENT = {
-    "resuming-fetch.js": "A `fetch` that comes back.",
-    "events.js": "An `EventSource` for any request, which comes back.",
-    "ai.js": "A transport for the AI SDK's `useChat`, which comes back.",
-}
 _HEADERS = {
     "cache-control": "Keeps proxies from changing or keeping it.",
     "incremental": "Asks proxies to hand on what comes as it comes (RFC 10036).",
@@ -221,7 +216,7 @@ def _paths() -> Json:
             "responses": {"200": hello, **_refused("openai")},
         }
     }
-    for name, what in _CLIENT.items():
+    for name, what in CLIENT_MODULES.items():
         paths[f"/client/{name}"] = _served("text/javascript", {"type": "string"}, what)
     paths["/openapi.json"] = _served("application/json", {"type": "object"}, "This description.")
     paths["/v1/{path}"] = {
