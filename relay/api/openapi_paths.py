@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from relay.api.openapi_parts import NAME, any_id, as_json, empty, events, header, query, refused
 from relay.api.openapi_schemas import Json, ref
+from relay.api.pages import CLIENT_MODULES
 from relay.protocol.apis import BY_PATH
 
 # What those may answer that read a stream from the log, and those that go upstream.
 _OF_STREAMS = (401, 403, 404, 410, 421, 429, 503)
 _OF_UPSTREAM = (401, 403, 404, 413, 421, 429, 502, 503, 504)
 
-_CLIENT = {
-    "resuming-fetch.js": "A `fetch` that comes back.",
-    "events.js": "An `EventSource` for any request, which comes back.",
-    "ai.js": "A transport for the AI SDK's `useChat`, which comes back.",
-}
 _OF_READERS = ("Relay-Event-Ids", "Relay-Abandon-After")
 _OF_STARTS = ("Last-Event-ID", "Idempotency-Key", "Prefer", *_OF_READERS, "Relay-Ticket", "Relay-Stream-Name")
 
@@ -150,7 +146,7 @@ def paths() -> Json:
             "responses": {"200": hello, **refused("openai")},
         }
     }
-    for name, what in _CLIENT.items():
+    for name, what in CLIENT_MODULES.items():
         found[f"/client/{name}"] = _served("text/javascript", {"type": "string"}, what)
     found["/openapi.json"] = _served("application/json", {"type": "object"}, "This description.")
     found["/v1/{path}"] = {

@@ -18,7 +18,11 @@ from relay.config import Settings
 from relay.protocol.errors import MethodNotAllowed
 from relay.protocol.headers import Headers
 
-CLIENT_MODULES = ("resuming-fetch.js", "events.js", "ai.js")
+CLIENT_MODULES = {
+    "resuming-fetch.js": "A `fetch` that comes back.",
+    "events.js": "An `EventSource` for any request, which comes back.",
+    "ai.js": "A transport for the AI SDK's `useChat`, which comes back.",
+}
 """What pages import without a build. They import nothing but each other, and `ai.js` the page's own AI SDK."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PLAYGROUND = _PACKAGE / "playground"

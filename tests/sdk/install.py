@@ -18,6 +18,8 @@ HERE = Path(__file__).resolve().parent
 SDK_ROOT = HERE.parents[1] / ".sdk"
 NODE = HERE / "node"
 NODE_MODULES = NODE / "node_modules"
+# Of the backends in deploy/examples. The other one's are among these, at the same versions (tests/examples).
+EXAMPLES = HERE.parents[1] / "deploy" / "examples" / "langgraph" / "requirements.lock"
 
 PYTHON_GENERATIONS: dict[str, tuple[str, ...]] = {
     "py-new": ("openai==3.52.0", "anthropic==2.11.0"),
@@ -26,6 +28,7 @@ PYTHON_GENERATIONS: dict[str, tuple[str, ...]] = {
     # Kept out of the parity tests by its name; langchain-core from 1.7.5 wants a certifi that is not released.
     "langchain": ("langchain-openai==1.7.2", "langchain-core==1.7.2", "openai==3.54.0"),
     "llmock": ("llmock==0.2.2",),  # an upstream, not an SDK; its web framework must not meet the relay's
+    "examples": ("--require-hashes", "--requirement", str(EXAMPLES)),
 }
 
 
@@ -82,6 +85,8 @@ def _stamp(folder: Path) -> Path:
 def _fingerprint(name: str) -> str:
     if name == "node":
         return hashlib.sha256((NODE / "package-lock.json").read_bytes()).hexdigest()
+    if name == "examples":
+        return f"{hashlib.sha256(EXAMPLES.read_bytes()).hexdigest()} {sys.version.split()[0]}"
     return " ".join((*PYTHON_GENERATIONS[name], sys.version.split()[0]))
 
 

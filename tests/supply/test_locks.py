@@ -15,6 +15,9 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = {name: ROOT / name for name in ("deploy/build.lock", "deploy/requirements.lock", ".ci/requirements.lock")}
 LOCKS[".ci/demo.lock"] = ROOT / ".ci/demo.lock"
+EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*/requirements.lock"))
+"""Of backends that run beside a relay, in environments of their own."""
+EACH = {**LOCKS, **{str(lock.relative_to(ROOT)): lock for lock in EXAMPLES}}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ADVICE = "run: make locks"
 
@@ -36,9 +39,9 @@ def version(entry: tuple[Requirement, list[str]]) -> str:
     return pin.version
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", EACH)
 def test_every_version_is_exact_and_every_file_has_its_hash(name: str) -> None:
-    found = entries(LOCKS[name])
+    found = entries(EACH[name])
     assert found
     for requirement, hashes in found.values():
         assert [pin.operator for pin in requirement.specifier] == ["=="], requirement
@@ -47,10 +50,10 @@ def test_every_version_is_exact_and_every_file_has_its_hash(name: str) -> None:
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text) for text in hashes), requirement
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", EACH)
 def test_none_says_where_to_fetch_from(name: str) -> None:
     """That is for the machine to say: a mirror is as good, the hashes decide."""
-    assert not re.search(r"https?:|--(extra-)?index|--find-links|\.(org|com|io)\b", LOCKS[name].read_text())
+    assert not re.search(r"https?:|--(extra-)?index|--find-links|\.(org|com|io)\b", EACH[name].read_text())
 
 
 @pytest.mark.parametrize(

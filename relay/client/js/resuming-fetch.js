@@ -125,7 +125,7 @@ async function firstResponse(request, settings) {
   for (;;) {
     let answer;
     try {
-      answer = await request.initialRequest();
+      answer = await (request.repeatable ? untilWake((own) => request.initialRequest(own), signal) : request.initialRequest());
     } catch (error) {
       request.lost = true;
       if (request.hasOthers) request.nextAddress();
@@ -225,8 +225,8 @@ class RequestPlan {
     return this.#addresses.length > 1;
   }
 
-  initialRequest() {
-    return this.#send(this.signal, this.#asked.rest, this.isRelay ? { "accept-encoding": "identity" } : {});
+  initialRequest(signal = this.signal) {
+    return this.#send(signal, this.#asked.rest, this.isRelay ? { "accept-encoding": "identity" } : {});
   }
 
   requestWithoutKey() {
@@ -579,8 +579,9 @@ class StreamBody {
       signal.throwIfAborted();
       let response;
       try {
-        const { stream, position } = this.#state;
-        response = await withTimeout(this.#state.readTimeoutMs, this.#request.resumeRequest(signal, stream, position));
+        const { stream, position, readTimeoutMs } = this.#state;
+        const ask = (own) => this.#request.resumeRequest(own, stream, position);
+        response = await withTimeout(readTimeoutMs, untilWake(ask, signal));
       } catch (error) {
         signal.throwIfAborted();
         this.#attempt.abort(error);
@@ -872,6 +873,26 @@ async function sleepOrWake({ sleep, now }, wait, least, signal) {
   const early = () => sleep(Math.max(0, from + least - now()), signal);
   try {
     await Promise.race([sleep(wait, signal), woken.then(early)]);
+  } finally {
+    forget();
+  }
+}
+
+/** What waits for its head when the page or its network comes back waits for an answer that is lost. */
+async function untilWake(ask, signal) {
+  const [own, since] = [new AbortController(), Date.now()];
+  const leave = () => own.abort(signal.reason);
+  if (signal?.aborted) leave();
+  signal?.addEventListener("abort", leave); // and stays for the answer's body
+  const forget = onWake(({ type }) => {
+    const recent = type === "visibilitychange" && Date.now() - since < STEADY_CONNECTION_MS;
+    if (!recent) own.abort(new Error("the page or its network has come back"));
+  });
+  try {
+    return await ask(own.signal);
+  } catch (error) {
+    signal?.removeEventListener("abort", leave);
+    throw error;
   } finally {
     forget();
   }

@@ -252,6 +252,35 @@ const CASES = {
     }
   },
 
+  async a_request_without_an_answer_is_given_up_when_the_network_is_back() {
+    const network = new EventTarget();
+    globalThis.addEventListener = network.addEventListener.bind(network);
+    globalThis.removeEventListener = network.removeEventListener.bind(network);
+    try {
+      for (const first of [true, false]) {
+        const { fetch, requests } = connections(...(first ? [] : [[frame(1, "data: a"), LOST]]), [frame(first ? 1 : 2, "data: b")], OVER);
+        let hangs = first;
+        const silent = (url, init) => {
+          const hung = hangs || (!first && requests.length === 1);
+          if (!hung) return fetch(url, init);
+          requests.push({ ...init, headers: Object.fromEntries(new Headers(init.headers)) });
+          hangs = false;
+          return new Promise((_, reject) => init.signal.addEventListener("abort", () => reject(init.signal.reason)));
+        };
+        const sleep = async () => {};
+        const source = new RelayEventSource(URL_, { fetch: silent, sleep, method: "POST", body: "{}" });
+        const seen = heard(source, "message");
+        await until(() => requests.length === (first ? 1 : 2));
+        network.dispatchEvent(new Event("online"));
+        assert.deepEqual((await seen).at(-1).slice(2), ["b", `${STREAM}.${first ? 1 : 2}`]);
+        assert.equal(new Set(requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
+        assert.equal(requests.length, first ? 3 : 4);
+      }
+    } finally {
+      for (const name of ["addEventListener", "removeEventListener"]) delete globalThis[name];
+    }
+  },
+
   async a_wait_ends_early_when_the_network_is_back() {
     const network = new EventTarget();
     globalThis.addEventListener = network.addEventListener.bind(network);
@@ -279,7 +308,7 @@ const CASES = {
 
 const told = {};
 for (const [name, play] of Object.entries(CASES)) {
-  const late = new Promise((resolve) => setTimeout(resolve, 10_000, "it has taken too long").unref());
+  const late = new Promise((resolve) => setTimeout(resolve, 10_000, "it has taken too long"));
   told[name] = await Promise.race([play().then(() => null, (error) => String(error.stack)), late]);
 }
 console.log(JSON.stringify(told));
