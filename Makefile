@@ -25,9 +25,10 @@ demo: .venv/.demo  ## two replicas, a store and a real model
 bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
 
-agents: .venv/.dev  ## Codex, Claude Code, opencode and aider, cut in every place; writes the figures of deploy/agents; half an hour
+agents: .venv/.dev  ## Codex, Claude Code, opencode and aider, cut in every place; writes the figures of deploy/agents; an hour
 	$(BIN)/python tests/agents/install.py
 	$(BIN)/python -m tests.agents.rig $(ARGS) > .agents/results
+	$(BIN)/python -m tests.connect.outages >> .agents/results
 	$(BIN)/python -m tests.agents.pages < .agents/results
 
 generate: .venv/.dev  ## what is made from code: twins of the client, reference tables, dashboards, the chart's schema and copies

@@ -28,8 +28,8 @@ class Ran:
     tool_runs: int
 
 
-def run(agent: str, url: str, folder: Path) -> Ran:
-    """One turn at a relay, or an upstream, at `url`."""
+def run(agent: str, url: str, folder: Path, longest: float = LONGEST) -> Ran:
+    """One turn at a relay, or an upstream, at `url`, which is ended after so many seconds."""
     program = binary(agent)
     assert program is not None, agent
     home, work = folder / "home", folder / "work"
@@ -49,7 +49,7 @@ def run(agent: str, url: str, folder: Path) -> Ran:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=LONGEST)
+        output, _ = process.communicate(timeout=longest)
         code: int | None = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)

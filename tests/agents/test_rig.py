@@ -12,6 +12,7 @@ from tests.agents import pages
 from tests.agents.answering import AFTER_CALL, BEFORE_CALL, BREAKS_AFTER, MAIN, TEXT, Answering, Trouble
 from tests.agents.cutter import PARTS, WORDS, Cutter, How, Place, Plan
 from tests.agents.install import VERSIONS
+from tests.agents.running import WITH_TOOLS
 from tests.support.sseclient import ConnectionEnded, RawStream, open_stream
 from tests.support.streams import APIS, PATHS, Api
 
@@ -139,4 +140,13 @@ def test_a_page_has_a_row_for_each_turn_and_a_cell_for_each_setup() -> None:
 def test_each_agent_has_a_page_of_its_version(agent: str) -> None:
     page = (pages.FOLDER / f"{agent}.md").read_text(encoding="utf-8")
     assert VERSIONS[agent] in page
-    assert page.count(pages.BEGIN) == page.count(pages.END) == 1
+    for mark in ("measured", *(["outages"] if agent in WITH_TOOLS else [])):
+        assert page.count(f"<!-- {mark} -->") == page.count(f"<!-- /{mark} -->") == 1
+
+
+def test_a_page_has_a_row_for_each_outage() -> None:
+    row = {"outage": "half-open", "outcome": "no end", "calls": 2, "made": 46, "waste": 3, "tool_runs": 1}
+    assert pages.outages([{**row, "asked_again": 0, "seconds": 39.6}]).splitlines()[2] == (
+        "| **no end**: half-open | 2 | 3 of 46 | 1× | 0× | 40 s |"
+    )
+    assert pages.outages([]) == ""

@@ -21,12 +21,15 @@ from tests.seeds.gateway import (
     texts,
     with_upstream_ids,
 )
-from tests.support.scripted import Gate, Pause, ScriptedUpstream, json_response
+from tests.support.scripted import Cut, Gate, Pause, ScriptedUpstream, Step, json_response, stream
+from tests.support.sseclient import RawStream
 
 GPT = "openai/gpt-5.1"
 CLAUDE = "anthropic/claude-opus-4.5"
 # Of the OpenAI family behind an upstream without a log: the document's "do not support mid-stream resume".
 BEST_EFFORT = "openai/best-effort"
+# Behind an upstream that the relay reconnects to as the document says.
+RECONNECTED = "anthropic/reconnected"
 
 COUNT: list[dict[str, str]] = [{"role": "user", "content": "Count to 5."}]
 CHAT_BODY = {"model": GPT, "messages": COUNT, "max_tokens": 64, "stream": True}
@@ -49,6 +52,7 @@ def settings(scripted: ScriptedUpstream) -> dict[str, Any]:
     return {
         "upstreams": [
             {"name": "best-effort", "base_url": scripted.url, "models": [BEST_EFFORT], "buffer": False},
+            {"name": "ids", "base_url": scripted.url, "models": [RECONNECTED], "resume": "last-event-id"},
             {"name": "nimbus", "base_url": scripted.url},
         ],
         "streams": {"heartbeat": "200ms"},
@@ -277,6 +281,66 @@ def test_the_caveat_in_the_messages_shape(gateway: Gateway) -> None:
         answer = refused.json
     assert answer["type"] == "error"
     assert answer["error"]["code"] == "resume_not_supported"
+
+
+# The relay as the client that the document tells to reconnect
+
+
+def broken_off(gateway: Gateway, path: str, body: dict[str, Any], first: Sequence[str], *then: Step) -> RawStream:
+    """The answer of a relay whose upstream breaks off behind the frames `first` and is then answered `then`, read."""
+    model = body["model"]
+    gate = f"{model} {len(gateway.upstream.calls)}"
+    gateway.plays(model, *first, Gate(gate), Cut())
+    read = gateway.post(path, body)
+    gateway.upstream.wait_reached(gate)
+    gateway.answers(model, *then)
+    gateway.upstream.open(gate)
+    return read
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["between events", "inside an event"])
+@pytest.mark.parametrize("seen", range(1, len(MESSAGES_EVENTS)))
+def test_the_relay_reconnects_to_the_same_url_with_the_last_observed_id(
+    gateway: Gateway, seen: int, half: bool
+) -> None:
+    body = {**MESSAGES_BODY, "model": RECONNECTED}
+    events = with_upstream_ids(MESSAGES_EVENTS)
+    first = [*events[:seen], PING, *([events[seen][:-30]] if half else [])]
+    with broken_off(gateway, MESSAGES, body, first, *stream(PING, *events[seen:])) as read:
+        assert_relayed(read, MESSAGES_EVENTS)
+        assert gateway.outcome_of(read) == "completed"
+    once, again = gateway.calls
+    assert (once.path, once.header("last-event-id")) == (MESSAGES, None)
+    assert (again.path, again.header("last-event-id")) == (MESSAGES, f"gateway-{seen}")
+    assert again.json == once.json == body
+
+
+def test_a_reconnect_that_nimbus_rejects_ends_the_matter(gateway: Gateway) -> None:
+    body = {**MESSAGES_BODY, "model": RECONNECTED}
+    refusal = {"type": "error", "error": {"type": "invalid_request_error", "code": "resume_not_supported"}}
+    first = with_upstream_ids(MESSAGES_EVENTS)[:3]
+    with broken_off(gateway, MESSAGES, body, first, *json_response(400, refusal)) as read:
+        *events, error = read.events()
+    assert texts(events) == numbered(read.headers["relay-stream-id"], MESSAGES_EVENTS[:3])
+    assert error.json["error"]["code"] == "upstream_disconnected"
+    assert [call.header("last-event-id") for call in gateway.calls] == [None, "gateway-3"]
+
+
+def test_the_caveat_the_chat_format_has_no_ids_to_reconnect_with(gateway: Gateway) -> None:
+    body = {**CHAT_BODY, "model": RECONNECTED}
+    with broken_off(gateway, CHAT, body, CHAT_EVENTS[:2], *stream(*CHAT_EVENTS)) as read:
+        *_, error, done = read.events()
+    assert error.json["error"]["code"] == "upstream_disconnected"
+    assert done.data == "[DONE]"
+    assert len(gateway.calls) == 1
+
+
+def test_an_error_mid_stream_is_no_reason_to_reconnect(gateway: Gateway) -> None:
+    body = {**MESSAGES_BODY, "model": RECONNECTED}
+    broken = [*with_upstream_ids(MESSAGES_EVENTS)[:3], ERROR]
+    with broken_off(gateway, MESSAGES, body, broken, *stream(*with_upstream_ids(MESSAGES_EVENTS)[3:])) as read:
+        assert_relayed(read, [*MESSAGES_EVENTS[:3], ERROR])
+    assert len(gateway.calls) == 1
 
 
 # Pings

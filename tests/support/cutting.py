@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks on command, between a relay and its store.
+"""A TCP proxy that breaks on command, between a relay and its store, or another relay.
 
 It runs in a thread with an event loop of its own; a test sets `mode` from its own thread, for the connections
 that are open and for those to come. It promises that bytes are never changed or reordered, that a connection
@@ -40,6 +40,11 @@ class Blackhole:
 
 
 @dataclass(frozen=True)
+class HalfOpen:
+    """The open connections are kept, and nothing comes out of them any more; everything goes through others."""
+
+
+@dataclass(frozen=True)
 class Refuse:
     """Open connections are reset and new ones refused."""
 
@@ -49,7 +54,7 @@ class DropReplies:
     """Requests go through; the next reply of each connection is swallowed, and the connection cut."""
 
 
-Mode = Pass | Delay | Narrow | Blackhole | Refuse | DropReplies
+Mode = Pass | Delay | Narrow | Blackhole | HalfOpen | Refuse | DropReplies
 
 
 class FaultProxy(ServerThread):
@@ -91,8 +96,10 @@ class FaultProxy(ServerThread):
             await self._stop_listening()
         elif self.server is None:
             await self.listen()
-        if isinstance(mode, Refuse) or (isinstance(before, Blackhole) and mode != before):
-            for link in list(self._links):
+        for link in list(self._links):
+            if isinstance(mode, HalfOpen):
+                link.dead = True
+            elif isinstance(mode, Refuse) or (isinstance(before, Blackhole) and mode != before):
                 link.cut()
 
     async def _stop_listening(self) -> None:
@@ -136,6 +143,8 @@ class _Link:
 
     def __init__(self, proxy: FaultProxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.ended = asyncio.Event()
+        self.dead = False
+        """Does nothing come out of it any more?"""
         self._proxy = proxy
         self._client = client
         self._server = server
@@ -161,13 +170,13 @@ class _Link:
         due_last = 0.0
 
         def send(data: bytes) -> None:
-            if not writer.transport.is_closing() and not isinstance(proxy.mode, Blackhole):
+            if not writer.transport.is_closing() and not isinstance(proxy.mode, Blackhole) and not self.dead:
                 writer.write(data)
 
         with contextlib.suppress(OSError):
             while data := await reader.read(16384):
                 mode = proxy.mode
-                if isinstance(mode, Blackhole):
+                if isinstance(mode, Blackhole) or self.dead:
                     continue
                 if isinstance(mode, DropReplies) and replies:
                     proxy.dropped += 1
