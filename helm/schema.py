@@ -39,6 +39,9 @@ _FORMS: dict[object, Schema] = {
     units.to_seconds: {"x-duration": True},
     units.to_seconds_or_never: {"x-duration": True, "x-never": True},
     units.check_address: {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):[0-9]{1,5}$"},
+    units.to_bytes_or_auto: {
+        "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}, {"enum": [units.AUTO]}]
+    },
     units.to_bytes: {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}]},
 }
 

@@ -37,6 +37,7 @@ from relay.http import server as http_server
 from relay.metrics import Metrics
 from relay.model_labels import ModelLabels
 from relay.protocol import guard
+from relay.store import memory
 from relay.store.embedded import EmbeddedStore, StartGivenUp
 from relay.store.health import Health
 from relay.store.log import Log
@@ -92,7 +93,7 @@ def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside
         )
         url, store, supervisor = settings.store.url, None, None
         if url == "embedded":
-            store = EmbeddedStore(settings.store.data_dir)
+            store = EmbeddedStore(settings.store.data_dir, memory.of_store(settings.store.max_memory))
             try:
                 store.start(given_up=signals.pending)
             except StartGivenUp:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from relay.config.auth import AuthSettings
 from relay.config.streams import StreamSettings
 from relay.config.units import (
+    AUTO,
     Address,
     Duration,
     DurationOrZero,
@@ -19,6 +20,7 @@ from relay.config.units import (
     RateText,
     Section,
     Size,
+    SizeOrAuto,
     off_to_word,
     variable,
 )
@@ -35,6 +37,12 @@ class StoreSettings(Section):
         )
     )
     data_dir: Path = Field(Path("relay-data"), description="Where the embedded store keeps its socket and file.")
+    max_memory: OrOff[SizeOrAuto] = Field(
+        AUTO,
+        description="How much memory the embedded store takes. `auto`: a quarter of what the relay may use (its "
+        "machine's memory, or its container's limit). When it is full, streams that run go on out of the relay's own, "
+        "up to `ahead`, and `outage` decides of new ones. `off`: no limit but the kernel's, which ends the store.",
+    )
     outage: Literal["degrade", "refuse"] = Field(
         "degrade",
         description="New streams while the store cannot be reached: `degrade` relays them without a log, "

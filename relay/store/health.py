@@ -23,6 +23,11 @@ _CHECK_EVERY = 5.0
 _CHECK_AGAIN = 1.0
 _PROBE_TIMEOUT = 2.0
 _REASONS_SAID = 8
+_FULL = "its memory is full"
+_ADVICE_FULL = (
+    "give it more (store.max_memory where it is embedded, else the server's maxmemory), or keep streams for a shorter "
+    "time (streams.retention); what has outlived that goes by itself"
+)
 
 
 class Health:
@@ -59,7 +64,7 @@ class Health:
         try:
             await self._sign()
         except StoreUnavailable as error:
-            return str(error.__cause__ or error)
+            return _described(error.__cause__ or error)
         return None
 
     def _found(self, fault: str | None) -> None:
@@ -71,9 +76,9 @@ class Health:
         elif fault not in self._said and len(self._said) < _REASONS_SAID:
             self._said.add(fault)
             logger.error(
-                "store: the relay cannot use it: %s; check store.url, its user and that the server runs. "
-                "Until then new streams go by store.outage",
+                "store: the relay cannot use it: %s; %s. Until then new streams go by store.outage",
                 fault,
+                _ADVICE_FULL if fault == _FULL else "check store.url, its user and that the server runs",
             )
 
     async def _rediscover(self) -> StoreDown | None:
@@ -92,6 +97,10 @@ class Health:
             self._known.add(id(node))
         limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
         return int(info.get("used_memory", 0)), limit
+
+
+def _described(error: BaseException) -> str:
+    return _FULL if isinstance(error, redis.exceptions.OutOfMemoryError) else str(error)
 
 
 async def _info(node: Node, section: str) -> dict[str, str]:

