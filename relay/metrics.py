@@ -85,7 +85,7 @@ class Meter:
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
         metrics.malformed.labels(*labels)
-        for result in ("resumed", "lost"):
+        for result in ("resumed", "lost", "taken_over", "unclaimed"):
             metrics.upstream_resumes.labels(*labels, result)
         for outcome in (*Ending, _FAILED):
             metrics.streams.labels(*labels, outcome)
@@ -127,9 +127,10 @@ class Meter:
         """Events of the upstream that were forwarded and are not of its API's format."""
         self._metrics.malformed.labels(*self._labels).inc(n)
 
-    def upstream_resumed(self, resumed: bool) -> None:
-        """An upstream's answer that broke off has been gone on with, or is given up."""
-        self._metrics.upstream_resumes.labels(*self._labels, "resumed" if resumed else "lost").inc()
+    def upstream_resumed(self, resumed: bool | str) -> None:
+        """An upstream's answer that broke off has been gone on with, or is given up; or that of a lost replica."""
+        result = resumed if isinstance(resumed, str) else "resumed" if resumed else "lost"
+        self._metrics.upstream_resumes.labels(*self._labels, result).inc()
 
     def tokens(self, kind: str, n: int) -> None:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)
@@ -194,7 +195,8 @@ class Metrics:
         )
         self.upstream_resumes = Counter(
             "relay_upstream_resumes_total",
-            "Answers of upstreams that broke off, and were gone on with or lost, where the upstream can go on.",
+            "Answers that broke off, where the upstream can go on: resumed, lost, taken_over (from a lost replica), "
+            "unclaimed (from a lost replica, and nobody came in time whose credentials the upstream takes).",
             (*_GENERATION, "result"),
             registry=registry,
         )

@@ -129,7 +129,8 @@ class UpstreamSettings(Section):
         description="How an answer of it that broke off is gone on with. `auto`: where it is a relay, known by its "
         "answer's headers, by its stream's ids. `last-event-id`: by its own `id:` lines, with the same request and "
         "`Last-Event-ID`; only for an upstream that documents it, for another one generates anew. `responses`: "
-        "responses that run in the background are retrieved after their last `sequence_number`.",
+        "responses that run in the background are retrieved after their last `sequence_number`. With `auto` and "
+        "`responses` another replica goes on where one is lost.",
     )
     upstream_resume: DurationOrZero | None = Field(None, description=_OWN)
     upstream_answer_timeout: DurationOrOff | None = Field(None, description=_OWN)

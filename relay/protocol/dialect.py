@@ -57,6 +57,8 @@ class Watch(ABC):
     """
 
     stateless_deltas = True
+    choices = 1
+    hides_usage = False
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
