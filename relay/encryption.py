@@ -69,9 +69,9 @@ class Encryptor:
         self._salt = os.urandom(8)
         self._head = ENCRYPTED + name + self._salt
 
-    def head(self, content: bytes) -> bytes:
-        """What stands before the first event: the stream's headers."""
-        return self._head + self._aead.encrypt(self._salt + (0).to_bytes(4), content, b"headers")
+    def beside(self, field: bytes, content: bytes) -> bytes:
+        """What stands beside the events, in a field of the stream's hash; with one encryptor one such."""
+        return self._head + self._aead.encrypt(self._salt + (0).to_bytes(4), content, field)
 
     def end(self, n: int, content: bytes, usage: str = "") -> bytes:
         """The end mark after event n, and what was used by then."""

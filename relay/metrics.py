@@ -85,7 +85,7 @@ class Meter:
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
         metrics.malformed.labels(*labels)
-        for result in ("resumed", "continued", "lost"):
+        for result in ("resumed", "continued", "lost", "taken_over", "unclaimed"):
             metrics.upstream_resumes.labels(*labels, result)
         for outcome in (*Ending, _FAILED):
             metrics.streams.labels(*labels, outcome)
@@ -127,10 +127,10 @@ class Meter:
         """Events of the upstream that were forwarded and are not of its API's format."""
         self._metrics.malformed.labels(*self._labels).inc(n)
 
-    def upstream_resumed(self, resumed: bool, by_another_call: bool = False) -> None:
-        """An upstream's answer that broke off has been gone on with, or is given up."""
-        word = "lost" if not resumed else "continued" if by_another_call else "resumed"
-        self._metrics.upstream_resumes.labels(*self._labels, word).inc()
+    def upstream_resumed(self, resumed: bool | str) -> None:
+        """An upstream's answer that broke off has been gone on with, or is given up; or that of a lost replica."""
+        result = resumed if isinstance(resumed, str) else "resumed" if resumed else "lost"
+        self._metrics.upstream_resumes.labels(*self._labels, result).inc()
 
     def tokens(self, kind: str, n: int) -> None:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)
@@ -195,7 +195,8 @@ class Metrics:
         )
         self.upstream_resumes = Counter(
             "relay_upstream_resumes_total",
-            "Answers that broke off, of upstreams that can go on: resumed, continued by a billed call, or lost.",
+            "Answers that broke off, where the upstream can go on: resumed, continued (by a billed call), lost; "
+            "taken_over from a lost replica, or unclaimed: nobody came in time whose credentials the upstream takes.",
             (*_GENERATION, "result"),
             registry=registry,
         )

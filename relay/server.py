@@ -198,7 +198,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
 
     log = Log(connect(setup.store_url), settings.streams, settings.store)
     registry = Registry(settings, log, counted)
-    upstreams = UpstreamClient()
+    upstreams = registry.takeovers.upstreams = UpstreamClient()
 
     async def finish(server: http_server.Server) -> None:
         """Own streams, and answers that are no streams, to their ends or to that of the time that they have."""

@@ -101,8 +101,17 @@ class Joining:
                 self._registry.claims.unlogged(name, self._stream)
             await producer.done()
             outcome = producer.outcome if producer.is_persisted else None
+            if outcome is None and await self._goes_on(producer):
+                self._registry.claims.given_up(name, self._stream)
         finally:
             self._registry.claims.ended(name, self._stream, outcome)
+
+    async def _goes_on(self, producer: Producer) -> bool:
+        """Has another replica taken it over, or may it still do so?"""
+        if producer.leg is None or not producer.logged:
+            return False
+        status = await self._registry.log.get_status(producer.stream)
+        return status is not None and not status.outcome
 
     async def _by_key(self, key: str, request_digest: str) -> str | None:
         name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
@@ -141,17 +150,19 @@ class Joining:
         live = status is not None and not status.outcome
         if status is not None and live and status.lease_left >= 0:
             # What a process writes that has just died comes to nothing, though its lease has not lapsed yet.
-            return _State.READABLE if await self._is_heard(claim) else _State.IN_FLIGHT
+            return _State.READABLE if await self._is_heard(claim, status.replica) else _State.IN_FLIGHT
+        if status is not None and self._registry.takeovers.possible(status):
+            return _State.READABLE  # who reads it takes it over
         # A producer that is given up may only be paused, and its call goes on when it wakes.
         if await self._is_dead(name, claim):
             return _State.OVER
         return _State.READABLE if live else _State.IN_FLIGHT
 
-    async def _is_heard(self, claim: Claim) -> bool:
+    async def _is_heard(self, claim: Claim, replica: str) -> bool:
         """Is the process there that writes this claim's stream, be it paused? An earlier version's is not known."""
         if not claim.replica or self._registry.local(claim.stream) is not None:
             return True
-        return await self._registry.directory.listens(claim.replica)
+        return await self._registry.directory.listens(replica)
 
     async def _is_dead(self, name: str, claim: Claim) -> bool:
         """Does nothing run any more that could have made this claim? Of an earlier version's claim nobody can say."""

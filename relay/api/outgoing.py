@@ -25,6 +25,7 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.protocol.json_edit import Parts, TooLong, edited
+from relay.protocol.legs import LONGEST_QUERY
 from relay.upstream.client import UpstreamClient
 from relay.upstream.resuming import Continuing, StreamRequest
 from relay.upstream.routing import Route
@@ -188,6 +189,8 @@ class UpstreamRequest:
     request_id: str
     path: str
     """One that the relay knows, or `other`."""
+    again: str | None = None
+    """The query with which another replica can ask for the rest of a stream, None where none can."""
 
     async def stream(
         self, body: RequestBody, api: str, key: str, *, background: bool, on_continued: Callable[[], None] | None = None
@@ -214,6 +217,7 @@ class UpstreamRequest:
             self.max_event_bytes,
             self.abandon_after,
             continuing,
+            self.again,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())
@@ -235,7 +239,7 @@ class UpstreamRequest:
         )
 
     def _continued(self, on_continued: Callable[[], None], found: bool) -> None:
-        self.meter.upstream_resumed(found, by_another_call=True)
+        self.meter.upstream_resumed(found and "continued")
         if found:
             on_continued()
 
@@ -335,7 +339,16 @@ def upstream_request(
         services.metrics.models,
         exchange.request_id,
         path if (path := exchange.scope["path"]) in BY_PATH else "other",
+        _again(exchange, own_key, query) if streamed else None,
     )
+
+
+def _again(exchange: Exchange, own_key: str | None, query: str) -> str | None:
+    """Who asks again has the upstream's own key, or shows the credential of who began it: where that was none, nobody
+    can be told for them."""
+    query = credentials.without_credentials(query)
+    may = own_key is not None or exchange.caller.can_come_back
+    return query if may and len(query) <= LONGEST_QUERY else None
 
 
 def _kept_for(services: Services, timeouts: Timeouts, said: float | None) -> float:

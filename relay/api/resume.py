@@ -16,6 +16,7 @@ from relay.auth.owners import Principal
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
+from relay.protocol.legs import Shown
 from relay.streams.lookup import Attached
 
 
@@ -51,7 +52,8 @@ async def streams(services: Services, exchange: Exchange) -> None:
     principal = await tickets.authenticate(services, exchange, stream, stop=exchange.method == "DELETE")
     services.gate.charge_resume(_rate_subject(principal, stream))
     if exchange.method == "DELETE":
-        await services.registry.lookup.stop(stream, await services.registry.owners.of_principal(principal))
+        asking = await services.registry.owners.of_principal(principal)
+        await services.registry.lookup.stop(stream, asking, _shown(exchange, principal))
         told.stopped(services, exchange, stream, by_ticket=not isinstance(principal, bytes))
         await exchange.answer(204, b"")
         return
@@ -124,7 +126,9 @@ async def proceed(
         abandon_after = unread.abandon_after(services, exchange) if isinstance(principal, bytes) else None
         scope = _scope(services, exchange, principal)
         asking = await services.registry.owners.of_principal(principal)
-        attached = await services.registry.lookup.attach(after, asking, api, joins=joins, abandon_after=abandon_after)
+        attached = await services.registry.lookup.attach(
+            after, asking, api, joins=joins, abandon_after=abandon_after, shown=_shown(exchange, principal)
+        )
         try:
             services.gate.charge_replay(_rate_subject(principal, after.stream), attached.backlog)
         except ApiError:
@@ -132,6 +136,11 @@ async def proceed(
                 attached.reader.close()
             raise
     await _go_on(services, exchange, after, attached, with_ids, scope, joins=joins)
+
+
+def _shown(exchange: Exchange, principal: Principal) -> Shown | None:
+    """What who asks has shown of being the owner: a ticket is no such thing."""
+    return Shown(exchange.headers, exchange.query) if isinstance(principal, bytes) else None
 
 
 def _scope(services: Services, exchange: Exchange, principal: Principal) -> str:

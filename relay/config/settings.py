@@ -140,7 +140,9 @@ class LimitSettings(Section):
 
 class DrainSettings(Section):
     timeout: DurationOrZero = Field(
-        600.0, description="After SIGTERM, how long own streams may run on before they are ended."
+        600.0,
+        description="After SIGTERM, how long own streams may run on before they are ended, or left to another replica "
+        "that can go on with them.",
     )
 
 

@@ -54,7 +54,8 @@ class StreamSettings(Section):
     abandon_after: DurationOrNever = Field(
         60.0,
         description="No reader for so long: the upstream call is cancelled, or drained where its `after_abandon` says "
-        "so. `0s`: at once. `off`: never.",
+        "so. `0s`: at once. `off`: never. So long a lost replica's stream waits for its owner, too, where only his "
+        "credentials are good upstream.",
     )
     abandon_limit: Duration = Field(
         3600.0,
@@ -67,7 +68,11 @@ class StreamSettings(Section):
     )
     retention: Duration = Field(3600.0, description="How long a stream can be read after its end.")
     tombstone: DurationOrZero = Field(86400.0, description="How long after that a resume answers 410 instead of 404.")
-    lease: Duration = Field(10.0, description="A producer that has not been heard of for so long is lost.")
+    lease: Duration = Field(
+        10.0,
+        description="A producer that has not been heard of for so long is lost: another replica goes on with its "
+        "streams where their upstreams can (`upstreams[].resume`), and ends the others.",
+    )
     event_ids: Literal["always", "ask"] = Field(
         "always",
         description="Which frames have their ids. `ask`: those of requests with `Relay-Event-Ids: include`, and of "

@@ -164,7 +164,8 @@ class UpstreamSettings(Section):
         "`Last-Event-ID`; only for an upstream that documents it, for another one generates anew. `responses`: "
         "responses that run in the background are retrieved after their last `sequence_number`. With `sse` also a "
         "path, as `auto` for the rest: a GET there is answered with the newest stream of that name which is live, "
-        "with 204 where there is none (`/api/chat/{name}/stream`).",
+        "with 204 where there is none (`/api/chat/{name}/stream`). With `auto` and `responses` another replica goes on "
+        "where one is lost.",
     )
     continue_: Annotated[Literal["off", "prefill"], BeforeValidator(off_to_word)] = Field(
         "off",

@@ -51,10 +51,10 @@ class ChatWatch(Watch):
 
     def __init__(self, hide_usage: bool, choices: int) -> None:
         super().__init__()
-        self._hide_usage = hide_usage
+        self.hides_usage = hide_usage
         self._first: JsonObject = {}  # of the chunks with a model: the one that a chunk of the relay's is made like
         self._begun = False
-        self._expected = choices
+        self.choices = choices
         self._open: set[int] = set()
         self._finished: set[int] = set()
 
@@ -95,7 +95,7 @@ class ChatWatch(Watch):
             if not isinstance(usage, dict) or choices is None:
                 return 0
             # An upstream that finishes choices does not count before all of them are.
-            return (HIDDEN if self._hide_usage else 0) | (0 if self._finished else USAGE)
+            return (HIDDEN if self.hides_usage else 0) | (0 if self._finished else USAGE)
         self._begun = True
         bits = PART
         for choice in choices:
@@ -119,7 +119,7 @@ class ChatWatch(Watch):
                         break
             elif choice.get("text"):
                 bits |= TOKEN
-        if self._finished and self._open <= self._finished and len(self._finished) >= self._expected:
+        if self._finished and self._open <= self._finished and len(self._finished) >= self.choices:
             bits |= FINISH
         return bits
 

@@ -64,6 +64,8 @@ class Watch(ABC):
     verbatim = False
     """Does the upstream mean every event as the standard has it, with or without data? Then half of one, at the end of
     a body that was cut, is not to be told from a whole one."""
+    choices = 1
+    hides_usage = False
 
     def __init__(self) -> None:
         self.format: Dialect | None = None

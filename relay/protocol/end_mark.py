@@ -79,6 +79,15 @@ def closing_events(dialect: Dialect, watch: Watch, outcome: Outcome, message: st
     )
 
 
+def closing_end(
+    dialect: Dialect, watch: Watch, outcome: Outcome, message: str, request_id: str, stream: str, n: int
+) -> End:
+    """The end of a stream that the relay ends after event n, as its readers are told it; `stream` is empty where it has
+    no log."""
+    events = closing_events(dialect, watch, outcome, message, request_id)
+    return End(outcome.value, encode_frames(events, stream, n))
+
+
 def error_frames(
     dialect: Dialect, outcome: str, stream: str, n: int, last_frame: bytes, request_id: str, first_frame: bytes = b""
 ) -> bytes:

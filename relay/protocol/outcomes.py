@@ -131,8 +131,9 @@ OUTCOMES: dict[Outcome, Row] = {
     Cause.PRODUCER_LOST: Row(
         f"The relay process that read the upstream is gone. {NEW_ANSWER}",
         lost=True,
-        meaning="the relay process that read the upstream is gone",
-        runbook="a replica that died, or hung for longer than `streams.lease`",
+        meaning="the relay process that read the upstream is gone, and no other could go on with the answer",
+        runbook="a replica that died, or hung for longer than `streams.lease`; and an upstream that cannot go on, "
+        "or did not, or an owner who was not back within `streams.abandon_after` (`upstreams[].resume`)",
     ),
     Cause.STORE_LOST: Row(
         "The relay lost its store during this stream; the log ends here.",

@@ -15,6 +15,7 @@ All times are the store's own clock. Every call raises StoreUnavailable where th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -219,16 +220,24 @@ class Directory:
     async def replica_gone(self, replica: str) -> bool:
         """Is its process dead? It has given no sign of life for a lease, and nobody listens on its channel: a process
         that is paused, or whose store answers slowly, gives no sign either, but goes on when it wakes."""
-        key = self._names.replicas
-        channel = self._names.replica(replica)
-        seconds, micros = await self._commands.call(key, "TIME")
-        since = int(seconds) * 1000 + int(micros) // 1000 - millis(self._lease)
-        heard = await self._commands.call(key, "ZRANGEBYSCORE", key, since, "+inf")
-        if replica.encode() in heard or await self._publish(replica, b""):
+        key, channel = self._names.replicas, self._names.replica(replica)
+        if replica in await self._heard() or await self._publish(replica, b""):
             return False
         # Whoever has only just come to this store, or come back to it, cannot say who was there before.
         known_for = min(time.monotonic() - self._began, *map(self._commands.returned_for, (key, channel)))
         return known_for >= self._lease
+
+    async def _heard(self) -> list[str]:
+        """The replicas that have given a sign of life within a lease."""
+        key = self._names.replicas
+        seconds, micros = await self._commands.call(key, "TIME")
+        since = int(seconds) * 1000 + int(micros) // 1000 - millis(self._lease)
+        return [name.decode() for name in await self._commands.call(key, "ZRANGEBYSCORE", key, since, "+inf")]
+
+    async def others_listen(self, replica: str) -> bool:
+        """Is there another replica than this one?"""
+        others = [name for name in await self._heard() if name != replica]
+        return any(await asyncio.gather(*map(self.listens, others)))
 
     async def tell(self, replica: str, verb: str, stream: str) -> bool:
         """Send a replica a message. False where nobody listens."""

@@ -10,7 +10,8 @@ Layout, one hash tag per stream:
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
   visits, ttl, `r:<replica>` for each replica with readers of it, and at the end `end` and `ended`. Where a further
   request can join it: `orphan` and `taken`, how often its producer's replica was left without a reader of its own, and
-  up to which time one has come again; `delivered` once it was read to its end. It outlives the log by
+  up to which time one has come again; `delivered` once it was read to its end. Where another replica can go on with it:
+  `leg` and `at`, how its upstream is come back to, and where that stood (`relay.protocol.legs`). It outlives the log by
   `streams.tombstone`. `abandon` is the longest time, in milliseconds, for which readers of other replicas have asked
   that it goes on unread.
 * the shard channel of the log's name says that something was appended.
@@ -26,7 +27,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
@@ -39,6 +40,10 @@ from relay.store.commands import Commands, millis
 from relay.store.directory import Directory
 from relay.store.names import Names
 from relay.store.node import Node
+from relay.store.records import Page as Page
+from relay.store.records import Renewed as Renewed
+from relay.store.records import Status as Status
+from relay.store.records import Succeeded
 from relay.store.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -49,65 +54,10 @@ _PAGE_BYTES = 256 << 10
 _RECENT_BYTES = 32 << 20  # of pages kept for readers who come together, as after a proxy's restart
 _RENEWED_AT_ONCE = 500
 
+# What stands in a stream's hash as it stands in its log: encrypted, and bound to the field.
+HEADERS, LEG, AT = b"headers", b"leg", b"at"
+
 _Place = tuple[str, int, Binding]
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a stream is, as its hash says: `top` its last event, `outcome` how it ended or "", `lease_left` in seconds
-    (below 0: its producer is lost), `kept` False where its events have expired, `born` and `ended` Unix seconds,
-    `headers` what every answer with it has of its upstream's, `end_mark` the log's own word of the end (see
-    `Log.confirm_end`), `joinable` whether a request that is the same may join it."""
-
-    stream: str
-    top: int
-    outcome: str
-    lease_left: float
-    kept: bool
-    born: float
-    ended: float
-    fence: str
-    api: str
-    owner: str
-    upstream: str
-    model: str
-    replica: str
-    usage: str
-    headers: Headers
-    end_mark: bytes
-    joinable: bool
-
-    @property
-    def binding(self) -> Binding:
-        return Binding(self.owner, self.api)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Consecutive events: `frames` are those after the position asked for, `end` is the end mark after them or None.
-    `gap` is True where the log will never hold the next one, `full` where more may follow."""
-
-    frames: list[bytes]
-    end: End | None
-    gap: bool
-    full: bool
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.frames))
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    """What a renewal has said of a stream: a code of `scripts`, the log's top, whether another replica has readers of
-    it, how many seconds ago one was last known to have (infinite: never), and for how many seconds at most such readers
-    have asked that it goes on unread."""
-
-    code: int
-    top: int
-    read_elsewhere: bool
-    unseen: float
-    abandon_after: float | None = None
 
 
 def _plain(entries: list[Any], after: int) -> list[bytes]:
@@ -137,22 +87,37 @@ class Log:
         self._recent_bytes = 0
         self._pages: dict[_Place, asyncio.Future[Any]] = {}
 
-    async def create(self, stream: str, fields: dict[str, str], fence: str, headers: Headers = ()) -> None:  # type: ignore[assignment]
+    async def create(
+        self,
+        stream: str,
+        fields: dict[str, str],
+        fence: str,
+        headers: Headers = (),  # type: ignore[assignment]
+        leg: bytes = b"",
+    ) -> None:
         """Make a stream; no effect where it is there."""
         settings = self.settings
         longest = settings.max_duration + settings.retention + settings.tombstone
         binding = Binding(fields["owner"], fields["api"])
-        args = [millis(settings.lease), millis(longest), "fence", fence, *self._flat(stream, fields, headers, binding)]
+        flat = self._flat(stream, fields, headers, leg, binding)
+        args = [millis(settings.lease), millis(longest), "fence", fence, *flat]
         await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
 
-    async def learn(self, stream: str, fields: dict[str, str], fence: str, headers: Headers, binding: Binding) -> None:
+    async def learn(
+        self, stream: str, fields: dict[str, str], fence: str, headers: Headers, binding: Binding, leg: bytes = b""
+    ) -> None:
         """Write what is known of a stream only after it was made; no effect where another replica has ended it."""
-        args = [fence, *self._flat(stream, fields, headers, binding)]
+        args = [fence, *self._flat(stream, fields, headers, leg, binding)]
         await self.commands.run(self.names.meta(stream), scripts.LEARN, [self.names.meta(stream)], args)
 
-    def _flat(self, stream: str, fields: dict[str, str], headers: Headers, binding: Binding) -> list[Any]:
-        flat: list[Any] = [part for item in fields.items() for part in item]
-        return [*flat, "headers", self._headers_at_rest(stream, headers, binding)] if headers else flat
+    def _flat(self, stream: str, fields: dict[str, str], headers: Headers, leg: bytes, binding: Binding) -> list[Any]:
+        found: dict[str, str | bytes] = {**fields}
+        if headers:
+            lines = b"\r\n".join(b"%b:%b" % item for item in headers)
+            found["headers"] = self._at_rest(stream, HEADERS, lines, binding)
+        if leg:
+            found["leg"] = self._at_rest(stream, LEG, leg, binding)
+        return [part for item in found.items() for part in item]
 
     async def get_status(
         self,
@@ -167,15 +132,15 @@ class Log:
         stream's producer that this replica has readers of it, `came` that one has just come, `abandon_after` for how
         many seconds these have asked that it goes on unread."""
         key = self.names.log(stream)
-        said = "" if abandon_after is None else str(round(abandon_after * 1000))
-        args = [read_at, "1" if came else "0", said, *([] if owner is None else [owner])]
+        wanted = "" if abandon_after is None else str(round(abandon_after * 1000))
+        args = [read_at, "1" if came else "0", wanted, *([] if owner is None else [owner])]
         asked_at = time.monotonic()
         reply = await self.commands.run(key, scripts.STATUS, [self.names.meta(stream), key], args)
         if reply is None:
             self._check_settled(key, asked_at)
             await self.commands.confirm(key)
             return None
-        top, outcome, lease, kept, born, ended, *texts, headers, end_mark, orphan = reply
+        top, outcome, lease, kept, born, ended, *texts, headers, end_mark, orphan, leg, at, said = reply
         fence, api, owner, upstream, model, replica, usage = (t.decode("utf-8", "replace") for t in texts)
         return Status(
             stream=stream,
@@ -195,6 +160,9 @@ class Log:
             headers=self._headers_of(stream, headers, Binding(owner, api)),
             end_mark=end_mark,
             joinable=bool(orphan),
+            leg=self._opened(stream, LEG, leg, Binding(owner, api)),
+            at=self._opened(stream, AT, at, Binding(owner, api)),
+            abandon_after=None if said < 0 else said / 1000,
         )
 
     def confirm_end(self, status: Status) -> Status:
@@ -231,20 +199,27 @@ class Log:
         flat: list[Any] = [part for item in fields.items() for part in item]
         await self.commands.run(self.names.meta(stream), scripts.MARK, [self.names.meta(stream)], flat)
 
-    def _headers_at_rest(self, stream: str, headers: Headers, binding: Binding) -> bytes:
-        lines = b"\r\n".join(b"%b:%b" % item for item in headers)
+    def _at_rest(self, stream: str, field: bytes, content: bytes, binding: Binding) -> bytes:
         encryptor = self.cipher.encryptor(stream, binding)
-        return lines if encryptor is None else encryptor.head(lines)
+        return content if encryptor is None else encryptor.beside(field, content)
+
+    def note_at_rest(self, stream: str, note: str, binding: Binding) -> bytes:
+        """Where the upstream stands, as an append notes it."""
+        return self._at_rest(stream, AT, note.encode(), binding)
+
+    def _opened(self, stream: str, field: bytes, content: bytes, binding: Binding) -> bytes:
+        """What cannot be had is missing: what the stream is and says does not depend on it."""
+        if not content:
+            return b""
+        try:
+            return self.cipher.decrypt(stream, 0, field, content, binding)
+        except (EncryptionKeyMissing, Tampered):
+            return b""
 
     def _headers_of(self, stream: str, content: bytes, binding: Binding) -> Headers:
-        """Those that cannot be had are missing: what the stream is and says does not depend on them."""
-        if not content:
-            return []
-        try:
-            lines = self.cipher.decrypt(stream, 0, b"headers", content, binding)
-        except (EncryptionKeyMissing, Tampered):
-            return []
-        return [(name, value) for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))]
+        lines = self._opened(stream, HEADERS, content, binding)
+        parted = (line.partition(b":") for line in lines.split(b"\r\n") if lines)
+        return [(name, value) for name, _, value in parted]
 
     def _check_settled(self, key: bytes, asked_at: float) -> None:
         """Had the store been back for long enough when it was asked? The answer may have waited for this process."""
@@ -354,11 +329,11 @@ class Log:
             found.setdefault(self.topology.node_of(self.names.meta(stream)), []).append(stream)
         return found
 
-    async def renew(self, streams: Sequence[tuple[str, str]]) -> list[Renewed]:
-        """Renew leases (stream, fence), all on one server."""
+    async def renew(self, streams: Sequence[tuple[str, str]], replica: str = "") -> list[Renewed]:
+        """Renew leases (stream, fence) of a replica's, all on one server."""
         size = 1 if self.topology.sharded else _RENEWED_AT_ONCE
         batches = [streams[i : i + size] for i in range(0, len(streams), size)]
-        replies = await asyncio.gather(*(self._renew(batch) for batch in batches))
+        replies = await asyncio.gather(*(self._renew(batch, replica) for batch in batches))
         return [
             Renewed(
                 code,
@@ -371,9 +346,9 @@ class Log:
             for code, top, elsewhere, ago, said in reply
         ]
 
-    async def _renew(self, batch: Sequence[tuple[str, str]]) -> Any:
+    async def _renew(self, batch: Sequence[tuple[str, str]], replica: str) -> Any:
         keys = [self.names.meta(stream) for stream, _ in batch]
-        args = [millis(self.settings.lease), *(fence for _, fence in batch)]
+        args = [millis(self.settings.lease), replica, *(fence for _, fence in batch)]
         return await self.commands.run(keys[0], scripts.RENEW, keys, args)
 
     async def force_end(
@@ -387,6 +362,18 @@ class Log:
         keys = [self.names.log(stream), self.names.meta(stream)]
         code, top = await self.commands.run(keys[0], scripts.FORCE_END, keys, args)
         return code, top
+
+    async def succeed(self, stream: str, fence: str, expected_top: int, replica: str) -> Succeeded:
+        """Take over a stream whose producer's lease has lapsed; codes as in `succeed.lua`."""
+        key = self.names.meta(stream)
+        args = [fence, expected_top, replica, millis(self.settings.lease)]
+        code, top, age, lapsed = await self.commands.run(key, scripts.SUCCEED, [key], args)
+        return Succeeded(code, top, age / 1000, lapsed / 1000)
+
+    async def lapse(self, stream: str, fence: str) -> bool:
+        """Leave a stream to another replica, from now on. False where it has ended, or is another's."""
+        key = self.names.meta(stream)
+        return bool(await self.commands.run(key, scripts.LAPSE, [key], [fence]))
 
     def healthy_for(self, stream: str) -> float:
         """For how many seconds the stream's server has been in reach and, for all that is known here, has taken writes:

@@ -59,9 +59,16 @@ class Abandonment:
         self._background = background
         self._clocks: dict[Producer, _Clock] = {}
 
-    def watch(self, producer: Producer) -> None:
-        """From its beginning; its first reader is here."""
-        self._clocks[producer] = _Clock(time.monotonic(), self._settings.abandon_after)
+    def watch(self, producer: Producer, said: float | None = None) -> None:
+        """From its beginning, its first reader is here; or from the beginning of its life on this replica, where its
+        readers had `said` before how long it is to go on."""
+        clock = self._clocks[producer] = _Clock(time.monotonic(), self._settings.abandon_after)
+        self._hear(clock, said)
+
+    def said(self, producer: Producer) -> float | None:
+        """The longest time, in seconds, for which its readers want it to go on unread."""
+        clock = self._clocks.get(producer)
+        return None if clock is None else clock.said
 
     def run_detached(self, producer: Producer) -> None:
         """It runs without a reader for a while, until its first one has come and left."""

@@ -101,6 +101,13 @@ class Claims:
             held.completed = outcome is Ending.COMPLETED and held.claim.joinable
             self._tell(name, held)
 
+    def given_up(self, name: str, stream: str) -> None:
+        """The generation goes on, or may, on another replica: the claim is as good as it was, and is asserted by
+        nobody."""
+        held = self._held.pop((name, stream), None)
+        if held is not None and self._running.get(name) is held:
+            del self._running[name]
+
     def renew(self) -> None:
         """Assert all that is claimed again, and tell the store what it has not been told. To be called with each
         renewal of the leases, and when the store is back; returns at once."""

@@ -172,7 +172,8 @@ class Committer:
             if writer.encryptor is not None:
                 frames = writer.encryptor.events(writer.acked + 1, frames)
             if not ended:
-                args += (writer.fence, writer.acked, "", "", len(frames), *frames)
+                note = "" if writer.offsets is None else writer.note(sent)
+                args += (writer.fence, writer.acked, "", note, len(frames), *frames)
                 continue
             usage, end = writer.end_content(sent, writer.listener.usage_summary())
             args += (writer.fence, writer.acked, writer.outcome, usage, len(frames) + 1, *frames, end)

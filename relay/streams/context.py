@@ -42,8 +42,9 @@ class Host(Protocol):
     def on_answered(self, producer: Producer) -> None:
         """Its upstream has answered with a stream."""
 
-    def joining_fields(self, producer: Producer) -> dict[str, str]:
-        """What is kept with its stream of the readers who went, where a further request can join it."""
+    def reading_fields(self, producer: Producer) -> dict[str, str]:
+        """What is kept with its stream of its readers: of those who went, where a further request can join it, and how
+        long they want it to go on unread."""
 
     def on_ended(self, producer: Producer) -> None:
         """The producer is done, and there will be nothing more of it."""
@@ -68,12 +69,16 @@ class ProducerContext:
             "owner": producer.owner,
             "replica": self.replica,
             **({} if producer.feed.readers == 1 else {f"n:{self.replica}": str(producer.feed.readers)}),
-            **self.host.joining_fields(producer),
+            **self.host.reading_fields(producer),
         }
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),
             self.log.create(
-                producer.stream, fields | _upstream(producer), producer.writer.fence, producer.kept_headers
+                producer.stream,
+                fields | _upstream(producer),
+                producer.writer.fence,
+                producer.kept_headers,
+                _leg(producer),
             ),
             self.host.list(producer),
         )
@@ -82,7 +87,7 @@ class ProducerContext:
         """Tell the store what has come of the request since the stream was made."""
         binding = Binding(producer.owner, producer.dialect.name)
         await self.log.learn(
-            producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers, binding
+            producer.stream, _upstream(producer), producer.writer.fence, producer.kept_headers, binding, _leg(producer)
         )
 
     async def made(self, producer: Producer) -> bool:
@@ -105,6 +110,10 @@ class ProducerContext:
                 await asyncio.sleep(_PAUSE)
         hold.cancel()
         producer.writer.made_again()
+
+
+def _leg(producer: Producer) -> bytes:
+    return b"" if producer.leg is None else producer.leg.encode()
 
 
 def _upstream(producer: Producer) -> dict[str, str]:

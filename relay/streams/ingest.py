@@ -6,7 +6,7 @@ All of it happens inside the read of the upstream's connection; `finished` is wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import httpx
@@ -54,6 +54,16 @@ class EventSink(Protocol):
         """That is all for now."""
 
 
+class _Replayed:
+    """In the place of a sink that has the events."""
+
+    def append(self, block: bytes) -> None: ...
+
+    def token(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+
 def no_events(said: UpstreamError) -> StreamFailure:
     """How a stream fails whose body was something else, which said this."""
     return StreamFailure(
@@ -89,7 +99,7 @@ class UpstreamIngest:
     ) -> None:
         self.terminal: Outcome | None = None
         self.opening: FirstEvent | None = FirstEvent(dialect, settings.max_event_bytes)
-        self._body = body
+        self.body = body
         self._dialect = dialect
         self._watch = watch
         self._sink = sink
@@ -111,9 +121,26 @@ class UpstreamIngest:
         self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
         self._lingering: asyncio.TimerHandle | None = None
 
+    def replay(self, frames: Iterable[bytes]) -> None:
+        """Before `start`: these events are in the sink already. The stream stands where they leave it."""
+        sink, self._sink = self._sink, _Replayed()
+        try:
+            for frame in frames:
+                if (outcome := self._take(frame)) is not None:
+                    self.finished.set_result(outcome)
+                    break
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._sink = sink
+
+    @property
+    def has_token(self) -> bool:
+        return self._silence.has_token
+
     def start(self) -> None:
         self._silence.listen()
-        self._body.push_to(self)
+        self.body.push_to(self)
 
     def open(self) -> None:
         """The stream is there: take what has come, and from now on what comes."""
@@ -143,9 +170,9 @@ class UpstreamIngest:
             self.paused = paused
             self._silence.pause(paused)
             if paused:
-                self._body.pause()
+                self.body.pause()
             else:
-                self._body.resume()
+                self.body.resume()
 
     def _on_silent(self, message: str) -> None:
         if not self.finished.done():

@@ -1,8 +1,8 @@
 """Leases: who lives, and the end of streams whose producer does not.
 
 A replica renews the leases of all its streams, those of each server by themselves: no shard waits for another. It gives
-a sign of life of its own, and sweeps: the streams of a replica that has given none for a lease are ended by whoever
-looks first, exactly once. Readers that meet such a stream end it sooner, through `force_end`.
+a sign of life of its own, and sweeps: the streams of a replica that has given none for a lease are taken over or ended
+by whoever looks first, exactly once. Readers that meet such a stream do it sooner, through `settle`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS, spoken
 from relay.protocol.end_mark import outcome_from_log
 from relay.protocol.errors import StoreUnavailable
+from relay.protocol.legs import Shown
 from relay.protocol.outcomes import Cause, Outcome
 from relay.store import scripts
 from relay.store.log import Log, Renewed, Status
@@ -46,6 +47,15 @@ class Running(Protocol):
         StoreUnavailable."""
 
 
+GoesOn = Callable[[Status, Shown | None], Awaitable[bool]]
+"""Is a stream whose lease has lapsed not to be ended, for it is being taken over, or may be? `Shown` is of a reader of
+its owner's. Raises StoreUnavailable."""
+
+
+async def _never(status: Status, shown: Shown | None) -> bool:
+    return False
+
+
 class Leases:
     """One per replica."""
 
@@ -56,11 +66,14 @@ class Leases:
         running: Running,
         metrics: Metrics,
         chronicle: Chronicle,
-        shown: Callable[[str], str] = str,
+        named: Callable[[str], str] = str,
+        goes_on: GoesOn = _never,
     ) -> None:
-        """`shown` is how the process's log names an owner; `chronicle` hears of what has ended."""
-        self._shown = shown
+        """`named` is how the process's log names an owner; `chronicle` hears of what has ended; `goes_on` sees to it
+        that streams are taken over."""
+        self._named = named
         self._chronicle = chronicle
+        self._goes_on = goes_on
         self._log = log
         self._lease = log.settings.lease
         self._replica = replica
@@ -113,7 +126,7 @@ class Leases:
 
     async def renew(self, producers: list[Producer]) -> None:
         """Renew the leases of streams on one server, and hand on what it says of each. Raises StoreUnavailable."""
-        answers = await self._log.renew([(p.stream, p.writer.fence) for p in producers])
+        answers = await self._log.renew([(p.stream, p.writer.fence) for p in producers], self._replica)
         for producer, answer in zip(producers, answers, strict=True):
             try:
                 self._running.on_renewed(producer, answer)
@@ -152,16 +165,17 @@ class Leases:
 
     async def _over_since(self, stream: str) -> float | None:
         """When it has ended, None where that is not so or not for long enough, 0.0 where it is not there. One whose
-        producer is lost is ended now."""
+        producer is lost is taken over, or ended, now."""
         status = await self._log.get_status(stream)
         if status is None:
             return 0.0
         if not status.outcome and status.lease_left < 0:
-            await self.force_end(status)
+            await self.settle(status)
         return status.ended if status.outcome and status.lease_left < -self._lease else None
 
-    async def force_end(self, status: Status) -> bool:
-        """End a stream whose lease has lapsed. False where it is too early to say.
+    async def settle(self, status: Status, shown: Shown | None = None) -> bool:
+        """Take a stream over whose lease has lapsed, or end it. False where it is not ended: it goes on, or it is too
+        early to say. `shown` is of a reader of its owner's.
 
         Not within a lease of the store's own return: a store that was away has kept its producers from
         renewing, and they come back with it. And not where another server has taken over from the one that was asked,
@@ -170,6 +184,10 @@ class Leases:
         if self._log.healthy_for(status.stream) < self._lease:
             return False
         await self._log.commands.confirm(self._log.names.log(status.stream))
+        return not await self._goes_on(status, shown) and await self.force_end(status)
+
+    async def force_end(self, status: Status) -> bool:
+        """End it. False where its producer lives after all. Raises StoreUnavailable."""
         top = status.top
         for _ in range(_FORCE_TRIES):
             # The event at just this top: what stands behind it in the log may be gone by the time of the end.
@@ -183,7 +201,7 @@ class Leases:
                     meter = self._metrics.meter(status.api, status.upstream, model)
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
-                    count_forced_end(meter, status, outcome, top, seconds, self._shown(status.owner))
+                    count_forced_end(meter, status, outcome, top, seconds, self._named(status.owner))
                     self._chronicle.note(status.stream, "ended for its producer", producer=status.replica)
                 return code != scripts.ALIVE
         return False

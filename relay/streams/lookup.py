@@ -30,6 +30,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.headers import Headers
 from relay.protocol.ids import EventId, is_logged
+from relay.protocol.legs import Shown
 from relay.protocol.outcomes import Ending
 from relay.store.log import Log, Status
 from relay.streams.abandonment import Abandonment
@@ -38,6 +39,7 @@ from relay.streams.leases import Leases
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.tail import Tail, TailFeed
+from relay.streams.takeover import Takeovers
 
 _STOP_TRIES = 3
 _STOP_TIMEOUT = 2.0
@@ -66,6 +68,7 @@ class Lookup:
         log: Log,
         metrics: Metrics,
         leases: Leases,
+        takeovers: Takeovers,
         tail: Tail,
         abandonment: Abandonment,
         producers: dict[str, Producer],
@@ -76,6 +79,7 @@ class Lookup:
         self._log = log
         self._metrics = metrics
         self._leases = leases
+        self._takeovers = takeovers
         self._tail = tail
         self._abandonment = abandonment
         self._producers = producers
@@ -109,11 +113,12 @@ class Lookup:
         *,
         joins: bool = False,
         abandon_after: float | None = None,
+        shown: Shown | None = None,
     ) -> Attached:
         """A place after `position`. `asking` is the owner who asks, None with a ticket; `api` is the path's own, None
         where every API is welcome; `joins` where the client does not come back to the stream but meets it for the first
         time; `abandon_after` is for how many seconds it is to go on unread after this reader, None where that is not
-        said.
+        said; `shown` is what its owner has shown, with which the stream of a lost replica can be gone on with.
 
         Raises what the table of resume outcomes says (`relay.protocol.errors`).
         """
@@ -124,7 +129,7 @@ class Lookup:
         if producer is not None and producer.logged and not producer.feed.closed:
             return self._attach_here(producer, position, api, joins, abandon_after)
         with self._tail.arriving(stream):
-            status = await self._get_status(stream, asking, came=True, abandon_after=abandon_after)
+            status = await self._get_status(stream, asking, came=True, abandon_after=abandon_after, shown=shown)
             if not status.outcome:
                 self._tail.was_announced(status)
             self._check_api(status.api, api)
@@ -135,7 +140,7 @@ class Lookup:
                 if told:
                     # The end that it was told the store has lost since: there is none that it has not been told.
                     return self._attached(dialect, None, False, 0, status)
-                return await self._attach_elsewhere(status, n, abandon_after)
+                return await self._attach_elsewhere(status, n, abandon_after, shown)
         if told or (n == status.top and not sent_by_relay(self._confirm_end(status).outcome)):
             return self._attached(dialect, None, False, 0, status)
         if n > status.top:
@@ -163,16 +168,24 @@ class Lookup:
         reader.meter.replayed_events.inc(backlog)
         return Attached(producer.dialect, reader, feed.end is None, backlog, producer.kept_headers)
 
-    async def _attach_elsewhere(self, status: Status, n: int, abandon_after: float | None) -> Attached:
+    async def _attach_elsewhere(
+        self, status: Status, n: int, abandon_after: float | None, shown: Shown | None
+    ) -> Attached:
         if self.draining:
             raise Unavailable("This relay is shutting down. Try again.", code="draining", headers={"retry-after": "1"})
         dialect = spoken(status.api, status.headers)
         meter = self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))
         feed = self._tail.enter(status, abandon_after)
+
+        def left() -> None:
+            if shown is not None:
+                feed.shown.remove(shown)
+            self._tail.leave(feed)
+
         try:
-            reader = self._reader(
-                status.stream, n, dialect, meter, feed, status.binding, on_close=lambda: self._tail.leave(feed)
-            )
+            reader = self._reader(status.stream, n, dialect, meter, feed, status.binding, on_close=left)
+            if shown is not None:
+                feed.shown.append(shown)
         except TooManyRequests:
             self._tail.leave(feed)
             raise
@@ -281,7 +294,13 @@ class Lookup:
         return producer if producer is not None and owns(owner, producer.owner) else None
 
     async def _get_status(
-        self, stream: str, owner: str | None, *, came: bool = False, abandon_after: float | None = None
+        self,
+        stream: str,
+        owner: str | None,
+        *,
+        came: bool = False,
+        abandon_after: float | None = None,
+        shown: Shown | None = None,
     ) -> Status:
         """Raises StreamNotFound, for what is another owner's in every way as for what does not exist."""
         read_at = self._replica if came and not self.draining else ""
@@ -289,7 +308,7 @@ class Lookup:
             stream, owner=owner, read_at=read_at, came=came, abandon_after=abandon_after
         )
         if status is not None and not status.outcome and status.lease_left < 0:
-            await self._leases.force_end(status)
+            await self._leases.settle(status, shown)
             status = await self._log.get_status(stream, owner=owner)
         if status is None or not owns(owner, status.owner) or status.api not in DIALECTS:
             raise StreamNotFound
@@ -305,17 +324,14 @@ class Lookup:
 
     # -- stopping -----------------------------------------------------------------------------------------
 
-    async def stop(self, stream: str, asking: str | None) -> None:
-        """End a generation for its owner, wherever it runs; no effect where it has ended.
+    async def stop(self, stream: str, asking: str | None, shown: Shown | None = None) -> None:
+        """End a generation for its owner, wherever it runs; no effect where it has ended. `shown` as of `attach`.
 
         Raises StreamNotFound, StreamExpired, ResumeNotSupported, StoreUnavailable.
         """
         producer = self._own(stream, asking)
         if producer is not None:
-            producer.stop(Ending.STOPPED)
-            with contextlib.suppress(TimeoutError):  # it has stopped; its log is told as soon as the store answers
-                async with asyncio.timeout(_STOP_TIMEOUT):
-                    await producer.persisted()
+            await self._stop_here(producer)
             return
         if not is_logged(stream):
             raise ResumeNotSupported
@@ -323,18 +339,28 @@ class Lookup:
             status = await self._get_status(stream, asking)
             if not status.kept:
                 raise StreamExpired
-            if not status.outcome:
+            if not status.outcome and status.lease_left < 0 and await self._takeovers.take(status, shown):
+                if (producer := self._own(stream, asking)) is not None:
+                    await self._stop_here(producer)
+            elif not status.outcome:
                 await self._stop_elsewhere(status)
             elif sent_by_relay(status.outcome):
                 # Its producer may not know yet that others have ended the stream.
                 await self._log.directory.tell(status.replica, "stop", stream)
+
+    @staticmethod
+    async def _stop_here(producer: Producer) -> None:
+        producer.stop(Ending.STOPPED)
+        with contextlib.suppress(TimeoutError):  # it has stopped; its log is told as soon as the store answers
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await producer.persisted()
 
     async def _stop_elsewhere(self, status: Status) -> None:
         feed: TailFeed = self._tail.enter(status)
         try:
             await asyncio.shield(feed.opened)
             for _ in range(_STOP_TRIES):
-                await self._log.directory.tell(status.replica, "stop", status.stream)
+                await self._log.directory.tell(feed.producer, "stop", status.stream)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_STOP_TIMEOUT):
                         await feed.over()

@@ -1,7 +1,7 @@
 """The producer: one task per generation, on the replica that got the POST.
 
-It makes the call, has the upstream's events read, and ends the stream, whatever happens, with exactly one end. It
-belongs to the relay and not to a connection: readers come and go. What the log holds of it is its writer's business.
+It makes the call, has the upstream's events read, and ends the stream with exactly one end. It belongs to the relay and
+not to a connection: readers come and go. What the log holds of it is its writer's business.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from relay.protocol.end_mark import End
 from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.headers import Headers
 from relay.protocol.ids import is_logged, new_stream_id
+from relay.protocol.legs import Leg
 from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
@@ -31,6 +32,7 @@ from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
 from relay.upstream.client import body_of
+from relay.upstream.resuming_body import follow, leg_of, let_go
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,7 @@ class Producer:
     It begins in these stages, each of them once. `start`: the call goes upstream. The stream is made in the log while
     the first event is waited for, or because the client's patience is over. `ensure_created`: the client is to be given
     it, for that event is no error, or the patience is over; from then on whatever goes wrong is told in-band. `created`
-    is set then: True, or False where the client gets a refusal or a failure and no stream (one that was made is ended
-    and counted all the same). `answer` is what the client of the POST is owed, `feed` is what readers read.
+    is set then: True, or False where the client gets no stream. `answer` is what the client of the POST is owed.
     """
 
     def __init__(
@@ -59,14 +60,12 @@ class Producer:
         hide_usage: bool,
         choices: int = 1,
     ) -> None:
-        self.first_stream = stream
-        """The id under which it began; a store that was away makes it another."""
+        self.first_stream = stream  # a store that was away makes it another
         self.dialect = dialect
         self.route = route
         self.owner = owner
         self.account = account
         self.watch: Watch = dialect.watch(hide_usage=hide_usage, choices=choices)
-        self._choices = choices
         self.writer = LogWriter(
             stream,
             context.log,
@@ -83,10 +82,9 @@ class Producer:
         self.created: asyncio.Future[bool] = asyncio.Future()
         self.outcome: Outcome | None = None
         self.response_id: str | None = None
-        self.kept_headers: Headers = []
-        """Those of the upstream's that every answer with this stream has."""
-        self.upstream_headers: Headers | None = None
-        """Those that the first one has, None until the upstream has answered."""
+        self.kept_headers: Headers = []  # those of the upstream's that every answer with this stream has
+        self.upstream_headers: Headers | None = None  # those that the first one has, once the upstream has answered
+        self.leg: Leg | None = None  # how another replica can go on with it
         self._ended_at = self._asked = 0.0
         self._settings, self._context = context.settings, context
         self._call: Call | None = call
@@ -168,7 +166,8 @@ class Producer:
         finally:
             self._close()
             if self._response is not None:
-                await body_of(self._response).aclose()
+                goes_on = self.created.result() and self.writer.state == FENCED  # the log has no end of this one's
+                await let_go(body_of(self._response), goes_on=goes_on)
                 self._response = None
             self._context.host.on_ended(self)
 
@@ -185,8 +184,7 @@ class Producer:
             self._ingest.close()
             self._ingest = None
         self._call = self._making = self._task = self._remaking = None
-        if not self.answer.done():
-            self.answer.cancel()
+        self.answer.cancel()
         if not self.created.done():
             self.created.set_result(False)
 
@@ -199,7 +197,7 @@ class Producer:
                 if ingest is None:
                     return await self._refused()
                 ingest.open()
-                self.outcome = await ingest.finished
+                self.outcome = await self._read(ingest)
                 return End(self.outcome.value)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
@@ -214,16 +212,21 @@ class Producer:
             outcome = Cause.PRODUCER_LOST
         message = message or OUTCOMES[outcome].message
         if self._response is not None:  # first of all: what nobody will read is not to be generated
-            await body_of(self._response).aclose()
+            await let_go(body_of(self._response), goes_on=True)
         if not await self._wait_created(outcome, message):
             return None
         self.outcome = outcome
         if self._ingest is not None and self._ingest.terminal is not None:
             self.outcome = self._ingest.terminal  # the upstream had ended its stream: there is no second end
             return End(self.outcome.value)
-        events = end_mark.closing_events(self.dialect, self.watch, outcome, message, self.account.request.id)
-        stream = self.stream if self.logged else ""
-        return End(outcome.value, end_mark.encode_frames(events, stream, self.writer.last))
+        named = self.account.request.id, self.stream if self.logged else "", self.writer.last
+        return end_mark.closing_end(self.dialect, self.watch, outcome, message, *named)
+
+    async def _read(self, ingest: UpstreamIngest) -> Outcome:
+        """How the upstream has ended its stream. Raises StreamFailure."""
+        if self.leg is not None:
+            follow(ingest.body, self.writer.know_offset)
+        return await ingest.finished
 
     async def _refused(self) -> End | None:
         """Where the stream was made before the upstream's refusal, it ends: nobody was given it."""
@@ -233,8 +236,7 @@ class Producer:
         return End(self.outcome.value)
 
     async def _wait_created(self, outcome: Outcome, message: str) -> bool:
-        """Is there a stream, to end in-band? An answer is owed either way: the failure, as long as the client has not
-        been promised the stream."""
+        """Is there a stream, to end in-band? An answer is owed: the failure, unless the stream has been promised."""
         refusal = OUTCOMES[outcome].refusal
         owed = self._owed or (None if refusal is None else refusal(message))
         if owed is not None and not self._promised and not self.answer.done():
@@ -280,6 +282,7 @@ class Producer:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
         self._response, upstream = response, self.route.upstream
+        self.leg = leg_of(body_of(response), self.watch) if self.logged else None
         self.upstream_headers, self.kept_headers = headers_of(response, self.dialect.name, upstream)
         self.watch.begin(response.headers.raw)
         self._context.host.on_answered(self)
@@ -302,7 +305,7 @@ class Producer:
                 await self.make()
             if not self.watch.verbatim:
                 await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
-            if not self._promised and not self.watch.verbatim:
+            if not (self._promised or self.watch.verbatim):
                 self._owed = begins_with_error(response, ingest, upstream.headers)
                 if self._owed is not None:
                     raise StreamFailure(Cause.UPSTREAM_ERROR, self._owed.error.describe(), self._owed.error)
@@ -319,7 +322,7 @@ class Producer:
         self._asked = asyncio.get_running_loop().time()
         if route is not self.route:
             self.route = route
-            self.watch = self.dialect.watch(hide_usage=hide_usage, choices=self._choices)
+            self.watch = self.dialect.watch(hide_usage=hide_usage, choices=self.watch.choices)
             self._context.host.on_moved(self)
 
     async def _create(self) -> None:
@@ -342,8 +345,7 @@ class Producer:
     # -- what the writer says -----------------------------------------------------------------------------
 
     def usage_summary(self) -> str:
-        usage = self.watch.usage
-        return "" if usage is None else f"{usage.input or 0}/{usage.output or 0}"
+        return "" if (usage := self.watch.usage) is None else f"{usage.input or 0}/{usage.output or 0}"
 
     def on_first_token(self) -> None:
         self.account.first_token(self.stream)
@@ -359,7 +361,7 @@ class Producer:
         self._persisted.set()
 
     def on_fenced(self) -> None:
-        """Another replica has ended this stream: nothing more is emitted; local readers take the end from the log."""
+        """Another replica has ended it, or goes on with it: local readers take what follows from the log."""
         logger.warning("stream %s: fenced off", self.stream)
         self._persisted.set()
         if self.outcome is None:
@@ -371,7 +373,7 @@ class Producer:
         self._remaking = asyncio.create_task(self._context.put_again(self, self._hold))
 
     def on_fault(self, error: Exception) -> None:
-        """One stream's fault is not another's: this one ends, and where it cannot even do that, others end it."""
+        """One stream's fault is not another's: this one ends, or others end it."""
         logger.error("stream %s: a fault of the relay's own", self.stream, exc_info=error)
         if self.outcome is None:
             self.stop(Cause.PRODUCER_LOST)
@@ -383,8 +385,7 @@ class Producer:
     # -- the end ------------------------------------------------------------------------------------------
 
     async def _end(self, end: End) -> None:
-        """Show the end and have it written, for as long as anybody could come back for it. Count it once for each
-        stream: who fenced this producer off has counted it."""
+        """Have the end shown and written, for as long as anybody may come back. Who fenced it off has counted it."""
         self.writer.finish(end)
         if self.logged:
             try:

@@ -38,7 +38,9 @@ from relay.streams.listing import Listing
 from relay.streams.lookup import Lookup
 from relay.streams.orphans import Orphans
 from relay.streams.producer import Producer
+from relay.streams.successor import Successor
 from relay.streams.tail import Tail
+from relay.streams.takeover import Takeovers
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -69,10 +71,20 @@ class Registry:
         self.chronicle = Chronicle(
             self.replica_id, Stories(log.commands, log.names, settings.streams), lambda id: self.lookup.readers_of(id)
         )
-        self._leases = Leases(
-            log, self.replica_id, self, metrics, self.chronicle, lambda owner: self.owners.shown(owner)
+        self._context = ProducerContext(
+            settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
         )
-        self._tail = Tail(log, self.replica_id, self._leases.force_end, self._on_message, self.later)
+        self.takeovers = Takeovers(settings, log, self.replica_id, metrics, self, self._context)
+        self._leases = Leases(
+            log,
+            self.replica_id,
+            self,
+            metrics,
+            self.chronicle,
+            lambda owner: self.owners.shown(owner),
+            self.takeovers.goes_on,
+        )
+        self._tail = Tail(log, self.replica_id, self._leases.settle, self._on_message, self.later)
         self._abandonment = Abandonment(settings.streams, self._renew_one, self.later)
         self.claims = Claims(self.directory, self.replica_id, settings.streams)
         self.lookup = Lookup(
@@ -80,6 +92,7 @@ class Registry:
             log,
             metrics,
             self._leases,
+            self.takeovers,
             self._tail,
             self._abandonment,
             self.producers,
@@ -90,9 +103,6 @@ class Registry:
         )
         self.lookup.on_came = self.orphans.came
         self.adoption = Adoption(self.replica_id, log, self.lookup, self.orphans, self._tail, self.later)
-        self._context = ProducerContext(
-            settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
-        )
         log.commands.on_returned.append(lambda _: self._on_store_returned())
         self.owners = Owners(self.directory, settings.auth.secret())
         listings = Listings(log.commands, log.names, settings.streams, settings.limits, log.cipher)
@@ -136,7 +146,9 @@ class Registry:
             await asyncio.wait(running, timeout=timeout)
 
     async def end_all(self) -> None:
-        """End what still runs here with `shutdown`."""
+        """Leave what still runs here to other replicas, where they can go on with it, and end the rest with
+        `shutdown`."""
+        await self.takeovers.hand_over(self.producers.values())
         for producer in list(self._running):
             producer.stop(Cause.SHUTDOWN)
         endings = [asyncio.ensure_future(p.done()) for p in self._running]
@@ -187,14 +199,24 @@ class Registry:
         producer = Producer(
             stream, dialect, route, owner, account, call, self._context, hide_usage=hide_usage, choices=choices
         )
-        self._running.add(producer)
-        self._began.add(stream)
-        self._streams_of[owner] += 1
-        self._abandonment.watch(producer)
         if name is not None and producer.logged and self.owners.secret_known:
             self.listing.begin(producer, name)
-        producer.start()
+        self._run(producer)
         return producer
+
+    def _run(self, producer: Producer, said: float | None = None) -> None:
+        self._running.add(producer)
+        self._began.add(producer.first_stream)
+        self._streams_of[producer.owner] += 1
+        self._abandonment.watch(producer, said)
+        producer.start()
+
+    def succeed(self, successor: Successor, said: float | None) -> None:
+        """Go on with a stream that this replica has taken over; `said` is for how many seconds its readers want it to
+        go on unread."""
+        self.producers[successor.stream] = successor
+        successor.account.meter.streams_active.inc()
+        self._run(successor, said)
 
     def local(self, stream: str) -> Producer | None:
         """The producer of a stream that is, or is about to be, on this replica."""
@@ -233,7 +255,7 @@ class Registry:
         self._learn_soon(producer)
 
     def on_answered(self, producer: Producer) -> None:
-        if producer.kept_headers:
+        if producer.kept_headers or producer.leg is not None:
             self._learn_soon(producer)
 
     def on_continued(self, first_stream: str) -> None:
@@ -253,9 +275,9 @@ class Registry:
                 self.later(self._learn(producer))
 
     async def _learn(self, producer: Producer) -> None:
-        told = producer.route, producer.kept_headers
+        told = producer.route, producer.kept_headers, producer.leg
         await self._context.learn(producer)
-        if producer in self._learnt and told == (producer.route, producer.kept_headers):
+        if producer in self._learnt and told == (producer.route, producer.kept_headers, producer.leg):
             self._learnt[producer] = True
 
     def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
@@ -352,8 +374,10 @@ class Registry:
     def _gone_beyond(self, stream: str) -> None:
         self._on_message("beyond", stream)
 
-    def joining_fields(self, producer: Producer) -> dict[str, str]:
-        return self.orphans.fields(producer.stream)
+    def reading_fields(self, producer: Producer) -> dict[str, str]:
+        said = self._abandonment.said(producer)
+        wanted = {} if said is None or said == float("inf") else {"abandon": str(round(said * 1000))}
+        return self.orphans.fields(producer.stream) | wanted
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work for the store that nobody waits for and that need not succeed; where it cannot be done, the next check

@@ -4,7 +4,8 @@ The append script says on the stream's shard channel that something is new; the 
 believed that was not read from the log, a lost message costs at most one check interval, and no stream's read waits for
 another's.
 
-The same checks tell a live producer that it has readers here, and end a stream whose producer is lost.
+The same checks tell a live producer that it has readers here, and see to it that a stream whose producer is lost is
+taken over, or ended.
 
 Promises: a reader is counted in the same turn in which it is given its feed, and a feed is dropped only with its last
 reader; a feed is known to the messages before it is first read, so that none is lost in between.
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
+from relay.protocol.legs import Shown
 from relay.store.log import Log, Status
 from relay.store.pubsub import ShardSubscriptions
 from relay.streams.feed import Feed
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 # What a tail keeps in memory of a stream; slower readers take the rest from the log.
 _WINDOW_EVENTS = 1024
 _WINDOW_BYTES = 1 << 20
+# So long after a lease's end it is looked at again, by this process's clock.
+_LAPSED = 0.02
 
 Background = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
@@ -36,9 +40,10 @@ Background = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 class TailFeed(Feed):
     """`opened` is done when its channel is subscribed and the log has been read once since; `producer` is the replica
     that runs the stream; `binding` is that of its first reader, and nobody else shares it; `abandon_after` is the
-    longest that a reader here has said, to be repeated to a store that may have lost it."""
+    longest that a reader here has said, to be repeated to a store that may have lost it; `shown` is of each reader who
+    is its owner."""
 
-    __slots__ = ("abandon_after", "binding", "checking", "dirty", "fetching", "opened", "producer", "stream")
+    __slots__ = ("abandon_after", "binding", "checking", "dirty", "fetching", "opened", "producer", "shown", "stream")
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.top)
@@ -46,6 +51,7 @@ class TailFeed(Feed):
         self.producer = status.replica
         self.binding = status.binding
         self.abandon_after: float | None = None
+        self.shown: list[Shown] = []
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.dirty = True
         self.fetching = False
@@ -53,21 +59,22 @@ class TailFeed(Feed):
 
 
 class Tail:
-    """All tails of this replica. `force_end` ends a stream whose lease lapsed, `on_message` takes what other replicas
-    tell this one, `background` runs what nobody waits for."""
+    """All tails of this replica. `settle` takes a stream over whose lease has lapsed, or ends it, with what a reader of
+    its owner's has shown; `on_message` takes what other replicas tell this one, `background` runs what nobody waits
+    for."""
 
     def __init__(
         self,
         log: Log,
         replica: str,
-        force_end: Callable[[Status], Awaitable[bool]],
+        settle: Callable[[Status, Shown | None], Awaitable[bool]],
         on_message: Callable[[str, str], None],
         background: Background,
     ) -> None:
         self._log = log
         self._replica = replica
         self._check_every = log.settings.lease / 4
-        self._force_end = force_end
+        self._settle = settle
         self._on_message = on_message
         self._background = background
         self._channel = log.names.replica(replica)
@@ -224,13 +231,12 @@ class Tail:
             while self._feeds:
                 await asyncio.sleep(self._check_every)
                 for feed in list(self._feeds.values()):
-                    if feed.live and not feed.checking:  # one that waits for its shard holds up no other
-                        feed.checking = True
-                        self._background(self._check(feed))
+                    self._check_soon(feed)
         finally:
             self._checker = None
 
     async def _check(self, feed: TailFeed) -> None:
+        """One that waits for its shard holds up no other."""
         try:
             read_at = self._replica if feed.readers else ""
             status = await self._log.get_status(feed.stream, read_at=read_at, abandon_after=feed.abandon_after)
@@ -239,11 +245,20 @@ class Tail:
                 return
             feed.producer = status.replica
             if not status.outcome and status.lease_left < 0:
-                await self._force_end(status)
+                own = feed.shown if status.binding == feed.binding else None
+                await self._settle(status, own[-1] if own else None)
+            elif not status.outcome and status.lease_left < self._check_every:
+                # A producer that lives has renewed it long before: it will lapse before the next check.
+                asyncio.get_running_loop().call_later(status.lease_left + _LAPSED, self._check_soon, feed)
             if status.top != feed.top or status.outcome or status.lease_left < 0:
                 self._fetch_soon(feed)
         finally:
             feed.checking = False
+
+    def _check_soon(self, feed: TailFeed) -> None:
+        if feed.live and not feed.checking and self._feeds.get(feed.stream) is feed:
+            feed.checking = True
+            self._background(self._check(feed))
 
     async def close(self) -> None:
         if self._checker is not None:

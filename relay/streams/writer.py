@@ -5,7 +5,8 @@ It is a table, (state, what the store said) -> (state, effect), and knows no tas
 * WRITING: an event is shown once the log holds it.
 * AHEAD: the store has been away for `store.hold`, and events are shown before the log holds them, with their ids: the
   writer has every frame, and the log gets what is missing once the store is back.
-* ENDED: the log holds the end. FENCED: another replica has ended the stream. Nothing changes any more.
+* ENDED: the log holds the end. FENCED: another replica has ended the stream, or has taken it over. Nothing changes
+  any more.
 * UNLOGGED: a stream that has no log. What its one reader has taken is forgotten.
 
 Promise: ids are given once and never taken back, whatever the store loses.
@@ -16,16 +17,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from relay.encryption import UNBOUND, Binding
 from relay.metrics import Meter
 from relay.protocol.end_mark import End
+from relay.protocol.legs import Offsets
 from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.feed import Feed
+from relay.streams.listener import Listener as Listener
+from relay.streams.listener import Nobody
 
 WRITING: Final = "writing"
 AHEAD: Final = "ahead"
@@ -77,57 +81,9 @@ _UNLOGGED_AHEAD = 1 << 20
 _HELD_BACK = 256 << 10
 
 
-class Listener(Protocol):
-    """The producer, as its writer and the commit know it."""
-
-    def usage_summary(self) -> str:
-        """What the log keeps beside the end: tokens in and out, as "12/345"."""
-
-    def on_first_token(self) -> None:
-        """Readers are about to be shown the first token."""
-
-    def on_pressure(self, wait: bool) -> None:
-        """Let the upstream wait, or go on."""
-
-    def on_end_shown(self) -> None:
-        """Readers are about to be shown the end."""
-
-    def on_end_persisted(self) -> None:
-        """The log holds the end."""
-
-    def on_fenced(self) -> None:
-        """Another replica has ended the stream."""
-
-    def on_log_gone(self) -> None:
-        """The store does not know the stream any more: make it again, then call `made_again`."""
-
-    def on_fault(self, error: Exception) -> None:
-        """What the writer did with a reply has raised."""
-
-
-class _Nobody:
-    """Listens for a producer that has gone: a flush may still hold its writer, which must not hold it."""
-
-    def usage_summary(self) -> str:
-        return ""
-
-    def on_first_token(self) -> None: ...
-
-    def on_pressure(self, wait: bool) -> None: ...
-
-    def on_end_shown(self) -> None: ...
-
-    def on_end_persisted(self) -> None: ...
-
-    def on_fenced(self) -> None: ...
-
-    def on_log_gone(self) -> None: ...
-
-    def on_fault(self, error: Exception) -> None: ...
-
-
 class LogWriter:
-    """`feed` has every frame, of which the log is known to hold the first `acked`. `queued` is the commit's mark."""
+    """`feed` has every frame, of which the log is known to hold the first `acked`. `queued` is the commit's mark.
+    `offsets` are those of a relay upstream, None where another replica does not need them."""
 
     __slots__ = (
         "_ahead",
@@ -136,6 +92,7 @@ class LogWriter:
         "_first_token_n",
         "_id",
         "_last_token",
+        "_log",
         "_max_bytes",
         "_size",
         "_submit",
@@ -149,6 +106,7 @@ class LogWriter:
         "keys",
         "listener",
         "meter",
+        "offsets",
         "outcome",
         "queued",
         "state",
@@ -180,6 +138,7 @@ class LogWriter:
         self.queued = False
         self.held = False  # nothing is to be appended yet: the stream is being made again, or a name of its own
         self.state = WRITING if logged else UNLOGGED
+        self.offsets: Offsets | None = None
         self._submit = submit
         self.meter = meter
         self._waits = False  # has the upstream been told to wait?
@@ -194,9 +153,29 @@ class LogWriter:
 
     def _name(self, stream: str, log: Log) -> None:
         self.stream = stream
+        self._log = log
         self.keys = (log.names.log(stream), log.names.meta(stream))
         self.encryptor = log.cipher.encryptor(stream, self._binding) if self.state != UNLOGGED else None
         self._id = stream.encode() + b"."
+
+    def take_over(self, fence: str, frames: list[bytes], offsets: Offsets) -> None:
+        """Before its first event: the log has these frames of another replica's."""
+        self.fence = fence
+        self.feed.frames += frames
+        self.feed.top = self.acked = len(frames)
+        self._size = sum(map(len, frames))
+        self.offsets = offsets
+
+    def know_offset(self, theirs: int) -> None:
+        """A relay upstream has given this number to the last event."""
+        if self.offsets is None:
+            self.offsets = Offsets()
+        self.offsets.know(self.last, theirs)
+
+    def note(self, upto: int) -> str | bytes:
+        """What the log is to note with the events up to this one of where the upstream stands."""
+        note = "" if self.offsets is None else self.offsets.note(upto)
+        return self._log.note_at_rest(self.stream, note, self._binding) if note else ""
 
     def go_unlogged(self, stream: str, log: Log) -> None:
         """Before its first event: the stream has no log, and a name that says so."""
@@ -238,6 +217,10 @@ class LogWriter:
             self.meter.gap(now - self._last_token)
         self._last_token = now
 
+    def had_token(self) -> None:
+        """Another replica has shown the first one."""
+        self._last_token = time.monotonic()
+
     def publish(self) -> None:
         """That is all for now: hand it to the commit, or show it."""
         state = self.state
@@ -277,7 +260,7 @@ class LogWriter:
         if self.state in (WRITING, AHEAD):
             self.state = FENCED
         self._ahead.set(self, 0)
-        self.listener = _Nobody()
+        self.listener = Nobody()
 
     def made_again(self) -> None:
         """The stream is in the store again, with none of its events."""

@@ -8,7 +8,7 @@ the responses API in the background, whose events are numbered. No I/O.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -110,6 +110,12 @@ class NumberedStream(OwnIdsStream):
     def __init__(self, policy: Policy) -> None:
         super().__init__("responses", policy)
         self.response_id: str | None = None
+
+    def skip(self, frames: Iterable[bytes]) -> None:
+        """These events of it are there."""
+        for frame in frames:
+            self.feed(frame)
+        self._reconnection_time = 0.0  # that of the relay's own readers
 
     @property
     def resumable(self) -> bool:

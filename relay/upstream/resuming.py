@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
@@ -22,8 +22,9 @@ from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, 
 from relay.config import Timeouts, UpstreamSettings
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.protocol.legs import RELAY, RESPONSES, Leg
 from relay.upstream.addresses import relay_root
-from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.client import Body, body_of, is_event_stream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
 from relay.upstream.prefilled import PrefilledStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
@@ -65,7 +66,8 @@ class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
     runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
     `on_result` hears of each loss of its answer whether it was gone on with; an event of it is at most of
-    `max_event_bytes`; `continuing` is None where no other call is to go on with its answer."""
+    `max_event_bytes`; `continuing` is None where no other call is to go on with its answer. `query` is what another
+    replica is to ask with where it goes on with the answer, None where none can."""
 
     upstream: UpstreamSettings
     timeouts: Timeouts
@@ -79,6 +81,7 @@ class StreamRequest:
     max_event_bytes: int
     abandon_after: float
     continuing: Continuing | None = None
+    query: str | None = None
 
     @property
     def _unread(self) -> tuple[bytes, bytes]:
@@ -130,34 +133,69 @@ class StreamRequest:
             kept.spare() if sent_again else kept.let_go()
         if stream is None or self.timeouts.upstream_resume <= 0:
             return response
+        going_on = self._going_on(body_of(response), stream, response.headers, kept if sent_again else None)
+        if self.query is not None and not sent_again:
+            far = stream.stream if isinstance(stream, RelayStream) else ""
+            going_on.leg = Leg(RELAY if far else RESPONSES, self.upstream.name, far, self.query)
+        return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
+
+    def taken_over(self, leg: Leg, frames: Sequence[bytes], position: int | None) -> ResumingBody | None:
+        """What follows after `frames`, the last of which is the event that a relay upstream calls `position`; None
+        where it cannot be asked for."""
+        if leg.how != self.mode or self.timeouts.upstream_resume <= 0:
+            return None
+        stream: ResumableStream
+        if leg.how == RESPONSES:
+            stream = NumberedStream(self._policy())
+            stream.skip(frames)
+            if not stream.resumable or stream.finished:
+                return None
+        elif position is None:
+            return None
+        else:
+            stream = RelayStream(self.api, leg.stream, self._policy(), requested_event_id=f"{leg.stream}.{position}")
+        return self._going_on(None, stream, {}, None)
+
+    @property
+    def mode(self) -> str:
+        """How another replica can go on with an answer of the upstream, by its settings."""
+        return {"auto": RELAY, "responses": RESPONSES}.get(self.upstream.going_on, "")
+
+    def _going_on(
+        self, body: Body | None, stream: ResumableStream, headers: Mapping[str, str], kept: Kept | None
+    ) -> ResumingBody:
+        """`kept` is that of the request where it is sent again."""
         is_relay = isinstance(stream, RelayStream)
-        heartbeat = heartbeat_interval(response.headers) if is_relay else None
         idle = self.timeouts.upstream_idle_timeout
 
         async def ask(position: str) -> httpx.Response:
-            body = b"{}" if is_relay else b"" if kept is None or not sent_again else kept.data
-            if body is None:
+            sent = b"{}" if is_relay else b"" if kept is None else kept.data
+            if sent is None:
                 raise Unresumable("The place of its request was needed for others.", Reason.REFUSED, position)
-            return await self._ask(stream, position, body)
+            return await self._ask(stream, position, sent)
 
         async def stop() -> None:
             address = f"{relay_root(self.upstream.base_url)}/streams/{stream.stream}"
             answer = await self.send("DELETE", address, self._again(b""), b"")
             await body_of(answer).aclose()
 
-        going_on = ResumingBody(
-            body_of(response),
+        def silence(headers: Mapping[str, str]) -> float:
+            heartbeat = heartbeat_interval(headers) if is_relay else None
+            return idle if heartbeat is None else min(idle, 2 * heartbeat + 1)
+
+        return ResumingBody(
+            body,
             stream,
             ask,
             stop if is_relay else None,
-            silence=idle if heartbeat is None else min(idle, 2 * heartbeat + 1),
+            silence=silence,
+            headers=headers,
             timeouts=self.timeouts,
             on_result=self.continuing.on_result
             if self.continuing is not None and isinstance(stream, PrefilledStream)
             else self.on_result,
             on_over=kept.let_go if kept is not None else lambda: None,
         )
-        return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
 
     def _stream_of(self, response: httpx.Response) -> ResumableStream | None:
         """What is known of the answer; None where nobody can go on with it."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import httpx
 
 from relay.client.events import MAX_REFUSAL_BYTES, MAX_REFUSAL_TIME
 from relay.client.resumable_stream import Action, Reason, Reconnect, ResumableStream, Unresumable
 from relay.config import Timeouts
+from relay.protocol.dialect import Watch
 from relay.protocol.errors import ApiError
+from relay.protocol.legs import Leg
 from relay.upstream.client import Body, Sink, body_of
 from relay.upstream.connections import READ_FIRST
 from relay.upstream.positions import OwnIdsStream
@@ -53,39 +56,45 @@ class _Connection:
 
 
 class ResumingBody(Body):
-    """`body` is that of the first answer and `stream` what is known of it; `silence` is for how many seconds a
-    connection may bring nothing at all, `timeouts` are the upstream's. `ask` and `stop` send requests: for the rest,
-    and, unless it is None, that nobody wants it; `on_result` hears of each loss whether it was gone on, `on_over`, once
-    or more often, that no more is asked for."""
+    """`body` is that of the first answer, None where this goes on with what another replica has begun, and `stream`
+    what is known of it; `silence` says, of an answer's headers, for how many seconds its connection may bring nothing
+    at all, `timeouts` are the upstream's. `ask` and `stop` send requests: for the rest, and, unless it is None, that
+    nobody wants it; `on_result` hears of each loss whether it was gone on, `on_over`, once or more often, that no more
+    is asked for."""
 
     def __init__(
         self,
-        body: Body,
+        body: Body | None,
         stream: ResumableStream,
         ask: Ask,
         stop: Callable[[], Awaitable[None]] | None,
         *,
-        silence: float,
+        silence: Callable[[Mapping[str, str]], float],
+        headers: Mapping[str, str],
         timeouts: Timeouts,
         on_result: Callable[[bool], None],
         on_over: Callable[[], None],
     ) -> None:
         self.grace = timeouts.upstream_resume
-        self.connection: _Connection | None = _Connection(self, body)
+        self.leg: Leg | None = None
+        """How another replica can go on with it, None where none can."""
+        self.connection: _Connection | None = None if body is None else _Connection(self, body)
         self._stream = stream
         self._ask = ask
         self._stop = stop
         self._on_result = on_result
         self._on_over = on_over
-        self._silence = silence
+        self._silence_of = silence
+        self._silence = silence(headers)
         self._stall = timeouts.upstream_stall_timeout if isinstance(stream, OwnIdsStream) else float("inf")
         self._answer = timeouts.upstream_answer_timeout
         self._sink: Sink | None = None
+        self._on_taken: Callable[[int], None] | None = None
         self._loss: list[httpx.TransportError | None] = []
         self._unfinished = b""
         """What the connection that was lost first had brought of an event."""
         self._paused = False
-        self._over = False
+        self._over = self._unwanted = False
         self._heard = self._event_at = self._next_try = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -94,8 +103,10 @@ class ResumingBody(Body):
 
     def push_to(self, sink: Sink) -> None:
         self._sink = sink
-        assert self.connection is not None
-        self._listen(self.connection)
+        if self.connection is None:
+            self._lose(httpx.ReadError("The relay that read this answer is gone."), None)
+        else:
+            self._listen(self.connection)
 
     def pause(self) -> None:
         self._paused = True
@@ -113,10 +124,19 @@ class ResumingBody(Body):
         async for chunk in self.connection.body:
             yield chunk
 
-    async def aclose(self) -> None:
+    def follow(self, on_taken: Callable[[int], None]) -> None:
+        """Tell, now and whenever it may have changed, which number a relay upstream has given to the last event that
+        was handed out."""
+        if not isinstance(self._stream, OwnIdsStream):
+            self._on_taken = on_taken
+            on_taken(self._stream.last)
+
+    async def hang_up(self) -> None:
+        """Let go of the connection: somebody else goes on with the answer, unless `aclose` follows."""
         task, self._task = self._task, None
         connection, self.connection = self.connection, None
-        wanted, self._over = not self._over, True
+        self._unwanted = self._unwanted or not self._over
+        self._over = True
         self._drop_timer()
         self._on_over()
         if task is not None:
@@ -124,7 +144,11 @@ class ResumingBody(Body):
             await asyncio.gather(task, return_exceptions=True)
         if connection is not None:
             await connection.body.aclose()
-        if wanted and self._stop is not None:
+
+    async def aclose(self) -> None:
+        await self.hang_up()
+        unwanted, self._unwanted = self._unwanted, False
+        if unwanted and self._stop is not None:
             stopping = asyncio.create_task(_quietly(self._stop()))
             _STOPPING.add(stopping)
             stopping.add_done_callback(_STOPPING.discard)
@@ -149,6 +173,8 @@ class ResumingBody(Body):
                 self._loss.clear()
             if whole:
                 self._sink.data_received(whole)
+                if self._on_taken is not None:
+                    self._on_taken(self._stream.last)
                 self._stream.raise_pending()
         except Unresumable as failure:
             if failure.reason is Reason.EVENT_TOO_LARGE:  # who takes it has that bound, too, and says so
@@ -157,6 +183,9 @@ class ResumingBody(Body):
 
     def on_end(self, error: httpx.TransportError | None) -> None:
         """The connection that counts has ended."""
+        self._lose(error, None if error is None else type(error).__name__)
+
+    def _lose(self, error: httpx.TransportError | None, why: str | None) -> None:
         assert self._sink is not None
         connection, self.connection = self.connection, None
         self._drop_timer()
@@ -164,7 +193,7 @@ class ResumingBody(Body):
             self._unfinished = self._stream.unfinished
         self._loss.append(error)
         try:
-            action = self._stream.on_disconnect(None if error is None else type(error).__name__)
+            action = self._stream.on_disconnect(why)
         except Unresumable as failure:
             self._give_up(failure)
             return
@@ -240,6 +269,7 @@ class ResumingBody(Body):
             await body.aclose()
             raise
         if action is Action.READ_BODY:
+            self._silence = self._silence_of(response.headers)
             self.connection = _Connection(self, body)
         else:
             await body.aclose()
@@ -262,6 +292,24 @@ class ResumingBody(Body):
         if self._loss and self._unfinished:
             self._sink.data_received(self._unfinished)
         self._sink.eof_received(error)
+
+
+def leg_of(body: Body, watch: Watch) -> Leg | None:
+    """How another replica can go on with an answer that is watched so, None where none can."""
+    leg = body.leg if isinstance(body, ResumingBody) else None
+    return None if leg is None else replace(leg, choices=watch.choices, hides_usage=watch.hides_usage)
+
+
+def follow(body: Body, on_taken: Callable[[int], None]) -> None:
+    """As the method, of any body."""
+    if isinstance(body, ResumingBody):
+        body.follow(on_taken)
+
+
+async def let_go(body: Body, *, goes_on: bool) -> None:
+    """Take nothing more of it. Where it may go on elsewhere, a relay upstream is not told that nobody wants it; once
+    it may not, let go of it again."""
+    await (body.hang_up() if goes_on and isinstance(body, ResumingBody) else body.aclose())
 
 
 async def beginning_of(body: Body) -> bytes:

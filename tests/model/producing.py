@@ -83,7 +83,7 @@ class Producing(Rules):
         return s._replace(mode="fenced")
 
     def _know_top(self, s: State, top: int) -> State:
-        lost = top < s.acked
+        top, lost = min(top, s.made), top < s.acked
         if self.broken(Mutation.REWIND_IGNORED if lost else Mutation.LOST_REPLY_IGNORED):
             return s
         return s._replace(acked=top, shown=max(s.shown, top))
@@ -198,9 +198,22 @@ class Producing(Rules):
             return
         link = "up" if s.link == "away" else s.link
         t = s._replace(link=link, end="", fenced=False, lapsed=True, recent=True, late=None, lost=True)
+        if s.heir is not None:
+            yield from self._heir_faults(s, t._replace(fenced=s.fenced))
         events = tuple(frame for frame in s.log if frame != ERROR_FRAME)
         if s.end:
             yield "FAULT failover, the end is lost", self._connected_anew(t._replace(log=events))
         for kept in range(len(events)):
-            yield f"FAULT failover, all after {kept} is lost", self._connected_anew(t._replace(log=events[:kept]))
+            if s.heir is None or kept <= s.heir.base:
+                yield f"FAULT failover, all after {kept} is lost", self._connected_anew(t._replace(log=events[:kept]))
         yield "FAULT the store comes back empty", self._connected_anew(t._replace(log=None))
+
+    def _heir_faults(self, s: State, t: State) -> Iterator[Move[State]]:
+        """A failover that does not lose the takeover with the events."""
+        assert s.heir is not None
+        log = s.log or ()
+        for kept in range(s.heir.base, len(log)):
+            yield (
+                f"FAULT failover, all after {kept} is lost, and no takeover",
+                self._connected_anew(t._replace(log=log[:kept])),
+            )

@@ -27,6 +27,14 @@ class Mutation(Enum):
     FENCED_FEED_OPEN = "the feed of a producer that was fenced off stays open"
     FENCED_LOOKS_COMPLETE = "the feed of a producer that was fenced off ends as if complete"
 
+    # Who takes a lost producer's stream over.
+    TAKEN_FROM_THE_LIVING = "a stream is taken over though its lease runs again"
+    TAKEOVER_LEAVES_FENCE = "a takeover leaves the fence as it is"
+    LOST_TAKEOVER_IS_FENCED_OFF = "an heir whose takeover the store has lost is fenced off"
+    POSITION_NOT_KEPT = "an heir asks its upstream for the answer from its start"
+    FENCED_STOPS = "a producer that is fenced off has its upstream stop"
+    STOPPED_BEFORE_ITS_END = "a producer has its upstream stop before the log has its end"
+
     # The table of resume outcomes.
     AHEAD_IS_GONE = "a position ahead of a live stream's log is answered 410"
     AHEAD_IS_TOP = "a position ahead of a live stream's log is taken for the log's end"

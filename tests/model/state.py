@@ -55,6 +55,19 @@ class Feed(NamedTuple):
         return not (self.end or self.closed or self.dropped)
 
 
+class Heir(NamedTuple):
+    """Who has taken A's stream over: the log's events and what came since, of which the log is known to hold `acked`;
+    `upstream` is the last event that its upstream has told it. `base` is what the log had."""
+
+    frames: tuple[int, ...]
+    upstream: int
+    acked: int
+    base: int
+    outcome: str = ""
+    ended: bool = False
+    fenced: bool = False
+
+
 class Look(NamedTuple):
     """What a look has answered: `top` -1 where the stream is unknown, `recent` where the store has just come back,
     `lapsed` where the lease has: then B may end the stream, and looks again."""
@@ -86,6 +99,9 @@ class State(NamedTuple):
     acked: int = 0
     shown: int = 0
     end_shown: bool = False  # ahead of the log
+    # Who goes on with it where A is lost, and whether the upstream was told by A that nobody wants its answer.
+    heir: Heir | None = None
+    stopped: bool = False
     # B. `other`: a second reader is on the feed.
     feed: Feed | None = None
     other: bool = False
@@ -120,10 +136,11 @@ class Rules:
         outage_lasts: bool = False,
         second_reader: bool = False,
         terminal: bool = False,
+        takeover: bool = False,
     ) -> None:
         """Streams of `events` events, runs with so many faults. `outage_lasts`: a store that is away need not come
         back. `second_reader`: another one is on B from the start. `terminal`: the last event says that it is the
-        last, else the end of the upstream's body does."""
+        last, else the end of the upstream's body does. `takeover`: another replica can go on with what A has begun."""
         self.events = events
         self.faults = faults
         self.client = client
@@ -131,6 +148,7 @@ class Rules:
         self.outage_lasts = outage_lasts
         self.second_reader = second_reader
         self.terminal = terminal
+        self.takeover = takeover
 
     def broken(self, mutation: Mutation) -> bool:
         return self.mutation is mutation
@@ -143,6 +161,8 @@ def normal(s: State) -> State:
         s = s._replace(mode="fenced", remaking=False, made=0, acked=0, shown=0, end_shown=False, link=link)
     elif s.mode in ("fenced", "ended") and (s.acked != s.made or (s.mode == "ended" and s.end_shown)):
         s = s._replace(acked=s.made, end_shown=s.end_shown and s.mode == "fenced")
+    if s.heir is not None and (s.heir.ended or s.heir.fenced):
+        s = s._replace(heir=s.heir._replace(frames=(), upstream=0, acked=0, base=0, outcome=""))
     if s.lapsed and s.end:
         s = s._replace(lapsed=False)
     if s.recent and s.log is not None and not s.lapsed:

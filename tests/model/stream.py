@@ -1,11 +1,12 @@
 """The log's protocol as a model.
 
-Replica A produces, replica B reads the log through a tail, and whoever finds A's lease lapsed ends the stream. The
-client begins on A or on B, loses its connection, and comes back to either.
+Replica A produces, replica B reads the log through a tail, and whoever finds A's lease lapsed ends the stream, or takes
+it over. The client begins on A or on B, loses its connection, and comes back to either.
 
 A state is wrong where a reader gets an event twice, misses one, or takes a part for the whole; where a stream is ended
 or refused though its producer lives; where something is taken for written that is not; where a tail has no reader, or
-has nothing to tell it that it is behind.
+has nothing to tell it that it is behind; where two produce at a time, or an answer is stopped upstream under who goes
+on with it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.explorer import Move
-from tests.model.producing import LIVING, Producing
+from tests.model.producing import LIVING
 from tests.model.reading import Reading
 from tests.model.state import Client, Feed, State, normal
+from tests.model.succeeding import Succeeding
 
 
-class StreamModel(Producing, Reading):
+class StreamModel(Succeeding, Reading):
     """All moves of all actors."""
 
     def initial(self) -> Iterator[Move[State]]:
@@ -32,7 +34,16 @@ class StreamModel(Producing, Reading):
     def fair(self, state: State) -> Iterator[Move[State]]:
         if state.at == "done":
             return
-        for moves in (self.producer, self.store, self.others, self.tail, self.connected, self.elsewhere):
+        for moves in (
+            self.producer,
+            self.store,
+            self.others,
+            self.heir_moves,
+            self.told_again,
+            self.tail,
+            self.connected,
+            self.elsewhere,
+        ):
             for name, successor in moves(state):
                 yield name, normal(successor)
 
@@ -62,8 +73,11 @@ class StreamModel(Producing, Reading):
         """The client has its answer, or it is connected and has all that there is."""
         if state.at == "done" or (state.link == "away" and self.outage_lasts and state.at != "A"):
             return True
+        if self.heir_lives(state) and state.heir is not None and not state.heir.outcome:
+            read = state.at == "B" and state.feed is not None and state.feed.live
+            return read and state.seen == len(state.heir.frames)
         running = state.process == "running" and state.mode in LIVING and not state.outcome
-        if not running or state.seen != state.made:
+        if not running or state.seen < state.made:
             return False
         return state.at == "A" or (state.at == "B" and state.feed is not None and state.feed.live)
 

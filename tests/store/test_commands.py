@@ -283,7 +283,7 @@ class TestSentinel:
             assert status is not None
             assert status.lease_left < 0  # it was renewed at the other one, for all that is known here
             leases = Leases(log, "r", None, Metrics(), None)  # type: ignore[arg-type]
-            asked = log.get_status("st_later") if question == "unknown stream" else leases.force_end(status)
+            asked = log.get_status("st_later") if question == "unknown stream" else leases.settle(status)
             with pytest.raises(StoreUnavailable):
                 await asked
             assert heir.command("HGET", log.names.meta("st_earlier").decode(), "end") is None

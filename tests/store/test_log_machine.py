@@ -213,7 +213,7 @@ class LogMachine(RuleBasedStateMachine):
     def renew(self) -> None:
         """It tells what the log holds and who reads elsewhere, which is all that a silent producer learns."""
         held, writer = self.held, self.writer
-        for (answer,) in self.twins.each_run(scripts.RENEW, [self.meta], LEASE, "1"):
+        for (answer,) in self.twins.each_run(scripts.RENEW, [self.meta], LEASE, "r1", "1"):
             code, top, present, ago, unread = answer
             if not held.there:
                 assert answer == [GONE, 0, 0, -1, -1]

@@ -12,9 +12,9 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tests.support.http import first_line, read_chunk, read_head
@@ -39,6 +39,10 @@ class Client:
     `hops` are counts of events after which the client hangs up by itself and goes on at the next replica,
     `leave_after` the count after which it does not come back.
     """
+
+    path = PATH
+    more: ClassVar[Mapping[str, Any]] = {"messages": []}
+    """What its request says beside the model."""
 
     def __init__(
         self,
@@ -93,6 +97,10 @@ class Client:
     def end(self) -> str | None:
         return check(self.events, first=self.first)[1]
 
+    def is_last(self, event: RawEvent) -> bool:
+        """Does its API send nothing after this event?"""
+        return event.data == "[DONE]"
+
     async def run(self) -> Client:
         """Returns at the stream's end, or where the client leaves. Raises Broken."""
         try:
@@ -124,9 +132,9 @@ class Client:
                 await writer.wait_closed()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        body = json.dumps({"model": self.model, "messages": [], "stream": True}).encode()
+        body = json.dumps({"model": self.model, "stream": True, **self.more}).encode()
         lines = [
-            f"POST {PATH} HTTP/1.1",
+            f"POST {self.path} HTTP/1.1",
             f"host: {host}",
             f"authorization: Bearer {TOKEN}",
             "content-type: application/json",
@@ -180,13 +188,13 @@ class Client:
                 raise Broken(f"{self.model}: not even a heartbeat for {_SILENCE} s, after {self._last}") from None
             except (asyncio.IncompleteReadError, OSError):
                 self.cuts += 1
-                if self.events and self.events[-1].data == "[DONE]":
+                if self.events and self.is_last(self.events[-1]):
                     self._over()
                 return
             if not data:
                 if block:
                     raise Broken(f"{self.model}: a clean end inside {block!r}")
-                if not self.events or self.events[-1].data != "[DONE]":
+                if not self.events or not self.is_last(self.events[-1]):
                     raise Broken(f"{self.model}: a clean end without a terminal event, after {self._last}")
                 self._over()
                 return

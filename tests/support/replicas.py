@@ -144,6 +144,18 @@ class StoreView:
         value: Any = self._client.hget(f"relay:{{{stream_id}}}:meta", "end")
         return None if value is None else value.decode()
 
+    def lease_left(self, stream_id: str) -> float:
+        """Seconds, by the store's clock."""
+        lease: Any = self._client.hget(f"relay:{{{stream_id}}}:meta", "lease")
+        seconds, micros = self._client.time()
+        return float(lease) / 1000 - seconds - micros / 1e6
+
+    def holds(self, text: str) -> bool:
+        """Is a text in what it keeps beside the events?"""
+        hashes: list[Any] = [self._client.hgetall(key) for key in self._client.scan_iter(_type="hash", count=1000)]
+        texts: list[Any] = [self._client.get(key) for key in self._client.scan_iter(_type="string", count=1000)]
+        return any(text.encode() in each for found in hashes for pair in found.items() for each in (*pair, *texts))
+
     def replicas_with_streams(self) -> int:
         return sum(1 for _ in self._client.scan_iter("relay:replica:*", count=1000))
 

@@ -26,6 +26,8 @@ STATUS = _read("status")
 READ = _read("read")
 LEAVE = _read("leave")
 FORCE_END = _read("force_end")
+SUCCEED = _read("succeed")
+LAPSE = _read("lapse")
 CLAIM = _read("claim")
 RELEASE = _read("release")
 ALIAS = _read("alias")
@@ -47,6 +49,8 @@ SCRIPTS = (
     READ,
     LEAVE,
     FORCE_END,
+    SUCCEED,
+    LAPSE,
     CLAIM,
     RELEASE,
     ALIAS,

@@ -1,12 +1,14 @@
 -- Append to several streams in one go: append before emit, all of a flush at once.
 -- KEYS: log 1, meta 1, log 2, meta 2, …
 -- ARGV: retention ms, tombstone ms; then for each: fence, expected top, outcome ('' while it goes on), usage to note
--- with it, number of frames, the frames; with an outcome the end mark's content is the last of them.
+-- with it or, while it goes on, where the upstream stands at the last of the frames ('' where that is as it was), number
+-- of frames, the frames; with an outcome the end mark's content is the last of them.
 -- Answers, for each: {code, top}.
 --   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
---   2 FENCED    someone else has ended this stream: stop, emit nothing more
+--   2 FENCED    someone else has ended this stream, or has taken it over: stop, emit nothing more
 --   3 MISMATCH  the log's top is not the expected one: a reply was lost (top is higher) or entries were (lower)
 --   4 GONE      the log is not there
+-- A fence above the one that is there is good: the store has lost who took the stream over, and `renew` says it again.
 -- A hole cannot be made: frames go in only right after the expected top.
 -- Entry ids: <n>-0 is event n, <n>-1 is the end mark after event n. The channel tells whoever tails the stream.
 local out = {}
@@ -21,7 +23,7 @@ for k = 1, #KEYS, 2 do
   local code = 1
   if not m[1] then
     code, top = 4, 0
-  elseif m[1] ~= fence then
+  elseif m[1] ~= fence and tonumber(m[1]) > tonumber(fence) then
     code = 2
   elseif top ~= expected then
     code = 3
@@ -32,7 +34,11 @@ for k = 1, #KEYS, 2 do
       redis.call('XADD', log, string.format('%d-0', top), 'f', ARGV[a + i])
     end
     if events > 0 then
-      redis.call('HSET', meta, 'top', string.format('%d', top))
+      if outcome == '' and usage ~= '' then
+        redis.call('HSET', meta, 'top', string.format('%d', top), 'at', usage)
+      else
+        redis.call('HSET', meta, 'top', string.format('%d', top))
+      end
       if expected == 0 then
         redis.call('PEXPIRE', log, redis.call('HGET', meta, 'ttl'))
       end
