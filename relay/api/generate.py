@@ -265,6 +265,7 @@ def _call(
             key,
             background=request.background,
             on_continued=on_continued if carried else None,
+            rpc=request.rpc,
         )
 
     def hides(at: Route) -> bool:

@@ -25,6 +25,7 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.protocol.json_edit import Parts, TooLong, edited
+from relay.protocol.json_rpc import Id
 from relay.protocol.legs import LONGEST_QUERY
 from relay.upstream.client import UpstreamClient
 from relay.upstream.resuming import Continuing, StreamRequest
@@ -193,11 +194,19 @@ class UpstreamRequest:
     """The query with which another replica can ask for the rest of a stream, None where none can."""
 
     async def stream(
-        self, body: RequestBody, api: str, key: str, *, background: bool, on_continued: Callable[[], None] | None = None
+        self,
+        body: RequestBody,
+        api: str,
+        key: str,
+        *,
+        background: bool,
+        on_continued: Callable[[], None] | None = None,
+        rpc: tuple[Id, ...] = (),
     ) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
         this generation and no other; `on_continued` hears of each further call that goes on with the answer, None where
-        there is to be none. Raises as `UpstreamClient.send` does."""
+        there is to be none; `rpc` are the ids of the JSON-RPC requests that it has. Raises as `UpstreamClient.send`
+        does."""
         upstream = self.upstream
         joins = upstream.going_on == "auto" and upstream.base_url in self.client.relays
         continuing = None
@@ -218,6 +227,8 @@ class UpstreamRequest:
             self.abandon_after,
             continuing,
             self.again,
+            self.method,
+            rpc,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())

@@ -22,9 +22,11 @@ from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, 
 from relay.config import Timeouts, UpstreamSettings
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.protocol.json_rpc import Id
 from relay.protocol.legs import RELAY, RESPONSES, Leg
 from relay.upstream.addresses import relay_root
 from relay.upstream.client import Body, body_of, is_event_stream
+from relay.upstream.json_rpc import RpcStream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
 from relay.upstream.prefilled import PrefilledStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
@@ -64,7 +66,8 @@ class Continuing:
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
-    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
+    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one,
+    `rpc` are the ids of the JSON-RPC requests that it has;
     `on_result` hears of each loss of its answer whether it was gone on with; an event of it is at most of
     `max_event_bytes`; `continuing` is None where no other call is to go on with its answer. `query` is what another
     replica is to ask with where it goes on with the answer, None where none can."""
@@ -82,6 +85,8 @@ class StreamRequest:
     abandon_after: float
     continuing: Continuing | None = None
     query: str | None = None
+    method: str = "POST"
+    rpc: tuple[Id, ...] = ()
 
     @property
     def _unread(self) -> tuple[bytes, bytes]:
@@ -106,7 +111,7 @@ class StreamRequest:
         lost: ApiError | None = None
         while True:
             try:
-                response = await self.send("POST", self.url, headers, body)
+                response = await self.send(self.method, self.url, headers, body)
             except (UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable) as error:
                 if not isinstance(error, UpstreamUnreachable):
                     lost = lost or error
@@ -134,7 +139,7 @@ class StreamRequest:
         if stream is None or self.timeouts.upstream_resume <= 0:
             return response
         going_on = self._going_on(body_of(response), stream, response.headers, kept if sent_again else None)
-        if self.query is not None and not sent_again:
+        if self.query is not None and isinstance(stream, RelayStream | NumberedStream):
             far = stream.stream if isinstance(stream, RelayStream) else ""
             going_on.leg = Leg(RELAY if far else RESPONSES, self.upstream.name, far, self.query)
         return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
@@ -169,7 +174,7 @@ class StreamRequest:
         idle = self.timeouts.upstream_idle_timeout
 
         async def ask(position: str) -> httpx.Response:
-            sent = b"{}" if is_relay else b"" if kept is None else kept.data
+            sent = b"{}" if is_relay and self.method == "POST" else b"" if kept is None else kept.data
             if sent is None:
                 raise Unresumable("The place of its request was needed for others.", Reason.REFUSED, position)
             return await self._ask(stream, position, sent)
@@ -202,6 +207,8 @@ class StreamRequest:
         if response.status_code != 200 or not is_event_stream(response):
             return None
         mode = self.upstream.going_on
+        if mode == "auto" and self.rpc:
+            return RpcStream(self.rpc, self._policy())
         if mode == "last-event-id":
             return OwnIdsStream(self.api, self._policy())
         if mode == "responses" and self.api == "responses" and self.background:
@@ -220,10 +227,13 @@ class StreamRequest:
         if isinstance(stream, PrefilledStream) and self.continuing is not None:
             body = await stream.request(body)
             return await self.continuing.send(self._again(body), body)
+        if isinstance(stream, RpcStream):
+            position_header = (b"last-event-id", position.encode("latin-1"))
+            return await self.send("GET", self.url, [*self._again(b""), position_header], b"")
         headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
         if isinstance(stream, RelayStream):
             headers.append(self._unread)
-        return await self.send("POST", self.url, headers, body)
+        return await self.send(self.method, self.url, headers, body)
 
     def _again(self, body: bytes) -> Headers:
         """The request's headers for another one."""
