@@ -48,7 +48,7 @@ class StreamSettings(Section):
     upstream_resume: DurationOrZero = Field(
         60.0,
         description="How long the relay tries to come back to an upstream whose answer broke off, where that can go on "
-        "(`upstreams[].resume`); readers get heartbeats meanwhile.",
+        "(`upstreams[].resume`, `upstreams[].continue`); readers get heartbeats meanwhile. `0s`: not at all.",
     )
     max_duration: Duration = Field(3600.0, description="The longest a stream may run.")
     abandon_after: DurationOrNever = Field(

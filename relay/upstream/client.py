@@ -374,6 +374,7 @@ class UpstreamClient:
                 "another try may be paid for twice; if answers take so long, raise the limit."
             ) from None
         except _NOT_CONNECTED as error:
+            self._connections.look_up_again(upstream, proxy or address)
             raise UpstreamUnreachable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."

@@ -110,6 +110,13 @@ class Connections:
             pool = self._pools[kind] = self._open(*kind)
         return pool
 
+    def look_up_again(self, upstream: UpstreamSettings, address: URL) -> None:
+        """Nobody is at an address any more: what is known of its name's is forgotten. (It is kept for 10 s, longer than
+        a stream may have to come back.)"""
+        connector = self.to(upstream).connector
+        if isinstance(connector, TCPConnector) and address.host and address.port:
+            connector.clear_dns_cache(address.host, address.port)
+
     @staticmethod
     def _open(ca_file: Path | None, client_cert: Path | None, keepalive: float) -> aiohttp.ClientSession:
         connector = _Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive)

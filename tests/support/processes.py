@@ -89,6 +89,9 @@ def needs(condition: object, reason: str) -> None:
 class RelayProcess:
     """`relay serve` with a settings file written from a dict. Use it as a context manager."""
 
+    within: tuple[str, ...] = ()
+    """A command that becomes the one that it is given."""
+
     def __init__(self, config: dict[str, Any], env: dict[str, str] | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
         self.config = _complete(config, self._folder)
@@ -122,7 +125,7 @@ class RelayProcess:
     def start(self) -> Self:
         """Start and wait until ready. After `kill` or `wait` it starts again, on the same ports and data."""
         self._folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "relay", *self.arguments()]
+        command = [*self.within, sys.executable, "-m", "relay", *self.arguments()]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

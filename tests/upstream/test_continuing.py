@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.sdk.ends import drive
+from tests.sdk.install import is_installed
 from tests.support import streams
-from tests.support.processes import RelayProcess
+from tests.support.processes import RelayProcess, needs
 from tests.support.samples import error_of
 from tests.support.scripted import Call, Cut, Gate, ScriptedUpstream, Step, json_response, stream
 from tests.support.sseclient import RawEvent, RawStream, open_stream
@@ -21,6 +24,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 WORDS = ["one ", "two ", "three ", "four"]
+SDK = "py-new"
 TURN = {"role": "user", "content": "Count."}
 SPELLINGS = {"member": "continue_final_message", "prefix": "prefix", "echo": "prefix_echoed", "message": "message"}
 EACH: tuple[Api, ...] = ("chat", "messages")
@@ -189,6 +193,28 @@ def test_whoever_comes_later_is_told(relay: RelayProcess, upstream: ScriptedUpst
         "continued": 1.0,
         "lost": 0.0,
     }
+
+
+@pytest.mark.parametrize("api", EACH)
+def test_an_sdk_sees_one_answer(relay: RelayProcess, upstream: ScriptedUpstream, api: Api) -> None:
+    needs(is_installed(SDK), f"the SDKs of {SDK}: run tests/sdk/install.py")
+    model = f"member-sdk-{api}"
+    upstream.on(model, *stream(*beginning(api, WORDS[:2]), Gate(model), Cut()))
+    with ThreadPoolExecutor(1) as thread:
+        driven = thread.submit(drive, SDK, relay.url, [[api, model, "helper"]])
+        upstream.wait_reached(model, 60)
+        upstream.on(model, *rest(api, [" ", *WORDS[2:]]))
+        upstream.open(model)
+        (seen,) = driven.result(90)
+    assert seen["error"] is None
+    if api == "chat":
+        (choice,) = seen["final"]["choices"]
+        told = choice["message"]["content"], choice["message"]["role"], choice["finish_reason"], seen["final"]["id"]
+        assert told == ("".join(WORDS), "assistant", "stop", "chatcmpl-1")
+    else:
+        (block,) = seen["final"]["content"]
+        assert (block["text"], seen["final"]["stop_reason"]) == ("".join(WORDS), "end_turn")
+    assert len(upstream.calls_of(model)) == 2
 
 
 def lost(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -12,13 +12,12 @@ from tests.support.processes import RelayProcess
 from tests.support.sseclient import RawEvent, open_stream
 from tests.support.streams import PATHS, Api, credential
 from tests.upstream.formats import is_whole, request
-from tests.upstream.servers import Upstream, llama_cpp
+from tests.upstream.servers import Upstream
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("server", ["llama.cpp"], indirect=True)]
 
 PROMPT = "Count to ten."
 TOKENS = 10
-EACH: tuple[Api, ...] = ("chat", "messages")
 
 
 @dataclass
@@ -29,10 +28,17 @@ class Cut:
     line: CuttingProxy
     model: Upstream
     at: int | None = None
+    uncut: dict[Api, list[RawEvent]] = field(default_factory=dict)
 
     def fate(self, asked: Asked) -> Fate:
         at, self.at = self.at, None
         return Fate(cut_at=at)
+
+    def whole(self, api: Api) -> list[RawEvent]:
+        """An answer that nothing cuts."""
+        if api not in self.uncut:
+            self.uncut[api] = self.read(api)
+        return self.uncut[api]
 
     def read(self, api: Api, at: int | None = None) -> list[RawEvent]:
         """An answer whose first connection ends after so many bytes."""
@@ -43,18 +49,13 @@ class Cut:
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    with llama_cpp(tmp_path_factory.mktemp("model")) as model, CuttingProxy(model.url) as line:
+def cut(server: Upstream) -> Iterator[Cut]:
+    with CuttingProxy(server.url) as line:
         upstream = {"name": "llama", "base_url": line.url, "continue": "prefill"}
         with RelayProcess({"upstreams": [upstream]}) as relay:
-            made = Cut(relay, line, model)
+            made = Cut(relay, line, server)
             line.fate = made.fate
             yield made
-
-
-@pytest.fixture(scope="module")
-def uncut(cut: Cut) -> dict[Api, list[RawEvent]]:
-    return {api: cut.read(api) for api in EACH}
 
 
 def text_of(api: Api, events: list[RawEvent]) -> str:
@@ -65,10 +66,8 @@ def text_of(api: Api, events: list[RawEvent]) -> str:
 
 
 @pytest.mark.parametrize(("api", "words"), [("chat", 1), ("chat", 5), ("chat", 8), ("messages", 5)])
-def test_the_joined_text_is_that_of_an_uncut_answer(
-    cut: Cut, uncut: dict[Api, list[RawEvent]], api: Api, words: int
-) -> None:
-    whole = uncut[api]
+def test_the_joined_text_is_that_of_an_uncut_answer(cut: Cut, api: Api, words: int) -> None:
+    whole = cut.whole(api)
     assert is_whole(api, whole)
     before = 1 if api == "chat" else 2
     asked = len(cut.line.asked())
