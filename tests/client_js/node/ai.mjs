@@ -4,8 +4,8 @@
 // wrong}. The stream is made, and read, by the SDK itself.
 
 import assert from "node:assert/strict";
-import { AbstractChat, createUIMessageStream, createUIMessageStreamResponse } from "ai";
-import { RelayChatTransport } from "relay-streams/ai";
+import { createUIMessageStream, createUIMessageStreamResponse } from "ai";
+import { Chat as AnyChat } from "./chat.mjs";
 
 const STREAM = "st_0123456789abcdefghijkl";
 const USER = { id: "m1", role: "user", parts: [{ type: "text", text: "How warm is it?" }] };
@@ -89,30 +89,12 @@ class Relay {
   count = (method) => this.requests.filter((asked) => asked.method === method).length;
 }
 
-class Chat extends AbstractChat {
-  constructor({ relay, messages = [], resuming, ...options }) {
-    const state = {
-      status: "ready",
-      error: undefined,
-      messages,
-      pushMessage: (message) => (state.messages = [...state.messages, message]),
-      popMessage: () => (state.messages = state.messages.slice(0, -1)),
-      replaceMessage: (at, message) => (state.messages = state.messages.with(at, structuredClone(message))),
-      snapshot: structuredClone,
-    };
-    const sleep = (ms, signal) => new Promise((resolve) => setTimeout(resolve, 1)).then(() => signal?.throwIfAborted());
-    const settings = { sleep, maxAttempts: 50, ...resuming };
-    const transport = new RelayChatTransport({ api: "http://app.test/api/chat", fetch: relay.fetch, resuming: settings });
-    super({ id: "chat-1", transport, state, ...options });
-  }
+const AT = { api: "http://app.test/api/chat" };
+const sleep = (ms, signal) => new Promise((resolve) => setTimeout(resolve, 1)).then(() => signal?.throwIfAborted());
 
-  /** As an application saves them. */
-  get saved() {
-    return JSON.parse(JSON.stringify(this.messages));
-  }
-
-  get text() {
-    return this.messages.at(-1).parts.map((part) => part.text ?? "").join("");
+class Chat extends AnyChat {
+  constructor({ relay, resuming, ...options }) {
+    super({ fetch: relay.fetch, resuming: { sleep, maxAttempts: 50, ...resuming }, ...AT }, options);
   }
 }
 
