@@ -14,7 +14,7 @@ import pytest
 from tests.client_js.conftest import Bench, finish, start
 from tests.client_js.install import NODE
 from tests.client_js.test_ai import CLIENT
-from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate
+from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.support.format_samples import FORMATS
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Pause, ScriptedUpstream, Step, stream
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 JOBS = (("chat", "ui"), ("events", "ui"), ("events", "ag-ui"), ("events", "plain"))
 HEADS = {"ui": {"x-vercel-ai-ui-message-stream": "v1"}}
-WAYS = ("fin", "rst", "clean", "close")
+WAYS: tuple[Way, ...] = ("fin", "rst", "clean", "close")
 ROUNDS = 6
 
 
