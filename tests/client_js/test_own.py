@@ -17,7 +17,7 @@ from tests.client_js.test_ai import CLIENT
 from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.support.format_samples import FORMATS
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Pause, ScriptedUpstream, Step, stream
+from tests.support.scripted import Gate, Pause, ScriptedUpstream, Step, stream
 from tests.support.stores import valkey_server
 
 pytestmark = pytest.mark.slow
@@ -94,3 +94,15 @@ def test_what_is_cut_everywhere_reads_as_what_is_not(bench: Bench, project: Path
             assert seen == uncut[number % len(JOBS)], model
             assert len(bench.upstream.calls_of(model)) == 1
             assert len(proxy.asked(model)) > 1
+
+
+def test_a_stop_before_the_answer_begins_ends_it(bench: Bench, project: Path) -> None:
+    """Its stream's id is not known before: so the request goes on until it is."""
+    bench.upstream.on("stopped", Pause(1.0), *stream(FORMATS["ui"].events[0].from_upstream(0), Gate("never")))
+    job = ["stopped", FORMATS["ui"].path, "stopped"]
+    (seen,) = finish(start("own.mjs", {"url": bench.urls[0], "jobs": [job]}, cwd=project))
+    assert seen["error"] is None
+    assert len(seen["read"]) == 1
+    (call,) = bench.upstream.calls_of("stopped")
+    assert call.ended.wait(20)
+    assert call.cancelled

@@ -36,6 +36,9 @@ async function logged(parts) {
 const { frames: LOG, kind: KIND } = await logged(PARTS);
 const HEAD = { "content-type": "text/event-stream", "relay-stream-id": STREAM, "relay-resumable": "true" };
 
+const aborted = (signal) =>
+  new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+
 /** A relay that has `log`; each answer that is a stream ends as the next of `cuts` says: after so many bytes, or never. */
 class Relay {
   requests = [];
@@ -43,6 +46,7 @@ class Relay {
   constructor({ log = LOG, cuts = [], live = true, upTo = Infinity } = {}) {
     Object.assign(this, { log, cuts: [...cuts], live, upTo });
     this.more = new Promise((resolve) => (this.goOn = resolve));
+    this.answered = new Promise((resolve) => (this.answer = resolve));
   }
 
   fetch = async (url, { method = "GET", headers, body, signal } = {}) => {
@@ -51,6 +55,7 @@ class Relay {
     this.requests.push(asked);
     const next = this.cuts.shift();
     if (next === "before the head") throw new TypeError("fetch failed");
+    if (next === "late") await Promise.race([this.answered, aborted(signal)]);
     if (method === "DELETE") return new Response(null, { status: 204 });
     const after = Number(asked.headers["last-event-id"]?.split(".")[1] ?? 0);
     const named = asked.path.endsWith("/stream");
@@ -58,7 +63,7 @@ class Relay {
       return new Response(null, { status: 204, headers: named ? {} : { "relay-stream-id": STREAM } });
     }
     const bytes = new TextEncoder().encode(this.log.slice(after).join(""));
-    return new Response(this.#body(bytes, next ?? { at: Infinity }, after, signal), {
+    return new Response(this.#body(bytes, next === "late" || !next ? { at: Infinity } : next, after, signal), {
       headers: { ...HEAD, "x-vercel-ai-ui-message-stream": KIND },
     });
   };
@@ -194,6 +199,35 @@ const CASES = {
       assert.equal(chat.status, "ready");
       assert.equal(chat.text, "It is ");
     }
+  },
+
+  async stop_before_the_answer_ends_the_generation_as_soon_as_it_is_known() {
+    for (const resumed of [false, true]) {
+      const relay = new Relay({ cuts: ["late"] });
+      const chat = new Chat({ relay, messages: resumed ? [USER] : [] });
+      const over = resumed ? chat.resumeStream() : chat.sendMessage(structuredClone(USER));
+      await until(() => relay.requests.length === 1);
+      await chat.stop();
+      await over;
+      assert.deepEqual([chat.status, chat.messages.length, relay.requests.length], ["ready", 1, 1]);
+      relay.answer();
+      await until(() => relay.count("DELETE") > 0);
+      assert.equal(relay.requests.at(-1).path, `http://app.test/streams/${STREAM}`);
+      assert.equal(relay.requests.length, 2);
+    }
+  },
+
+  async a_component_that_is_mounted_twice_ends_nothing() {
+    const relay = new Relay({ cuts: ["late"] });
+    const chat = new Chat({ relay, messages: [USER] });
+    const first = chat.resumeStream();
+    chat.stop();
+    const second = chat.resumeStream();
+    relay.answer();
+    await Promise.all([first, second]);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.equal(relay.count("DELETE"), 0);
+    assert.deepEqual(chat.saved, UNCUT);
   },
 
   async stop_after_the_end_asks_for_nothing() {

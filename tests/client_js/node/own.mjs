@@ -1,6 +1,6 @@
 // Reads an application's streams through the client's modules: node own.mjs '{"url": …, "jobs": [["chat", path, model], …]}'
 //
-// "chat" is a message of the AI SDK's chat, "events" an EventSource with the method of its job. Prints what each has read.
+// "chat" is a message of the AI SDK's chat, "events" an EventSource of a POST. Prints what each has read.
 // Every wait of the resuming fetch is cut short.
 
 import { RelayEventSource } from "relay-streams/events";
@@ -27,5 +27,14 @@ async function events(path, model) {
   return { read, error };
 }
 
-const READ = { chat, events };
+/** Stopped before its answer has begun. */
+async function stopped(path, model) {
+  const told = new Chat({ api: url + path, headers, body: { model }, resuming });
+  const over = told.sendMessage({ id: "m1", role: "user", parts: [{ type: "text", text: "Hello." }] });
+  setTimeout(told.stop, 200);
+  await over;
+  return { read: told.saved, error: told.error?.message ?? null };
+}
+
+const READ = { chat, events, stopped };
 console.log(JSON.stringify(await Promise.all(jobs.map(([how, path, model]) => READ[how](path, model)))));
