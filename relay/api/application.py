@@ -7,7 +7,7 @@ the relay's form is a resume, any other one is the application's own.
 
 from __future__ import annotations
 
-from relay.api import application_body, generate, listing, resume, stream_names, unread
+from relay.api import application_body, generate, listing, passed_events, resume, stream_names, unread
 from relay.api.attaching import Attaching
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
@@ -22,10 +22,15 @@ from relay.protocol.application import Application
 from relay.protocol.errors import IdempotencyKeyInFlight, TooManyRequests, Unavailable
 from relay.protocol.ids import new_stream_id, parse_event_id
 from relay.protocol.json_rpc import requests_of
+from relay.streams.answer import is_stream
+from relay.upstream.client import body_of
 from relay.upstream.routing import Route
 
 # Whatever is answered to these has no event to resume at.
 _NO_STREAMS = ("HEAD", "OPTIONS")
+# With it a GET opens what an MCP server has to say by itself, or goes on with what it keeps: its events have no end,
+# are for this connection alone, and have ids of the server's.
+_MCP_SESSION = b"mcp-session-id"
 
 
 async def serve(services: Services, exchange: Exchange, upstream: UpstreamSettings) -> None:
@@ -39,7 +44,7 @@ async def serve(services: Services, exchange: Exchange, upstream: UpstreamSettin
         await exchange.discard_body()
         name = stream_names.checked(named, "{name}")
         await listing.newest(services, exchange, [exchange.caller], name, live=True)
-    elif exchange.method in _NO_STREAMS:
+    elif exchange.method in _NO_STREAMS or (exchange.method == "GET" and exchange.header(_MCP_SESSION) is not None):
         await _pass(services, exchange, upstream)
     else:
         await _ask(services, exchange, upstream)
@@ -93,7 +98,7 @@ async def _request(
 
 
 async def _pass(services: Services, exchange: Exchange, upstream: UpstreamSettings) -> None:
-    """A request whose answer is no event stream."""
+    """A request whose answer is no event stream of the relay's."""
     with services.gate.acquire(exchange.caller):
         exchange.caller.check_path(exchange.method, exchange.scope["path"], exchange.target)
         await exchange.discard_body()
@@ -102,4 +107,11 @@ async def _pass(services: Services, exchange: Exchange, upstream: UpstreamSettin
         request = upstream_request(services, exchange, route, "sse", identity=True, length=None)
         response = await exchange.unless_gone(request.send(b""))
         head = application_headers.to_client(response.headers.raw, cookies=upstream.cookies, more=upstream.headers)
-        await relay_response(exchange, response, upstream.headers, head)
+        if exchange.method != "GET" or not is_stream(response, "sse"):
+            await relay_response(exchange, response, upstream.headers, head)
+            return
+        try:
+            meter = route.meter(services.metrics, "sse")
+            await passed_events.deliver(exchange, response, upstream.headers, meter, services.settings, head)
+        finally:
+            await body_of(response).aclose()

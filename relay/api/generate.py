@@ -255,7 +255,8 @@ def _call(
     async def once(asking: Asking) -> httpx.Response:
         asking(route, hides(route))
         data = body.sent_once(route)
-        return await to(route, data.size).stream(data, dialect.name, key, background=request.background)
+        sent = to(route, data.size)
+        return await sent.stream(data, dialect.name, key, background=request.background, rpc=request.rpc)
 
     async def in_turn(asking: Asking) -> httpx.Response:
         last = route
@@ -265,7 +266,8 @@ def _call(
             last = at
             data = body.written_for(at)
             asking(at, hides(at))
-            return await to(at, data.size).stream(data, dialect.name, key, background=request.background)
+            sent = to(at, data.size)
+            return await sent.stream(data, dialect.name, key, background=request.background, rpc=request.rpc)
 
         try:
             answered, response = await ask(route, send)

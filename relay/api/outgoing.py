@@ -23,6 +23,7 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import ApiError, BadRequest, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.protocol.json_edit import Parts, TooLong, edited
+from relay.protocol.json_rpc import Id
 from relay.upstream.client import UpstreamClient
 from relay.upstream.resuming import StreamRequest
 from relay.upstream.routing import Route
@@ -187,9 +188,12 @@ class UpstreamRequest:
     path: str
     """One that the relay knows, or `other`."""
 
-    async def stream(self, body: RequestBody, api: str, key: str, *, background: bool) -> httpx.Response:
+    async def stream(
+        self, body: RequestBody, api: str, key: str, *, background: bool, rpc: tuple[Id, ...] = ()
+    ) -> httpx.Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
-        this generation and no other. Raises as `UpstreamClient.send` does."""
+        this generation and no other, `rpc` are the ids of the JSON-RPC requests that it has. Raises as
+        `UpstreamClient.send` does."""
         upstream = self.upstream
         joins = upstream.going_on == "auto" and upstream.base_url in self.client.relays
         kept = body.keep() if joins or upstream.going_on == "last-event-id" else None
@@ -205,6 +209,8 @@ class UpstreamRequest:
             background,
             self.max_event_bytes,
             self.abandon_after,
+            self.method,
+            rpc,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())

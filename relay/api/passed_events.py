@@ -91,18 +91,30 @@ class PassedEvents:
 
 
 async def deliver(
-    exchange: Exchange, response: httpx.Response, more: Sequence[str], meter: Meter, settings: Settings
+    exchange: Exchange,
+    response: httpx.Response,
+    more: Sequence[str],
+    meter: Meter,
+    settings: Settings,
+    crossing: Headers | None = None,
 ) -> None:
-    """Answer with an upstream's event stream. Raises ConnectionCut where it must not look complete."""
+    """Answer with an upstream's event stream; `crossing` are the headers that come with it, where they are known.
+    Raises ConnectionCut where it must not look complete."""
+    answer = head(response.headers.raw, more) if crossing is None else of_events(crossing)
     source = PassedEvents(aiter(body_of(response)), meter)
     try:
         async with asyncio.timeout(settings.streams.max_duration):
-            await Delivery(exchange, source, settings).run(head(response.headers.raw, more))
+            await Delivery(exchange, source, settings).run(answer)
     except TimeoutError:
         raise ConnectionCut from None
 
 
 def head(headers: Headers, more: Sequence[str]) -> Headers:
     """Its headers: those of an answer that is passed through, and what makes proxies hand it on as it comes."""
+    return of_events(rules.to_client(headers, more))
+
+
+def of_events(crossing: Headers) -> Headers:
+    """The headers that cross, and what makes proxies hand it on as it comes."""
     own = {name for name, _ in EVENT_STREAM} | {b"content-length"}
-    return [item for item in rules.to_client(headers, more) if item[0] not in own] + EVENT_STREAM
+    return [item for item in crossing if item[0] not in own] + EVENT_STREAM

@@ -106,7 +106,7 @@ def is_terminal(api: str, block: Block) -> bool:
             return block.data == b"[DONE]"
         return block.type == b"error" or _object(block, b'"error"').get("error") is not None
     name = block.type.decode("latin-1") or _object(block, b'"type"').get("type")
-    return name in _TERMINAL[api]
+    return name in _TERMINAL.get(api, ())  # of an application's stream the relay knows
 
 
 def error_code(body: bytes) -> str | None:

@@ -22,8 +22,10 @@ from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, 
 from relay.config import Timeouts, UpstreamSettings
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable
 from relay.protocol.headers import Headers
+from relay.protocol.json_rpc import Id
 from relay.upstream.addresses import relay_root
 from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.json_rpc import RpcStream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
 
@@ -53,7 +55,8 @@ class Kept(Protocol):
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
-    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one;
+    runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one,
+    `rpc` are the ids of the JSON-RPC requests that it has;
     `on_result` hears of each loss of its answer whether it was gone on with; an event of it is at most of
     `max_event_bytes`."""
 
@@ -68,6 +71,8 @@ class StreamRequest:
     background: bool
     max_event_bytes: int
     abandon_after: float
+    method: str = "POST"
+    rpc: tuple[Id, ...] = ()
 
     @property
     def _unread(self) -> tuple[bytes, bytes]:
@@ -92,7 +97,7 @@ class StreamRequest:
         lost: ApiError | None = None
         while True:
             try:
-                response = await self.send("POST", self.url, headers, body)
+                response = await self.send(self.method, self.url, headers, body)
             except (UpstreamDisconnected, UpstreamMalformed, UpstreamUnreachable) as error:
                 if not isinstance(error, UpstreamUnreachable):
                     lost = lost or error
@@ -124,7 +129,7 @@ class StreamRequest:
         idle = self.timeouts.upstream_idle_timeout
 
         async def ask(position: str) -> httpx.Response:
-            body = b"{}" if is_relay else b"" if kept is None or not sent_again else kept.data
+            body = b"{}" if is_relay and self.method == "POST" else b"" if kept is None or not sent_again else kept.data
             if body is None:
                 raise Unresumable("The place of its request was needed for others.", Reason.REFUSED, position)
             return await self._ask(stream, position, body)
@@ -151,6 +156,8 @@ class StreamRequest:
         if response.status_code != 200 or not is_event_stream(response):
             return None
         mode = self.upstream.going_on
+        if mode == "auto" and self.rpc:
+            return RpcStream(self.rpc, self._policy())
         if mode == "last-event-id":
             return OwnIdsStream(self.api, self._policy())
         if mode == "responses":
@@ -164,10 +171,13 @@ class StreamRequest:
             query = "&".join(filter(None, (found[2], "stream=true", f"starting_after={position}")))
             url = f"{found[1]}/{quote(stream.response_id, safe='')}?{query}"
             return await self.send("GET", url, self._again(b""), b"")
+        if isinstance(stream, RpcStream):
+            position_header = (b"last-event-id", position.encode("latin-1"))
+            return await self.send("GET", self.url, [*self._again(b""), position_header], b"")
         headers = [*self._again(body), (b"last-event-id", position.encode("latin-1"))]
         if isinstance(stream, RelayStream):
             headers.append(self._unread)
-        return await self.send("POST", self.url, headers, body)
+        return await self.send(self.method, self.url, headers, body)
 
     def _again(self, body: bytes) -> Headers:
         """The request's headers for another one."""

@@ -27,6 +27,7 @@ PYTHON_GENERATIONS: dict[str, tuple[str, ...]] = {
     "py-old": ("openai==1.109.1", "anthropic==0.79.0"),
     # Kept out of the parity tests by its name; langchain-core from 1.7.5 wants a certifi that is not released.
     "langchain": ("langchain-openai==1.7.2", "langchain-core==1.7.2", "openai==3.54.0"),
+    "mcp": ("mcp==2.3.0",),
     "llmock": ("llmock==0.2.2",),  # an upstream, not an SDK; its web framework must not meet the relay's
     "examples": ("--require-hashes", "--requirement", str(EXAMPLES)),
 }
