@@ -52,6 +52,7 @@ HOW: dict[ClaimMutation, tuple[str, dict[str, Any]]] = {
 """What each broken rule leads to."""
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "mutation",
     [
