@@ -361,7 +361,8 @@ class Endpoint:
             exchange.check_head()
             if exchange.answer_headers:
                 if self._cors.is_preflight(exchange.method, exchange.headers):
-                    await exchange.answer(204, b"", self._cors.preflight(exchange.headers))
+                    exchange.answer_headers = [*exchange.answer_headers, *self._cors.preflight(exchange.headers)]
+                    await exchange.answer(204, b"", [])
                     return
                 # Some upstreams refuse pages that they do not know: this one has been let in here.
                 exchange.headers = [item for item in exchange.headers if item[0] != b"origin"]

@@ -27,7 +27,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     modules.mkdir()
     shutil.copytree(CLIENT, modules / "relay-streams")
     (modules / "ai").symlink_to(NODE / "node_modules" / request.param)
-    for name in ("ai.mjs", "types.ai.ts"):
+    for name in ("ai.mjs", "chat.mjs", "types.ai.ts"):
         shutil.copy(NODE / name, folder)
     (folder / "package.json").write_text('{"type": "module"}')
     return folder

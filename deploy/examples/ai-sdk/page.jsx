@@ -1,5 +1,5 @@
 import { useChat } from "@ai-sdk/react";
-import { useEffect, useState } from "react";
+import { StrictMode, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { RelayChatTransport } from "relay-streams/ai";
 
@@ -41,4 +41,5 @@ function Chat({ loaded }) {
   );
 }
 
-load().then((loaded) => createRoot(document.getElementById("root")).render(<Chat loaded={loaded} />));
+const root = createRoot(document.getElementById("root"));
+load().then((loaded) => root.render(<StrictMode><Chat loaded={loaded} /></StrictMode>));

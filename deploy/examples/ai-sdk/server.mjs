@@ -17,7 +17,7 @@ const { outputFiles: [page] } = await build({
   bundle: true,
   write: false,
   jsx: "automatic",
-  define: { "process.env.NODE_ENV": '"production"' },
+  define: { "process.env.NODE_ENV": '"development"' }, // as a framework's development server has it
 });
 
 async function answer(key, messages, response) {

@@ -60,7 +60,8 @@ export interface ResumingOptions {
   assumeRelay?: boolean;
   /**
    * True: an abort of `init.signal`, or a cancel of the body's reader, before the stream's end has the generation
-   * stopped (`DELETE /streams/{id}`). A function is asked at that moment. Default false: whoever leaves may come back.
+   * stopped (`DELETE /streams/{id}`). Before the answer begins, the request goes on for that, for a minute at most, at an
+   * address that is known to be a relay's. A function is asked at that moment. Default false: whoever leaves may come back.
    */
   stopOnAbort?: boolean | (() => boolean | Promise<boolean>);
   /**

@@ -49,6 +49,8 @@ const LATE_MS = 1000;
 
 /** What whoever leaves gives the relay to hear of it. */
 const STOP_MS = 5000;
+/** How long who has left before the answer waits for its head, to stop what it began. */
+const UNANSWERED_MS = 60_000;
 const OF_A_BODY = ["content-type", "content-length", "content-encoding", "last-event-id", "idempotency-key", "prefer"];
 
 const TIMES = { maxElapsedMs: 120_000, deadlineMs: Infinity, firstDelayMs: 500, longestDelayMs: 15_000 };
@@ -106,7 +108,8 @@ export function resumingFetch(fetch, options = {}) {
     const asked = await requestToResume(input, init ?? {}, settings.anyStream);
     if (asked === null) return native(input, init);
     const request = new RequestPlan(native, input, init, asked, known);
-    const first = await (request.isRelay || settings.headers ? firstResponse(request, settings) : native(input, init));
+    const ask = request.isRelay && settings.stopOnAbort && asked.signal ? firstResponseOrStop : firstResponse;
+    const first = await (request.isRelay || settings.headers ? ask(request, settings) : native(input, init));
     const stream = resumableStreamId(first);
     if (stream === null) return first;
     known.add(asked.address);
@@ -158,6 +161,45 @@ async function firstResponse(request, settings) {
     await sleepOrWake(settings, wait, budget.least, signal);
   }
 }
+
+/**
+ * The answer to the first request, whose caller may leave before it begins: its generation is stopped then, too. The
+ * request goes on for that, since nobody knows the stream before its head.
+ */
+async function firstResponseOrStop(request, settings) {
+  const { signal } = request;
+  signal.throwIfAborted();
+  const late = new AbortController();
+  request.signal = late.signal;
+  const answer = firstResponse(request, settings);
+  const leave = async () => {
+    request.repeatable = false;
+    const timer = setTimeout(() => late.abort(signal.reason), UNANSWERED_MS);
+    answer.catch(() => {}).then(() => clearTimeout(timer));
+    if (!(await isWanted(settings))) return late.abort(signal.reason);
+    const first = await answer;
+    const stream = resumableStreamId(first);
+    discardBody(first);
+    if (stream !== null) await request.stop(stream);
+  };
+  let onAbort;
+  const left = new Promise((_, reject) => {
+    onAbort = () => {
+      reject(signal.reason);
+      leave().catch(() => {});
+    };
+    signal.addEventListener("abort", onAbort);
+  });
+  try {
+    return await Promise.race([answer, left]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+    if (!signal.aborted) signal.addEventListener("abort", () => late.abort(signal.reason)); // of the answer's body
+  }
+}
+
+/** Whoever leaves is asked whether it is a stop. */
+const isWanted = async ({ stopOnAbort }) => (typeof stopOnAbort === "function" ? stopOnAbort() : stopOnAbort);
 
 /** What is known of the servers that were asked: which are relays, and what was lost a moment ago. */
 class KnownRelays {
@@ -511,8 +553,7 @@ class StreamBody {
   };
 
   async #end() {
-    const { stopOnAbort } = this.#settings;
-    if (typeof stopOnAbort !== "function" || (await stopOnAbort())) await this.#request.stop(this.#state.stream);
+    if (await isWanted(this.#settings)) await this.#request.stop(this.#state.stream);
   }
 
   /** Nothing is read before it is asked for, so a slow client slows the sender down and fills no memory here. */

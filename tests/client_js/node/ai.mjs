@@ -4,8 +4,8 @@
 // wrong}. The stream is made, and read, by the SDK itself.
 
 import assert from "node:assert/strict";
-import { AbstractChat, createUIMessageStream, createUIMessageStreamResponse } from "ai";
-import { RelayChatTransport } from "relay-streams/ai";
+import { createUIMessageStream, createUIMessageStreamResponse } from "ai";
+import { Chat as AnyChat } from "./chat.mjs";
 
 const STREAM = "st_0123456789abcdefghijkl";
 const USER = { id: "m1", role: "user", parts: [{ type: "text", text: "How warm is it?" }] };
@@ -36,6 +36,9 @@ async function logged(parts) {
 const { frames: LOG, kind: KIND } = await logged(PARTS);
 const HEAD = { "content-type": "text/event-stream", "relay-stream-id": STREAM, "relay-resumable": "true" };
 
+const aborted = (signal) =>
+  new Promise((_, reject) => signal?.addEventListener("abort", () => reject(signal.reason)));
+
 /** A relay that has `log`; each answer that is a stream ends as the next of `cuts` says: after so many bytes, or never. */
 class Relay {
   requests = [];
@@ -43,6 +46,7 @@ class Relay {
   constructor({ log = LOG, cuts = [], live = true, upTo = Infinity } = {}) {
     Object.assign(this, { log, cuts: [...cuts], live, upTo });
     this.more = new Promise((resolve) => (this.goOn = resolve));
+    this.answered = new Promise((resolve) => (this.answer = resolve));
   }
 
   fetch = async (url, { method = "GET", headers, body, signal } = {}) => {
@@ -51,6 +55,7 @@ class Relay {
     this.requests.push(asked);
     const next = this.cuts.shift();
     if (next === "before the head") throw new TypeError("fetch failed");
+    if (next === "late") await Promise.race([this.answered, aborted(signal)]);
     if (method === "DELETE") return new Response(null, { status: 204 });
     const after = Number(asked.headers["last-event-id"]?.split(".")[1] ?? 0);
     const named = asked.path.endsWith("/stream");
@@ -58,7 +63,7 @@ class Relay {
       return new Response(null, { status: 204, headers: named ? {} : { "relay-stream-id": STREAM } });
     }
     const bytes = new TextEncoder().encode(this.log.slice(after).join(""));
-    return new Response(this.#body(bytes, next ?? { at: Infinity }, after, signal), {
+    return new Response(this.#body(bytes, next === "late" || !next ? { at: Infinity } : next, after, signal), {
       headers: { ...HEAD, "x-vercel-ai-ui-message-stream": KIND },
     });
   };
@@ -89,30 +94,12 @@ class Relay {
   count = (method) => this.requests.filter((asked) => asked.method === method).length;
 }
 
-class Chat extends AbstractChat {
-  constructor({ relay, messages = [], resuming, ...options }) {
-    const state = {
-      status: "ready",
-      error: undefined,
-      messages,
-      pushMessage: (message) => (state.messages = [...state.messages, message]),
-      popMessage: () => (state.messages = state.messages.slice(0, -1)),
-      replaceMessage: (at, message) => (state.messages = state.messages.with(at, structuredClone(message))),
-      snapshot: structuredClone,
-    };
-    const sleep = (ms, signal) => new Promise((resolve) => setTimeout(resolve, 1)).then(() => signal?.throwIfAborted());
-    const settings = { sleep, maxAttempts: 50, ...resuming };
-    const transport = new RelayChatTransport({ api: "http://app.test/api/chat", fetch: relay.fetch, resuming: settings });
-    super({ id: "chat-1", transport, state, ...options });
-  }
+const AT = { api: "http://app.test/api/chat" };
+const sleep = (ms, signal) => new Promise((resolve) => setTimeout(resolve, 1)).then(() => signal?.throwIfAborted());
 
-  /** As an application saves them. */
-  get saved() {
-    return JSON.parse(JSON.stringify(this.messages));
-  }
-
-  get text() {
-    return this.messages.at(-1).parts.map((part) => part.text ?? "").join("");
+class Chat extends AnyChat {
+  constructor({ relay, resuming, ...options }) {
+    super({ fetch: relay.fetch, resuming: { sleep, maxAttempts: 50, ...resuming }, ...AT }, options);
   }
 }
 
@@ -212,6 +199,35 @@ const CASES = {
       assert.equal(chat.status, "ready");
       assert.equal(chat.text, "It is ");
     }
+  },
+
+  async stop_before_the_answer_ends_the_generation_as_soon_as_it_is_known() {
+    for (const resumed of [false, true]) {
+      const relay = new Relay({ cuts: ["late"] });
+      const chat = new Chat({ relay, messages: resumed ? [USER] : [] });
+      const over = resumed ? chat.resumeStream() : chat.sendMessage(structuredClone(USER));
+      await until(() => relay.requests.length === 1);
+      await chat.stop();
+      await over;
+      assert.deepEqual([chat.status, chat.messages.length, relay.requests.length], ["ready", 1, 1]);
+      relay.answer();
+      await until(() => relay.count("DELETE") > 0);
+      assert.equal(relay.requests.at(-1).path, `http://app.test/streams/${STREAM}`);
+      assert.equal(relay.requests.length, 2);
+    }
+  },
+
+  async a_component_that_is_mounted_twice_ends_nothing() {
+    const relay = new Relay({ cuts: ["late"] });
+    const chat = new Chat({ relay, messages: [USER] });
+    const first = chat.resumeStream();
+    chat.stop();
+    const second = chat.resumeStream();
+    relay.answer();
+    await Promise.all([first, second]);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.equal(relay.count("DELETE"), 0);
+    assert.deepEqual(chat.saved, UNCUT);
   },
 
   async stop_after_the_end_asks_for_nothing() {

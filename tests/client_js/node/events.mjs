@@ -197,6 +197,32 @@ const CASES = {
     }
   },
 
+  async stop_before_the_answer_ends_the_generation_as_soon_as_it_is_known() {
+    for (const how of ["close", "stop"]) {
+      const { fetch, requests } = connections([frame(1, "data: a"), HANG]);
+      let answer;
+      const answered = new Promise((resolve) => (answer = resolve));
+      let aborted = false;
+      const late = async (url, init) => {
+        if (init.method === "DELETE") return fetch(url, init);
+        init.signal.addEventListener("abort", () => (aborted = true));
+        await answered;
+        return fetch(url, { ...init, signal: undefined });
+      };
+      const source = new RelayEventSource(URL_, { fetch: late, sleep: async () => {} });
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      source[how]();
+      await source.finished;
+      assert.equal(source.readyState, 2);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      assert.equal(aborted, how === "close");
+      answer();
+      if (how === "stop") await until(() => requests.length === 2);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      assert.deepEqual(requests.slice(1).map(({ method }) => method), how === "stop" ? ["DELETE"] : []);
+    }
+  },
+
   async a_source_that_is_closed_says_nothing_more() {
     const { open } = connections([frame(1, "data: a") + frame(2, "data: b")]);
     const [source, seen] = [open(), []];
