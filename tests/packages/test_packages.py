@@ -212,7 +212,10 @@ def test_either_may_come_and_go_first(dist: Path, tmp_path: Path) -> None:
         assert both() == (False, True)
         install(SERVER)
         uninstall(CLIENT)
-        assert both()[1] is False
+        assert both() == (False, False)
+        done = subprocess.run([python, "-m", "relay"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith("--force-reinstall --no-deps relay-streams-client\n")
         install(CLIENT)
         assert both() == (True, True)
         uninstall(first)
