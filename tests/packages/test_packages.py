@@ -69,7 +69,7 @@ def pythons() -> dict[str, str]:
                 [place, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
             )
             major, minor = (int(part) for part in told.stdout.split()) if told.returncode == 0 else (0, 0)
-            if (major, minor) >= (3, 11):
+            if (3, 11) <= (major, minor) <= (3, 14):
                 found.setdefault(f"{major}.{minor}", str(place))
     return found
 
@@ -87,6 +87,13 @@ def test_each_file_of_the_tree_is_in_one_of_the_wheels(dist: Path) -> None:
     assert server | client == {name for name in listed if (ROOT / name).exists()}
     assert {"relay/client/httpx.py", "relay/client/httpx2.py", "relay/__init__.py", "relay/py.typed"} <= client
     assert client - {"relay/py.typed"} == {name for name in client if name.endswith((".py", "relay/client/README.md"))}
+
+
+def test_both_have_the_licence(dist: Path) -> None:
+    for name in (SERVER, CLIENT):
+        with zipfile.ZipFile(wheel(dist, name)) as archive:
+            (held,) = (entry for entry in archive.namelist() if entry.endswith("/licenses/LICENSE"))
+            assert archive.read(held) == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_server_asks_for_exactly_this_client(dist: Path) -> None:
