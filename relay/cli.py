@@ -243,14 +243,14 @@ def _owner(arguments: argparse.Namespace) -> int:
     return asyncio.run(owner_command.run(_settings(arguments), arguments))
 
 
-def _completion(arguments: argparse.Namespace) -> int:
-    words = {prog: parser.follow() for prog, parser in _Parser.there_are.items()}
-    print(completion.script(arguments.shell, words), end="")
-    return 0
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     from relay.demo.run import run
 
     port: int = arguments.port
     return run(port)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    words = {prog: parser.follow() for prog, parser in _Parser.there_are.items()}
+    print(completion.script(arguments.shell, words), end="")
+    return 0
