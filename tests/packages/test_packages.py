@@ -149,6 +149,15 @@ def test_every_link_of_a_page_leads_somewhere(dist: Path, name: str) -> None:
     assert all(REPOSITORY in address for address in addresses)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"), [(SERVER, "$ pip install relay-streams\n"), (CLIENT, "`pip install relay-streams-client`")]
+)
+def test_a_page_says_how_to_install_what_it_is_of(dist: Path, name: str, says: str) -> None:
+    text = str(page(wheel(dist, name)).get_payload())
+    assert says in text
+    assert "./deploy/client" not in text
+
+
 def test_npm_s_package_says_where_it_is_from(dist: Path) -> None:
     """npm's provenance holds only where `repository` names the place of the build."""
     (packed,) = (dist / "npm").iterdir()
