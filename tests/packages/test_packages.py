@@ -19,7 +19,7 @@ from tests.packages.conftest import REPOSITORY, ROOT
 from tests.packages.install import FOLDERS, is_installed
 from tests.support.processes import needs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a cold cache of packages
 
 SERVER, CLIENT = "relay_streams", "relay_streams_client"
 UV = Path(sys.executable).parent / "uv"
