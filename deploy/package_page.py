@@ -17,6 +17,12 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+# What is said in a checkout, and what on the page of the package that was published from it.
+PUBLISHED = {
+    "With pip (Python 3.11 or newer), from a checkout;": "With pip (Python 3.11 or newer);",
+    "pip install ./deploy/client .": "pip install relay-streams",
+    "`pip install ./deploy/client` in a checkout": "`pip install relay-streams-client`",
+}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -42,6 +48,8 @@ def describe(metadata: dict[str, Any], top: Path, readme: str) -> None:
     metadata["urls"] = {}
     if repository := repository_url():
         text = absolute(text, repository, posixpath.dirname(readme))
+        for here, there in PUBLISHED.items():
+            text = text.replace(here, there)
         metadata["urls"] = {
             "Source": repository,
             "Documentation": f"{repository}/blob/HEAD/{readme}",

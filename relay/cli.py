@@ -1,4 +1,4 @@
-"""The command: `relay serve`, `connect`, `check`, `key`, `owner`, `streams`, `demo` and `bench`."""
+"""The command: `relay serve`, `connect`, `check`, `key`, `owner`, `streams`, `demo`, `bench` and `completion`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from relay import __version__, bench
+from relay import __version__, bench, completion
 from relay.auth import command as key
 from relay.auth.keyring import Keyring
 from relay.config import Settings, SettingsError, load
@@ -54,22 +54,26 @@ Each setting can stand in the file, in the environment (RELAY_ and its path, joi
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says which flag or command was meant, where one is close. All that there are share their words."""
+    """Says which flag or command was meant, where one is close, among the words of all that there are."""
 
-    _words: ClassVar[set[str]] = set()
+    there_are: ClassVar[dict[str, _Parser]] = {}
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._words.add(self.prog.split()[-1])
+        self.there_are[self.prog] = self
 
-    def add_argument(self, *flags: Any, **more: Any) -> argparse.Action:
-        self._words.update(flag for flag in flags if flag.startswith("--"))
-        return super().add_argument(*flags, **more)
+    def follow(self) -> list[str]:
+        """What may stand after this command: commands, what an argument may be, flags."""
+        usage = re.sub(r"(--[\w-]+) \{[\w,-]+\}", r"\1", self.format_usage())  # without what a flag takes
+        commands = [prog.split()[-1] for prog in self.there_are if prog.rpartition(" ")[0] == self.prog]
+        choices = [word for found in re.findall(r"(?<!-)\{([\w,-]+)\}", usage) for word in found.split(",")]
+        return [*commands, *choices, "--help", *re.findall(r"(?<![\w-])--[a-z][a-z-]+", usage)]
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"unrecognized arguments: (-[^\s=]+)|invalid choice: '([^']*)'", message)
         wrong = "" if found is None else found[1] or found[2]
-        close = difflib.get_close_matches(wrong, sorted(self._words), 1)
+        words = {word for parser in self.there_are.values() for word in parser.follow()}
+        close = difflib.get_close_matches(wrong, sorted(words), 1)
         super().error(f"{message}; did you mean {close[0]}?" if close else message)
 
 
@@ -127,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("bench", help="measure this or any other OpenAI-compatible gateway")
     bench.add_arguments(measure)
     measure.set_defaults(run=bench.run)
+    complete = commands.add_parser(
+        "completion",
+        help="print what a shell needs to complete this command",
+        epilog="\n".join(completion.ADVICE.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    complete.add_argument("shell", choices=completion.SHELLS)
+    complete.set_defaults(run=_completion)
     return parser
 
 
@@ -259,3 +271,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     port: int = arguments.port
     return run(port)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    words = {prog: parser.follow() for prog, parser in _Parser.there_are.items()}
+    print(completion.script(arguments.shell, words), end="")
+    return 0

@@ -1,9 +1,9 @@
-"""`relay key`: makes keys, and tells what is kept of one. A key is read from standard input, never from the command
-line, which every user of the machine can see."""
+"""`relay key`: makes keys, and tells what is kept of one."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--concurrency", type=int, metavar="N", help="requests in progress")
     new.add_argument("--expires", metavar="WHEN", help="in so long (90d), or a time (2027-01-31T00:00:00Z)")
     new.set_defaults(run=_new)
-    known = actions.add_parser("hash", help="read a key from standard input; print its hash, to find its entry")
+    known = actions.add_parser(
+        "hash",
+        help="print a key's hash, to find its entry",
+        description="Print a key's hash, to find its entry. Every user of the machine can see a command line, and a "
+        "shell keeps it: leave KEY out, and it is read from standard input, or asked for without being shown.",
+    )
+    known.add_argument("key", nargs="?", metavar="KEY", help="the key (default: read standard input)")
     known.set_defaults(run=_hash)
 
 
@@ -56,10 +62,14 @@ def _expiry(text: str) -> str:
     return (datetime.now(UTC) + after).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _hash(_: argparse.Namespace) -> int:
-    key = sys.stdin.readline().strip()
+def _hash(arguments: argparse.Namespace) -> int:
+    key = (arguments.key or _read()).strip()
     if not is_key(key.encode()):
         print("relay: this is no key of a relay, or it has a typing error; copy it again", file=sys.stderr)
         return 1
     print(hash_of(key))
     return 0
+
+
+def _read() -> str:
+    return getpass.getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline()

@@ -125,7 +125,7 @@ def _demo(port: int, stack: ExitStack) -> None:
     _say(f"the model: {MODEL_NAME}, whose weights take some seconds to load")
     inside = processes.free_port()
     model = serve("the model", inside, HEALTH, "relay.demo.model", "--port", str(inside), environment={})
-    beside = relay("the model's own relay", processes.free_port(), inside, {"RELAY_STORE__PREFIX": "model:"})
+    beside = relay("the model's own relay", processes.free_port(), inside, _BESIDE)
     addresses = {f"http://{host}:{port + i}": i for i in range(2) for host in ("127.0.0.1", "localhost")}
     replicas: list[_Served] = []
     control = Control(MODEL_NAME, addresses, lambda address: replicas[addresses[address]].process.kill())
@@ -173,6 +173,10 @@ _RELAY = {
     "RELAY_DRAIN__TIMEOUT": "0s",
     "RELAY_LOG__LEVEL": "error",
 }
+
+
+# What no replica reads on is given up soon: the model has two slots.
+_BESIDE = {"RELAY_STORE__PREFIX": "model:", "RELAY_STREAMS__ABANDON_AFTER": "15s"}
 
 
 def _playground(other: int, control: str) -> dict[str, str]:

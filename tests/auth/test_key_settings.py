@@ -97,6 +97,8 @@ class TestCommand:
 
     def test_a_key_s_hash_is_told_and_a_typing_error_too(self) -> None:
         assert relay("key", "hash", given=KEY + "\n").stdout == hash_of(KEY) + "\n"
+        assert relay("key", "hash", KEY).stdout == hash_of(KEY) + "\n"
+        assert relay("key", "hash", KEY[:-1]).returncode == 1
         wrong = relay("key", "hash", given=KEY[:-1] + "\n")
         assert (wrong.returncode, wrong.stdout) == (1, "")
         assert "copy it again" in wrong.stderr

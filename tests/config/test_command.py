@@ -51,6 +51,8 @@ def test_the_help_of_serve_has_defaults_and_variables(capsys: pytest.CaptureFixt
         (["serve", "--upstrem", "http://u"], "--upstream"),
         (["check", "--confg=x", "--upstream", "http://u"], "--config"),
         (["key", "hahs"], "hash"),
+        (["completion", "bsah"], "bash"),
+        (["bench", "--target", "http://u", "--roudns", "1"], "--rounds"),
     ],
 )
 def test_a_slip_is_told_what_was_meant(capsys: pytest.CaptureFixture[str], arguments: list[str], meant: str) -> None:

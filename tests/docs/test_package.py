@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_with_an_address_every_link_of_the_page_is_absolute(monkeypatch: pytest.
     assert [target for _, target in links(core.readme) if not target.startswith("https://")] == []
     assert core.urls["Source"] == REPOSITORY
     assert all(address.startswith(REPOSITORY) for address in core.urls.values())
+
+
+def test_what_the_page_says_otherwise_stands_in_a_readme() -> None:
+    said = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "relay/client/README.md"))
+    spec = importlib.util.spec_from_file_location("package_page", ROOT / "deploy/package_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [here for here in module.PUBLISHED if here not in " ".join(said.split())] == []
 
 
 def test_without_one_no_address_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

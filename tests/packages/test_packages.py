@@ -19,7 +19,7 @@ from tests.packages.conftest import REPOSITORY, ROOT
 from tests.packages.install import FOLDERS, is_installed
 from tests.support.processes import needs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a cold cache of packages
 
 SERVER, CLIENT = "relay_streams", "relay_streams_client"
 UV = Path(sys.executable).parent / "uv"
@@ -69,7 +69,7 @@ def pythons() -> dict[str, str]:
                 [place, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True
             )
             major, minor = (int(part) for part in told.stdout.split()) if told.returncode == 0 else (0, 0)
-            if (major, minor) >= (3, 11):
+            if (3, 11) <= (major, minor) <= (3, 14):
                 found.setdefault(f"{major}.{minor}", str(place))
     return found
 
@@ -87,6 +87,13 @@ def test_each_file_of_the_tree_is_in_one_of_the_wheels(dist: Path) -> None:
     assert server | client == {name for name in listed if (ROOT / name).exists()}
     assert {"relay/client/httpx.py", "relay/client/httpx2.py", "relay/__init__.py", "relay/py.typed"} <= client
     assert client - {"relay/py.typed"} == {name for name in client if name.endswith((".py", "relay/client/README.md"))}
+
+
+def test_both_have_the_licence(dist: Path) -> None:
+    for name in (SERVER, CLIENT):
+        with zipfile.ZipFile(wheel(dist, name)) as archive:
+            (held,) = (entry for entry in archive.namelist() if entry.endswith("/licenses/LICENSE"))
+            assert archive.read(held) == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_server_asks_for_exactly_this_client(dist: Path) -> None:
@@ -140,6 +147,15 @@ def test_every_link_of_a_page_leads_somewhere(dist: Path, name: str) -> None:
     addresses = about.get_all("Project-URL")
     assert addresses is not None
     assert all(REPOSITORY in address for address in addresses)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(SERVER, "$ pip install relay-streams\n"), (CLIENT, "`pip install relay-streams-client`")]
+)
+def test_a_page_says_how_to_install_what_it_is_of(dist: Path, name: str, says: str) -> None:
+    text = str(page(wheel(dist, name)).get_payload())
+    assert says in text
+    assert "./deploy/client" not in text
 
 
 def test_npm_s_package_says_where_it_is_from(dist: Path) -> None:
@@ -212,7 +228,10 @@ def test_either_may_come_and_go_first(dist: Path, tmp_path: Path) -> None:
         assert both() == (False, True)
         install(SERVER)
         uninstall(CLIENT)
-        assert both()[1] is False
+        assert both() == (False, False)
+        done = subprocess.run([python, "-m", "relay"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith("--force-reinstall --no-deps relay-streams-client\n")
         install(CLIENT)
         assert both() == (True, True)
         uninstall(first)
