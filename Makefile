@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test quick torture image-test demo bench agents generate lint types audit sbom fuzz locks packages clean
+.PHONY: test quick torture image-test cluster demo bench agents generate lint types audit sbom fuzz locks packages clean
 
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -18,6 +18,10 @@ torture: .venv/.dev  ## real replicas and stores under every fault; SECONDS=120 
 
 image-test: .venv/.dev  ## the image and compose.yaml in an engine of the tests' own; root, 3 to 6 min
 	$(BIN)/python -m pytest -p no:xdist --capture=no --timeout 900 tests/image/checks.py $(ARGS)
+
+cluster: .venv/.dev  ## a whole Kubernetes, the chart in it, and what operators do to it; writes deploy/CLUSTER.md; root, Go, 40 min the first time
+	$(BIN)/python tests/helm/install.py
+	$(BIN)/python -m tests.cluster $(ARGS)
 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)
@@ -73,7 +77,7 @@ packages: .venv/.dev  ## what a release publishes, in dist/; REPOSITORY_URL=http
 	$(BIN)/python .ci/packages.py $(ARGS)
 
 clean:
-	rm -rf .venv .sdk .agents tests/sdk/node/node_modules tests/client_js/node/node_modules
+	rm -rf .venv .sdk .agents .cluster tests/sdk/node/node_modules tests/client_js/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Relay needs Python 3.11 or newer: make PYTHON=python3.12 …")'

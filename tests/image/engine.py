@@ -75,14 +75,14 @@ class Engine:
 
 
 @contextmanager
-def engine() -> Iterator[Engine]:
-    """Raises Missing."""
+def engine(networks: bool = True) -> Iterator[Engine]:
+    """Raises Missing. One without networks only builds (`--network host`), and leaves the machine's own alone."""
     for program, package in (("dockerd", "docker.io"), ("mmdebstrap", "mmdebstrap"), ("iptables", "iptables")):
         if shutil.which(program) is None:
             raise Missing(f"there is no {program}: apt-get install --no-install-recommends {package}")
     if os.geteuid() != 0:
         raise Missing("only root can start an engine")
-    if subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+    if networks and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
         raise Missing("another engine runs on this machine, and two would share its bridge and its rules")
     with tempfile.TemporaryDirectory(prefix="relay-engine-", dir=os.environ.get("RELAY_IMAGE_FOLDER")) as name:
         folder = Path(name)
@@ -92,6 +92,8 @@ def engine() -> Iterator[Engine]:
         forwarding = Path("/proc/sys/net/ipv4/ip_forward").read_text()
         command = ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec"]
         command += ["--host", f"unix://{place}", "--pidfile", folder / "docker.pid"]
+        if not networks:
+            command += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
         with (folder / "log").open("wb") as log:
             daemon = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
         try:
@@ -113,11 +115,14 @@ def engine() -> Iterator[Engine]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-            # As it was before.
-            subprocess.run(["iptables-restore"], input=rules, capture_output=True)
-            Path("/proc/sys/net/ipv4/ip_forward").write_text(forwarding)
-            if not had_bridge:
-                subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True)
+            # A build in the machine's own network leaves this mounted.
+            subprocess.run(["umount", folder / "exec" / "netns" / "default"], capture_output=True)
+            if networks:
+                # As it was before.
+                subprocess.run(["iptables-restore"], input=rules, capture_output=True)
+                Path("/proc/sys/net/ipv4/ip_forward").write_text(forwarding)
+                if not had_bridge:
+                    subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True)
 
 
 def _client(folder: Path) -> None:
