@@ -22,7 +22,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
-from relay.protocol import agents
+from relay.protocol import agents, webhook
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -36,6 +36,7 @@ from relay.protocol.errors import (
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.json_edit import changes
 from relay.protocol.outcomes import Ending
+from relay.store.outbox import Note
 from relay.streams.account import Request
 from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.lookup import Attached
@@ -143,7 +144,7 @@ async def _stream(
             await resume.joined(services, exchange, joined)
         elif detached:
             services.gate.charge_resume(exchange.caller.identity)
-            await _accept(services, exchange, joined, scope)
+            await _accept(services, exchange, joined, scope, route.model)
         else:
             await resume.from_start(services, exchange, joined, dialect)
         return
@@ -181,7 +182,7 @@ async def _stream(
             raise
         if producer.logged:
             registry.run_detached(producer)
-            await _accept(services, exchange, producer.stream, scope)
+            await _accept(services, exchange, producer.stream, scope, route.model)
             return
     reader = suit(registry.lookup.first_reader(producer, abandon_after), exchange, services.settings)
     goes_on = joining.expected or route.upstream.after_abandon == "drain"
@@ -274,8 +275,11 @@ def _preferences(exchange: Exchange) -> set[str]:
     return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
 
 
-async def _accept(services: Services, exchange: Exchange, stream: str, scope: str) -> None:
-    """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1)."""
+async def _accept(services: Services, exchange: Exchange, stream: str, scope: str, model: str) -> None:
+    """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1), and the webhook
+    is told of its end."""
+    if (webhooks := services.registry.webhooks) is not None:
+        await webhooks.promise(stream, Note(webhook.name_in(exchange.header(b"relay-stream-name")), model[:200]))
     location = f"/streams/{stream}"
     headers = [
         (b"location", location.encode()),

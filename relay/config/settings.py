@@ -23,6 +23,7 @@ from relay.config.units import (
     variable,
 )
 from relay.config.upstreams import UpstreamSettings
+from relay.config.webhook import WebhookSettings
 from relay.encryption import PLAIN, Cipher
 
 
@@ -193,6 +194,7 @@ class Settings(BaseSettings):
         "name this one.",
     )
     limits: LimitSettings = LimitSettings()
+    webhook: WebhookSettings = WebhookSettings()
     drain: DrainSettings = DrainSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
@@ -202,6 +204,11 @@ class Settings(BaseSettings):
         names = [u.name for u in self.upstreams]
         if len(set(names)) < len(names):
             raise ValueError(f"upstreams: two have the same name ({', '.join(names)}); give each its own")
+        if self.webhook.url is not None and self.webhook.retry_for > self.streams.retention:
+            raise ValueError(
+                "webhook.retry_for: is longer than streams.retention, after which nothing is known of a stream; make "
+                "one of them fit the other"
+            )
         for upstream in self.upstreams:
             if self.auth.mode == "keys" and not upstream.api_key_env:
                 raise ValueError(

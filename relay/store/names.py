@@ -34,6 +34,10 @@ class Names:
         return f"{self.prefix}replicas".encode()
 
     @property
+    def webhooks(self) -> bytes:
+        return f"{self.prefix}webhooks".encode()
+
+    @property
     def secret(self) -> bytes:
         return f"{self.prefix}secret".encode()
 

@@ -34,6 +34,8 @@ NOTE = _read("note")
 MARK = _read("mark")
 ORPHAN = _read("orphan")
 ADOPT = _read("adopt")
+TAKE = _read("take")
+REMIND = _read("remind")
 
 SCRIPTS = (
     CREATE,
@@ -52,6 +54,8 @@ SCRIPTS = (
     MARK,
     ORPHAN,
     ADOPT,
+    TAKE,
+    REMIND,
 )
 
 # Codes that the scripts answer.
