@@ -166,7 +166,11 @@ class Settings(BaseSettings):
     )
 
     bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
-    metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
+    metrics_bind: Address = Field(
+        "127.0.0.1:9464",
+        description="The address of `/metrics`, never the public one. Its port is that of OpenTelemetry's exporters "
+        "for Prometheus, whose own is 9090.",
+    )
     hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]-]+$")]] = Field(
         [],
         description="Patterns of the names under which the relay may be asked where it lends a key of its own "

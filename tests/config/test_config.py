@@ -20,7 +20,7 @@ UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
 # Every setting outside the lists, with its default.
 CONTRACT = {
     "bind": "127.0.0.1:8080",
-    "metrics_bind": "127.0.0.1:9090",
+    "metrics_bind": "127.0.0.1:9464",
     "hosts": [],
     "workers": 1,
     "store.url": "embedded",
@@ -176,6 +176,9 @@ class TestDefaults:
     def test_are_the_contracts(self, path: str, default: object) -> None:
         found = at(loaded(), path)
         assert (Path(found) == Path(str(default))) if path == "store.data_dir" else (found == default)
+
+    def test_the_metrics_are_not_where_prometheus_listens(self) -> None:
+        assert loaded().metrics_bind.rpartition(":")[2] != "9090"
 
     def test_of_an_upstream(self) -> None:
         (upstream,) = loaded().upstreams
@@ -614,7 +617,7 @@ class TestTheFile:
             folder,
             """
 bind: 127.0.0.1:8080
-metrics_bind: 127.0.0.1:9090
+metrics_bind: 127.0.0.1:9464
 store: {url: embedded, data_dir: ./relay-data, outage: degrade}
 upstreams:
   - name: openai
@@ -653,7 +656,7 @@ class TestVariablesThatAreNoSettings:
             "RELAY_PORT_8080_TCP_ADDR",
             "RELAY_METRICS_SERVICE_HOST",
             "RELAY_METRICS_PORT",
-            "RELAY_METRICS_PORT_9090_TCP_ADDR",
+            "RELAY_METRICS_PORT_9464_TCP_ADDR",
             "RELAY_TEST_STRICT",
             "RELAYX",
             "PATH",
