@@ -72,7 +72,7 @@ class Webhooks:
         self._way = UpstreamSettings(
             name="webhook", base_url="https://webhook", proxy=settings.proxy, ca_file=settings.ca_file
         )
-        self._promised: dict[str, Note] = {}  # those that run here
+        self._promised: dict[str, Note] = {}  # those that run here, or have ended while the store was away
         self._untold: set[str] = set()  # of these, those that the store may not know of
         self._sending: dict[asyncio.Task[None], str] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -125,9 +125,15 @@ class Webhooks:
 
     async def renew(self) -> None:
         """Say again what the store may have lost. May raise StoreUnavailable."""
-        untold = [(stream, self._promised[stream]) for stream in self._untold if stream in self._promised]
-        told = await asyncio.gather(*(self._outbox.promise(stream, note, self._look) for stream, note in untold))
-        self._untold.difference_update(stream for (stream, _), known in zip(untold, told, strict=True) if known)
+        await asyncio.gather(*map(self._say_again, list(self._untold)))
+
+    async def _say_again(self, stream: str) -> None:
+        runs = self._registry.runs(stream)
+        known = await self._outbox.promise(stream, self._promised[stream], self._look if runs else 0)
+        if known or not runs:
+            self._untold.discard(stream)
+        if not runs:
+            self._promised.pop(stream, None)
 
     def ended(self, stream: str) -> None:
         """A stream that ran here is over."""
@@ -138,9 +144,14 @@ class Webhooks:
             task.add_done_callback(self._ending.discard)
 
     async def _due(self, stream: str, note: Note, *, untold: bool) -> None:
-        if untold:
-            await self._outbox.promise(stream, note, 0)
-        await self._outbox.later(stream, 0)
+        try:
+            if untold:
+                await self._outbox.promise(stream, note, 0)
+            await self._outbox.later(stream, 0)
+        except StoreUnavailable:
+            self._promised[stream] = note
+            self._untold.add(stream)
+            raise
         self._wake.set()
 
     # -- what is due --------------------------------------------------------------------------------------------

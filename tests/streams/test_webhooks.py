@@ -313,6 +313,21 @@ def test_a_store_that_comes_back_empty_is_told_again(site: Site) -> None:
     assert (told.data["id"], told.data["outcome"]) == (name, "completed")
 
 
+def test_an_outbox_that_was_away_from_begin_to_end_is_told_later(site: Site) -> None:
+    """Its key may be on a server of its own, which is away while that of the stream is not."""
+    relay = site.relay(log={"level": "debug"})
+    server = site.store.servers[0]
+    server.command("ACL", "SETUSER", "default", "resetkeys", "~relay:{*", "~relay:re*", "~relay:s*")
+    name = site.ask(relay, *stream(*WHOLE))
+    wait_until(
+        lambda: re.search(r"left undone .*Webhooks._due", relay.log()), 10, "the end, of which nobody can be told"
+    )
+    assert site.receiver.told == []
+    server.command("ACL", "SETUSER", "default", "allkeys")
+    (told,) = site.receiver.wait(1)
+    assert told.data["id"] == name
+
+
 def test_a_retry_that_joins_is_told_too(site: Site) -> None:
     relay = site.relay()
     name = site.ask(relay, *stream(*WHOLE), idempotency_key="one")
