@@ -19,6 +19,7 @@ from relay.protocol.outcomes import StreamFailure
 from tests.support.samples import SAMPLES
 from tests.support.streams import (
     APIS,
+    FIRST_TOKENS,
     Body,
     block,
     block_delta,
@@ -593,6 +594,21 @@ def test_all_samples_are_read(api: Any) -> None:
     sample = SAMPLES[api]
     found = json.dumps(assembled(api, [event.data for event in sample.events]), ensure_ascii=False)
     assert ("Zürich" in found) == (api != "responses")  # whose whole text is another in its end
+
+
+@pytest.mark.parametrize("case", FIRST_TOKENS)
+def test_it_can_be_had_after_every_event_and_asking_changes_nothing(case: str) -> None:
+    """Who looks at a stream that goes on sees it grow, and its end is what it is for who has not looked."""
+    streamed = FIRST_TOKENS[case]
+    looked_at, other = assembly_of(streamed.api), assembly_of(streamed.api)
+    sizes = []
+    for frame in streamed.events:
+        for event in sse.Parser(1 << 16).feed(frame.encode()):
+            looked_at.add(event, "")
+            other.add(event, "")
+            sizes.append(len(json.dumps(written(looked_at.content()))))
+    assert written(looked_at.content()) == written(other.content())
+    assert sizes[-1] > sizes[0]
 
 
 def test_it_is_written_in_pieces() -> None:
