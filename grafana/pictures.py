@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grafana import build, plot
-from tests.observe.load import MODELS, Load, Prometheus, prometheus_server, settings
+from tests.observe.load import ENV, MODELS, Load, Prometheus, prometheus_server, settings
 from tests.support.processes import RelayProcess
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import Server, valkey_server
@@ -42,7 +42,7 @@ def run(seconds: float) -> None:
         store = stack.enter_context(valkey_server(folder / "valkey", config=[("maxmemory", "16mb")]))
         upstream = stack.enter_context(ScriptedUpstream())
         config = settings(upstream.url, store.url)
-        relays = [stack.enter_context(RelayProcess(config)) for _ in range(2)]
+        relays = [stack.enter_context(RelayProcess(config, ENV)) for _ in range(2)]
         targets = [{"targets": [relay.config["metrics_bind"]]} for relay in relays]
         prometheus = stack.enter_context(prometheus_server(folder, targets, interval="1s"))
         load = Load(relays, upstream)

@@ -193,6 +193,12 @@ class Metrics:
             _GENERATION,
             registry=registry,
         )
+        self.webhooks = Counter(
+            "relay_webhooks_total",
+            "Attempts to tell the webhook of an end: delivered, failed (to be tried again) or given_up.",
+            ("result",),
+            registry=registry,
+        )
         self.upstream_resumes = Counter(
             "relay_upstream_resumes_total",
             "Answers that broke off, where the upstream can go on: resumed, continued (by a billed call), lost; "
@@ -335,10 +341,6 @@ def of_workers() -> CollectorRegistry:
     return registry
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
 class _Handler(WSGIRequestHandler):
     def log_message(self, *args: object) -> None:
         """Scrapes are not logged."""
@@ -365,7 +367,8 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
             return [body]
         return scrape(environ, start_response)
 
-    class Server(_Server):
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     try:

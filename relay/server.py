@@ -44,6 +44,7 @@ from relay.store.log import Log
 from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
+from relay.streams.webhooks import Webhooks
 from relay.upstream import resuming_body
 from relay.upstream.client import UpstreamClient
 from relay.workers import Workers
@@ -232,6 +233,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
         if keyring is not None:
             registry.owners.names = lambda: keyring.owners
             watching.append(asyncio.create_task(keyring.watch()))
+        if settings.webhook.url is not None:
+            Webhooks(settings.webhook, registry, upstreams, counted).start()
         if setup.alongside is not None:
             watching.append(asyncio.create_task(setup.alongside(upstreams)))
         # What lives as long as the process need not be looked through again and again for what could be freed.
@@ -259,6 +262,8 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
     finally:
         for task in watching:
             task.cancel()
+        if registry.webhooks is not None:
+            await registry.webhooks.close()
         # Only now: requests that came in up to the listener's end need the store for their answers.
         await registry.close()
         await resuming_body.stopped()

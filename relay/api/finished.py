@@ -35,6 +35,7 @@ from relay.protocol.headers import Headers
 from relay.protocol.ids import EventId
 from relay.protocol.outcomes import Ending, StreamFailure
 from relay.protocol.upstream_error import UpstreamError
+from relay.protocol.usage_note import read_usage
 from relay.store.log import Status
 
 # How long the loop is not given back, in seconds, and how much is sent in one go.
@@ -83,13 +84,8 @@ def described(status: Status) -> JsonObject:
         "events": status.top,
         "created_at": status.born,
         "ended_at": status.ended or None,
-        "usage": usage_of(status.usage),
+        "usage": read_usage(status.usage),
     }
-
-
-def usage_of(note: str) -> dict[str, int] | None:
-    given, _, made = note.partition("/")
-    return {"input_tokens": int(given), "output_tokens": int(made)} if made else None
 
 
 async def _finished(services: Services, exchange: Exchange, status: Status, principal: Principal) -> None:

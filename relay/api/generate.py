@@ -23,7 +23,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
-from relay.protocol import agents, application_headers, continuing
+from relay.protocol import agents, application_headers, continuing, webhook
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -38,6 +38,7 @@ from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.json_edit import changes
 from relay.protocol.json_rpc import Id
 from relay.protocol.outcomes import Ending
+from relay.store.outbox import Note
 from relay.streams import account
 from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.lookup import Attached
@@ -154,7 +155,7 @@ async def stream(
             await resume.joined(services, exchange, joined)
         elif detached:
             services.gate.charge_resume(exchange.caller.identity)
-            await _accept(services, exchange, joined, scope)
+            await _accept(services, exchange, joined, scope, route.model)
         else:
             await resume.from_start(services, exchange, joined, dialect)
         return
@@ -193,7 +194,7 @@ async def stream(
             raise
         if producer.logged:
             registry.run_detached(producer)
-            await _accept(services, exchange, producer.stream, scope)
+            await _accept(services, exchange, producer.stream, scope, route.model)
             return
     reader = suit(registry.lookup.first_reader(producer, abandon_after), exchange, services.settings)
     goes_on = bool(joining.expected or request.name) or route.upstream.after_abandon == "drain"
@@ -301,8 +302,11 @@ def _preferences(exchange: Exchange) -> set[str]:
     return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
 
 
-async def _accept(services: Services, exchange: Exchange, stream: str, scope: str) -> None:
-    """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1)."""
+async def _accept(services: Services, exchange: Exchange, stream: str, scope: str, model: str) -> None:
+    """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1), and the webhook
+    is told of its end."""
+    if (webhooks := services.registry.webhooks) is not None:
+        await webhooks.promise(stream, Note(webhook.name_in(exchange.header(b"relay-stream-name")), model[:200]))
     location = f"/streams/{stream}"
     headers = [
         (b"location", location.encode()),

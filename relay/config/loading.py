@@ -107,6 +107,8 @@ def _in_words(error: Any) -> str:
     """What a URL must be, in place of the pattern that it does not fit."""
     if error["type"] != "string_pattern_mismatch":
         return ""
+    if error["loc"] == ("webhook", "url"):
+        return "write off, or a URL that begins with https:// or http://, without a user or a fragment"
     return {
         "base_url": "write a URL that begins with https:// or http://, without user, query or fragment, such as "
         "https://api.openai.com/v1",
@@ -144,6 +146,8 @@ def _explain(error: Any) -> str:
     if not where:
         return message
     has_user = error["loc"][-1] == "base_url" and "@" in str(error["input"])
-    if where in ("store", "store.url") or error["loc"][-1] == "proxy" or has_user:  # a password may stand in it
+    if (
+        where in ("store", "store.url", "webhook", "webhook.url") or error["loc"][-1] == "proxy" or has_user
+    ):  # a password may stand in it
         return f"{where}: {message} (its value is not shown)"
     return f"{where}: {message} (it is {error['input']!r})"

@@ -25,6 +25,7 @@ from relay.config.units import (
     variable,
 )
 from relay.config.upstreams import UpstreamSettings
+from relay.config.webhook import WebhookSettings
 from relay.encryption import PLAIN, Cipher
 
 
@@ -178,7 +179,11 @@ class Settings(BaseSettings):
     )
 
     bind: Address = Field("127.0.0.1:8080", description="The address for clients.")
-    metrics_bind: Address = Field("127.0.0.1:9090", description="The address of `/metrics`, never the public one.")
+    metrics_bind: Address = Field(
+        "127.0.0.1:9464",
+        description="The address of `/metrics`, never the public one. Its port is that of OpenTelemetry's exporters "
+        "for Prometheus, whose own is 9090.",
+    )
     hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]-]+$")]] = Field(
         [],
         description="Patterns of the names under which the relay may be asked where it lends a key of its own "
@@ -212,6 +217,7 @@ class Settings(BaseSettings):
         "sets it. The relay itself asks nothing of it.",
     )
     limits: LimitSettings = LimitSettings()
+    webhook: WebhookSettings = WebhookSettings()
     drain: DrainSettings = DrainSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
@@ -221,6 +227,11 @@ class Settings(BaseSettings):
         names = [u.name for u in self.upstreams]
         if len(set(names)) < len(names):
             raise ValueError(f"upstreams: two have the same name ({', '.join(names)}); give each its own")
+        if self.webhook.url is not None and self.webhook.retry_for > self.streams.retention:
+            raise ValueError(
+                "webhook.retry_for: is longer than streams.retention, after which nothing is known of a stream; make "
+                "one of them fit the other"
+            )
         for upstream in self.upstreams:
             if self.auth.mode == "keys" and upstream.owner:
                 if upstream.api_key_env or not upstream.is_application:

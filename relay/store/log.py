@@ -13,7 +13,7 @@ Layout, one hash tag per stream:
   up to which time one has come again; `delivered` once it was read to its end. Where another replica can go on with it:
   `leg` and `at`, how its upstream is come back to, and where that stood (`relay.protocol.legs`). It outlives the log by
   `streams.tombstone`. `abandon` is the longest time, in milliseconds, for which readers of other replicas have asked
-  that it goes on unread.
+  that it goes on unread. `webhook` is what `store.outbox` keeps there.
 * the shard channel of the log's name says that something was appended.
 
 `store.prefix` stands for `relay:`. All times are the store's own clock: no replica's clock matters.

@@ -39,6 +39,10 @@ class Names:
         return f"{self.prefix}recent".encode()
 
     @property
+    def webhooks(self) -> bytes:
+        return f"{self.prefix}webhooks".encode()
+
+    @property
     def secret(self) -> bytes:
         return f"{self.prefix}secret".encode()
 

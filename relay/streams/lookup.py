@@ -279,6 +279,15 @@ class Lookup:
             raise StreamExpired
         return self._confirm_end(status) if status.outcome else status
 
+    async def fate(self, stream: str) -> Status | None:
+        """What has become of a stream, whoever's it is, also where its events are kept no more; None where it is not
+        known. Raises PositionUnknown."""
+        try:
+            status = await self._get_status(stream, None)
+        except StreamNotFound:
+            return None
+        return self._confirm_end(status) if status.outcome and status.kept else status
+
     def _confirm_end(self, status: Status) -> Status:
         """Nobody is told of an end, let alone that it was a whole answer's, on the word of the stream's hash alone.
         Raises PositionUnknown, EncryptionKeyMissing."""

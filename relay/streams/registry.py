@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relay import access
 from relay.auth.owners import Owners
@@ -43,6 +43,9 @@ from relay.streams.tail import Tail
 from relay.streams.takeover import Takeovers
 from relay.upstream.routing import Route
 
+if TYPE_CHECKING:
+    from relay.streams.webhooks import Webhooks
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +63,7 @@ class Registry:
         self.directory = log.directory
         self.metrics = metrics
         self.producers: dict[str, Producer] = {}
+        self.webhooks: Webhooks | None = None
         self._running: set[Producer] = set()
         self._began: set[str] = set()  # their ids, whether the streams are made yet or not
         self._streams_of: Counter[str] = Counter()
@@ -312,6 +316,8 @@ class Registry:
         if self.producers.pop(producer.stream, None) is not None:
             producer.account.meter.streams_active.dec()
         self.later(self._close_books(producer))
+        if self.webhooks is not None:
+            self.webhooks.ended(producer.stream)
         self._streams_of[producer.owner] -= 1
         if self._streams_of[producer.owner] <= 0:
             del self._streams_of[producer.owner]
@@ -344,6 +350,8 @@ class Registry:
         await asyncio.gather(
             self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)), *map(self._learn, untold)
         )
+        if self.webhooks is not None:
+            await self.webhooks.renew()
 
     async def _renew_one(self, producer: Producer) -> None:
         if producer.renewable:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import certifi
 import pytest
 import yaml
 
@@ -13,12 +14,13 @@ from relay.config import Settings, SettingsError, load
 from relay.config.auth import KeySettings
 from relay.config.reference import reference
 
+HOOK_SECRET = "whsec_" + "A" * 32
 UPSTREAM = {"name": "one", "base_url": "http://127.0.0.1:9000"}
 
 # Every setting outside the lists, with its default.
 CONTRACT = {
     "bind": "127.0.0.1:8080",
-    "metrics_bind": "127.0.0.1:9090",
+    "metrics_bind": "127.0.0.1:9464",
     "hosts": [],
     "workers": 1,
     "store.url": "embedded",
@@ -84,6 +86,12 @@ CONTRACT = {
     "limits.replay_rate": None,
     "limits.idle_timeout": 75,
     "limits.write_timeout": 30,
+    "webhook.url": None,
+    "webhook.secret_env": None,
+    "webhook.timeout": 15,
+    "webhook.retry_for": 3600,
+    "webhook.proxy": "env",
+    "webhook.ca_file": None,
     "drain.timeout": 600,
     "metrics.models": "patterns",
     "metrics.most_names": 100,
@@ -179,6 +187,9 @@ class TestDefaults:
         found = at(loaded(), path)
         assert (Path(found) == Path(str(default))) if path == "store.data_dir" else (found == default)
 
+    def test_the_metrics_are_not_where_prometheus_listens(self) -> None:
+        assert loaded().metrics_bind.rpartition(":")[2] != "9090"
+
     def test_of_an_upstream(self) -> None:
         (upstream,) = loaded().upstreams
         assert set(upstream.apis) == {"chat", "messages", "responses"}
@@ -229,11 +240,14 @@ class TestWhoWins:
         streams = loaded(environ=environ).streams
         assert (streams.heartbeat, streams.lease) == (1, 3)
 
-    # Each of the two left out needs the other: `test_keys_in_the_environment` has them.
-    @pytest.mark.parametrize("path", [path for path in CONTRACT if path not in ("auth.mode", "auth.keys_file")])
+    # Each of those left out needs another: `test_keys_in_the_environment` and `TestWebhook` have them.
+    @pytest.mark.parametrize(
+        "path", [path for path in CONTRACT if path not in ("auth.mode", "auth.keys_file", "webhook.url")]
+    )
     def test_every_setting_can_stand_in_the_environment(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ENTRY_KEYS", "none")
         monkeypatch.setenv("OWNER_SECRET", "s" * 32)
+        monkeypatch.setenv("HOOK_SECRETS", HOOK_SECRET)
         other = {
             "bind": "0.0.0.0:1",
             "metrics_bind": "[::1]:2",
@@ -269,6 +283,9 @@ class TestWhoWins:
             "limits.streams_per_owner": "1",
             "limits.streams": "1",
             "limits.listed_streams": "1",
+            "webhook.secret_env": "HOOK_SECRETS",
+            "webhook.proxy": "off",
+            "webhook.ca_file": certifi.where(),
             "metrics.models": "names",
             "metrics.most_names": "1",
             "log.level": "debug",
@@ -367,6 +384,10 @@ class TestValues:
             ("store.encryption_env", None),
             ("store.max_memory", None),
             ("auth.keys_file", None),
+            ("webhook.url", None),
+            ("webhook.secret_env", None),
+            ("webhook.ca_file", None),
+            ("webhook.proxy", "off"),
         ],
     )
     def test_off_is_said_alike_everywhere(self, path: str, value: object, folder: Path) -> None:
@@ -423,6 +444,47 @@ class TestValues:
     @pytest.mark.parametrize("bad", ["", "embedded2", "http://h", "valkey:/h", "redis+foo://h", "localhost:6379", 1])
     def test_what_is_no_store(self, bad: object) -> None:
         assert "store.url" in refused({"store": {"url": bad}})
+
+
+class TestWebhook:
+    HOOK: ClassVar[dict[str, Any]] = {"url": "https://app.example/hooks?source=relay", "secret_env": "HOOK_SECRETS"}
+
+    @pytest.fixture(autouse=True)
+    def _secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOOK_SECRETS", f"{HOOK_SECRET},{HOOK_SECRET}")
+
+    def test_it_has_a_url_and_secrets(self) -> None:
+        hook = loaded({"webhook": self.HOOK}).webhook
+        assert hook.url == self.HOOK["url"]
+        assert hook.secrets() == [bytes(24), bytes(24)]
+        assert loaded().webhook.secrets() == []
+        named = {"RELAY_WEBHOOK__URL": "http://hooks:8000", "RELAY_WEBHOOK__SECRET_ENV": "HOOK_SECRETS"}
+        assert loaded(environ=named).webhook.url == "http://hooks:8000"
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"secret_env": None}, "name the variable"),
+            ({"secret_env": "NOT_SET"}, "holds no secret"),
+            ({"secret_env": "RELAY_HOOK"}, "RELAY_"),
+            ({"url": "ftp://app.example"}, "write off, or a URL"),
+            ({"url": "https://user:pass@app.example"}, "write off, or a URL"),
+            ({"url": "https://app.example/#x"}, "write off, or a URL"),
+            ({"url": "https://app.example/\u00fc"}, "write off, or a URL"),
+            ({"retry_for": "2h"}, "streams.retention"),
+            ({"timeout": "0s"}, "webhook.timeout"),
+            ({"ca_file": "/nowhere.pem"}, "ca_file"),
+        ],
+    )
+    def test_what_cannot_be_used_is_said_without_its_secrets(self, change: dict[str, Any], words: str) -> None:
+        message = refused({"webhook": {**self.HOOK, **change}})
+        assert words in message
+        assert "webhook" in message
+        assert "AAAA" not in message
+        assert "pass@" not in message
+
+    def test_without_a_url_its_times_are_nobody_s_business(self) -> None:
+        assert loaded({"webhook": {"retry_for": "2h"}}).webhook.retry_for == 7200
 
 
 class TestWhatStopsTheStart:
@@ -569,7 +631,7 @@ class TestTheFile:
             folder,
             """
 bind: 127.0.0.1:8080
-metrics_bind: 127.0.0.1:9090
+metrics_bind: 127.0.0.1:9464
 store: {url: embedded, data_dir: ./relay-data, outage: degrade}
 upstreams:
   - name: openai
@@ -608,7 +670,7 @@ class TestVariablesThatAreNoSettings:
             "RELAY_PORT_8080_TCP_ADDR",
             "RELAY_METRICS_SERVICE_HOST",
             "RELAY_METRICS_PORT",
-            "RELAY_METRICS_PORT_9090_TCP_ADDR",
+            "RELAY_METRICS_PORT_9464_TCP_ADDR",
             "RELAY_TEST_STRICT",
             "RELAYX",
             "PATH",

@@ -72,7 +72,7 @@ def test_its_defaults() -> None:
     assert settings.streams.attach_retries == "auto"
     assert settings.bind == "127.0.0.1:8080"
     assert settings.metrics_bind.startswith("127.0.0.1:")
-    assert settings.metrics_bind != "127.0.0.1:9090"
+    assert settings.metrics_bind != "127.0.0.1:9464"
     assert settings.store.data_dir == Path("/home/ada/.cache/relay/connect-127.0.0.1-8080")
     assert settings.lent == []
 

@@ -71,6 +71,7 @@ def test_the_example_is_usable_as_it_stands() -> None:
 
 def test_every_setting_of_the_example_that_is_commented_out_is_usable_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("HOOK_SECRET", "whsec_" + "A" * 32)
     text = (DEPLOY / "relay.example.yaml").read_text()
     setting = re.compile(r"^( *)# (- )?([a-z_]+: \S+.*|  [a-z_]+: \S+.*)$", re.M)
     assert len(setting.findall(text)) >= 10
@@ -83,6 +84,7 @@ def test_every_setting_of_the_example_that_is_commented_out_is_usable_too(monkey
     assert [u.name for u in settings.upstreams] == ["anthropic", "openai", "local"]
     assert settings.store.url == "redis://valkey:6379"
     assert settings.workers == 2
+    assert settings.webhook.url == "https://app.example/hooks/relay"
     assert settings.upstreams[2].strip_prefix == "local/"
 
 

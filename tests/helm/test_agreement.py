@@ -15,6 +15,7 @@ from jsonschema import Draft7Validator
 
 import relay
 from relay.config import AuthSettings, Settings, SettingsError, load, reference
+from relay.config.webhook import WebhookSettings
 from tests.helm import chart
 
 HELM = chart.ROOT / "helm"
@@ -47,16 +48,21 @@ def test_the_relay_takes_the_settings_that_the_chart_writes(name: str, helm: str
             patched.setenv(variable, value)
         settings = load(path, environ={n: v for n, v in environment.items() if n.startswith("RELAY_")})
         for key, value in _leaves({**VALUES["config"], **given}):
-            if not key.startswith(("upstreams", "auth")):
+            if not key.startswith(("upstreams", "auth", "webhook")):
                 assert _at(settings, key) == _at(load_values(key, value), key), key
         assert settings.auth == AuthSettings(**given.get("auth", {}))
+        assert settings.webhook == WebhookSettings(**given.get("webhook", {}))
     assert [u.name for u in settings.upstreams] == [u["name"] for u in given["upstreams"]]
 
 
 def _named_variables(settings: dict[str, Any]) -> dict[str, str]:
     """The environment variables that settings name, each with a value that can stand there."""
     named = {upstream["api_key_env"]: "a key" for upstream in settings["upstreams"] if upstream.get("api_key_env")}
-    for section, key, value in (("store", "encryption_env", "none"), ("auth", "secret_env", "s" * 32)):
+    for section, key, value in (
+        ("store", "encryption_env", "none"),
+        ("auth", "secret_env", "s" * 32),
+        ("webhook", "secret_env", "whsec_" + "A" * 32),
+    ):
         if variable := settings.get(section, {}).get(key):
             named[variable] = value
     return named

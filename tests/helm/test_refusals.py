@@ -67,7 +67,7 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
         ("terminationGracePeriodSeconds: 5400", "= 5440"),
     ),
     "address inside the pod": (config(bind="127.0.0.1:8080"), ("config.bind", "0.0.0.0:PORT")),
-    "metrics inside the pod": (config(metrics_bind="[::1]:9090"), ("config.metrics_bind", "[::]:PORT")),
+    "metrics inside the pod": (config(metrics_bind="[::1]:9464"), ("config.metrics_bind", "[::]:PORT")),
     "one port for both": (config(metrics_bind="0.0.0.0:8080"), ("config.metrics_bind", "same port")),
     "a key that nothing sets": (
         config(upstreams=[{**UPSTREAM, "api_key_env": "OPENAI_API_KEY"}]),

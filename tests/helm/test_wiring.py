@@ -206,6 +206,19 @@ def test_an_upstream_behind_a_service_is_let_out_to_by_its_pods_port() -> None:
     assert [[port["port"] for port in rule["ports"]] for rule in rules] == [[53, 53], [8001]]
 
 
+def test_the_webhook_is_let_out_to() -> None:
+    more = {"url": "http://hooks.app:8443/relay", "secret_env": "HOOK"}
+    egress = {"egress": {"enabled": True}}
+    found = chart.case(
+        "edge",
+        config={"webhook": more},
+        secretEnv=[{"name": "HOOK", "secretName": "hooks", "secretKey": "secret"}],
+        networkPolicy=egress,
+    )
+    rules = chart.of(found, "NetworkPolicy")["spec"]["egress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in rules] == [[53, 53], [8000, 8443]]
+
+
 @pytest.mark.parametrize("name", chart.CASES)
 def test_nothing_is_left_by_an_uninstall(name: str) -> None:
     """Helm deletes what is no hook; a hook is gone when it is over. A claim of streams stays where one asked for it."""

@@ -62,7 +62,12 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
             {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False, "continue": "prefill"},
         ],
         "streams": {"heartbeat": "200ms", "upstream_idle_timeout": "2s", "abandon_after": "500ms"},
+        "webhook": {"url": f"{upstream}/hook", "secret_env": "HOOK_SECRET", "proxy": "off"},
     }
+
+
+ENV = {"HOOK_SECRET": "whsec_" + "A" * 32}
+"""What such a relay needs in its environment."""
 
 
 class Load:
@@ -75,6 +80,7 @@ class Load:
         self.streams: set[str] = set()
         """The ids of all streams that were made."""
         self._random = Random(seed)
+        self.upstream.on_path("POST /hook", Head(204, {}, framing="length"))
         self.vary(1.0)
 
     def vary(self, slowness: float) -> None:
@@ -114,6 +120,7 @@ class Load:
             self.not_logged,
             self.passed_through,
             self.refused,
+            self.detached,
         ]
 
     def round(self, scenarios: Sequence[Callable[[], None]] | None = None) -> None:
@@ -238,6 +245,18 @@ class Load:
         for model, status in (("gpt-5-large-429", 429), ("claude-haiku-500", 500), ("nobody-serves-this", 404)):
             with self.post(model) as answer:
                 assert answer.status == status
+
+    def detached(self) -> None:
+        """A generation of whose end the webhook is told."""
+        with self.post("gpt-5-mini", more={"prefer": "respond-async"}) as answer:
+            assert answer.status == 202
+        stream_id = answer.headers["relay-stream-id"]
+
+        def told() -> bool:
+            hooks = [call for call in self.upstream.calls if call.path == "/hook"]
+            return any(call.json["data"]["id"] == stream_id for call in hooks)
+
+        wait_until(told, 20, "the webhook to be told")
 
     def outage(self, store: Server, prometheus: Prometheus) -> None:
         """The store ends and comes back, empty, after Prometheus has seen it. A stream in flight goes on, and its

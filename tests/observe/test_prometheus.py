@@ -18,7 +18,7 @@ import yaml
 
 from grafana import panels
 from relay.metrics import Metrics
-from tests.observe.load import RULES, Load, Prometheus, prometheus_server, settings
+from tests.observe.load import ENV, RULES, Load, Prometheus, prometheus_server, settings
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import ScriptedUpstream
 from tests.support.stores import valkey_server
@@ -87,9 +87,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     with (
         valkey_server(folder / "valkey") as store,
         ScriptedUpstream() as upstream,
-        RelayProcess(settings(upstream.url, store.url)) as one,
-        RelayProcess(settings(upstream.url, store.url)) as two,
-        RelayProcess(settings(upstream.url, store.url)) as three,
+        RelayProcess(settings(upstream.url, store.url), ENV) as one,
+        RelayProcess(settings(upstream.url, store.url), ENV) as two,
+        RelayProcess(settings(upstream.url, store.url), ENV) as three,
     ):
         targets: list[dict[str, Any]] = [
             {"targets": [one.config["metrics_bind"]], "labels": {"namespace": "llm"}},

@@ -18,6 +18,8 @@ from relay.protocol.finished.parts import Entries, Grown, Text, pieces
 from relay.protocol.outcomes import StreamFailure
 from tests.support.samples import SAMPLES
 from tests.support.streams import (
+    APIS,
+    FIRST_TOKENS,
     Body,
     block,
     block_delta,
@@ -500,8 +502,9 @@ def test_whole_texts_count_where_deltas_are_missing() -> None:
 # -- all ------------------------------------------------------------------------------------------------------
 
 
-def test_every_api_has_its_answer() -> None:
-    assert set(DIALECTS) == set(ASSEMBLIES)
+def test_every_llm_api_has_its_answer() -> None:
+    assert set(APIS) == set(ASSEMBLIES)
+    assert set(ASSEMBLIES) <= set(DIALECTS)
 
 
 def test_other_streams_are_their_events() -> None:
@@ -514,7 +517,7 @@ def test_other_streams_are_their_events() -> None:
     ]
 
 
-@pytest.mark.parametrize("api", DIALECTS)
+@pytest.mark.parametrize("api", ASSEMBLIES)
 def test_before_anything_has_come_there_is_nothing(api: str) -> None:
     assembly = assembly_of(api)
     assembly.add(sse.Event(b"", b"[DONE]"), "st_1.1")
@@ -577,7 +580,7 @@ def _oddly(api: str) -> Iterable[list[Body]]:
                 yield [*bases, chunk({"tool_calls": [{"index": 0, name: odd}]}), *bases]
 
 
-@pytest.mark.parametrize("api", DIALECTS)
+@pytest.mark.parametrize("api", ASSEMBLIES)
 def test_odd_members_break_nothing(api: str) -> None:
     for bodies in _oddly(api):
         assert assembled(api, bodies) is not None
@@ -586,11 +589,26 @@ def test_odd_members_break_nothing(api: str) -> None:
 # -- writing --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("api", DIALECTS)
+@pytest.mark.parametrize("api", ASSEMBLIES)
 def test_all_samples_are_read(api: Any) -> None:
     sample = SAMPLES[api]
     found = json.dumps(assembled(api, [event.data for event in sample.events]), ensure_ascii=False)
     assert ("Zürich" in found) == (api != "responses")  # whose whole text is another in its end
+
+
+@pytest.mark.parametrize("case", FIRST_TOKENS)
+def test_it_can_be_had_after_every_event_and_asking_changes_nothing(case: str) -> None:
+    """Who looks at a stream that goes on sees it grow, and its end is what it is for who has not looked."""
+    streamed = FIRST_TOKENS[case]
+    looked_at, other = assembly_of(streamed.api), assembly_of(streamed.api)
+    sizes = []
+    for frame in streamed.events:
+        for event in sse.Parser(1 << 16).feed(frame.encode()):
+            looked_at.add(event, "")
+            other.add(event, "")
+            sizes.append(len(json.dumps(written(looked_at.content()))))
+    assert written(looked_at.content()) == written(other.content())
+    assert sizes[-1] > sizes[0]
 
 
 def test_it_is_written_in_pieces() -> None:
@@ -627,7 +645,7 @@ def test_base64_of_padded_pieces_is_one() -> None:
 
 
 @pytest.mark.parametrize("size", [64 * 1024 * 1024])
-@pytest.mark.parametrize("api", DIALECTS)
+@pytest.mark.parametrize("api", ASSEMBLIES)
 def test_a_large_stream_takes_time_in_proportion(api: str, size: int) -> None:
     """No step of it is longer than a large event takes, however long the answer is."""
     body, more = {

@@ -145,8 +145,8 @@ def test_where_clients_bring_their_own_credentials_nothing_is_asked(upstream: Sc
     ("headers", "expected"),
     [
         ({}, 200),
-        ({"host": "localhost:9090"}, 200),
-        ({"host": "evil.example:9090"}, 421),
+        ({"host": "localhost:9464"}, 200),
+        ({"host": "evil.example:9464"}, 421),
         ({"host": "evil.example", "origin": "http://evil.example", "sec-fetch-site": "same-origin"}, 421),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": FRIEND}, 403),

@@ -50,7 +50,7 @@
 {{- $given = append $given .name -}}
 {{- end -}}
 {{- if not .Values.extraEnvFrom -}}
-{{- $secrets := list (list "auth.secret_env" (dig "auth" "secret_env" "" $config)) (list "store.encryption_env" (dig "store" "encryption_env" "" $config)) -}}
+{{- $secrets := list (list "auth.secret_env" (dig "auth" "secret_env" "" $config)) (list "store.encryption_env" (dig "store" "encryption_env" "" $config)) (list "webhook.secret_env" (dig "webhook" "secret_env" "" $config)) -}}
 {{- range $config.upstreams -}}
 {{- $secrets = append $secrets (list (printf "upstreams.%s.api_key_env" .name) .api_key_env) -}}
 {{- end -}}

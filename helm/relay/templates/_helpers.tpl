@@ -89,7 +89,7 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- define "relay.setting" -}}
 {{- $defaults := dict "drain.timeout" "600s" "streams.heartbeat" "15s" "streams.upstream_idle_timeout" "300s"
   "streams.unstreamed_answer_timeout" "600s"
-  "bind" "0.0.0.0:8080" "metrics_bind" "0.0.0.0:9090" -}}
+  "bind" "0.0.0.0:8080" "metrics_bind" "0.0.0.0:9464" -}}
 {{- $value := index . 0 -}}
 {{- range splitList "." (index . 1) -}}
 {{- $value = get ($value | default dict) . -}}

@@ -39,6 +39,8 @@ ADOPT = _read("adopt")
 ENLIST = _read("enlist")
 TELL = _read("tell")
 RECENT = _read("recent")
+TAKE = _read("take")
+REMIND = _read("remind")
 
 SCRIPTS = (
     CREATE,
@@ -62,6 +64,8 @@ SCRIPTS = (
     ENLIST,
     TELL,
     RECENT,
+    TAKE,
+    REMIND,
 )
 
 # Codes that the scripts answer.
