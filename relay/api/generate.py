@@ -7,6 +7,7 @@ than until the upstream has them, however long the stream lives.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import httpx
@@ -41,6 +42,7 @@ from relay.streams.answer import Asking, Call, Opened, Refused
 from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.refusal import failed_answer, no_event_stream, read_refusal
+from relay.tracing.spans import StreamSpan
 from relay.upstream.client import body_of
 from relay.upstream.failover import ask
 from relay.upstream.routing import Route
@@ -153,6 +155,7 @@ async def _stream(
     except ApiError:
         joining.release()
         raise
+    span = registry.tracing.stream(exchange.headers, dialect.name, route.model, time.monotonic() - exchange.received)
     producer = registry.begin(
         request.stream,
         dialect,
@@ -162,12 +165,13 @@ async def _stream(
             exchange.request_id,
             exchange.received,
             route.model,
-            rules.trace_id(exchange.headers),
+            rules.trace_id(exchange.headers) or span.trace_id,
             exchange.caller.key.label if exchange.caller.key is not None else "",
+            span,
         ),
         hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
-        call=_call(services, exchange, dialect, request, preference_met=detached, abandon_after=abandon_after),
+        call=_call(services, exchange, dialect, request, span, preference_met=detached, abandon_after=abandon_after),
     )
     begun = slot.hand_over()
     if begun.counted:
@@ -216,6 +220,7 @@ def _call(
     exchange: Exchange,
     dialect: Dialect,
     request: _Request,
+    span: StreamSpan,
     *,
     preference_met: bool,
     abandon_after: float | None,
@@ -225,6 +230,9 @@ def _call(
     route, body = request.route, request.body
     key = f"relay-{request.stream}"
     headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
+    if span.traceparent:  # what is upstream is a child of the relay's span, where the client asked for a trace at all
+        own = (b"traceparent", span.traceparent.encode())
+        headers = [own if item[0] == b"traceparent" else item for item in headers]
 
     def to(at: Route, length: int) -> UpstreamRequest:
         return upstream_request(

@@ -66,6 +66,7 @@ class ProducerContext:
             "replica": self.replica,
             **({} if producer.feed.readers == 1 else {f"n:{self.replica}": str(producer.feed.readers)}),
             **self.host.joining_fields(producer),
+            **({"trace": span.traceparent} if (span := producer.account.request.span).traceparent else {}),
         }
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),

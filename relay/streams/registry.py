@@ -10,7 +10,7 @@ import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +24,11 @@ from relay.protocol.outcomes import Cause, Ending
 from relay.store.log import Log, Renewed
 from relay.store.stories import STOP_BY_OPERATOR, Stories
 from relay.streams.abandonment import Abandonment
-from relay.streams.account import Request, StreamAccount
+from relay.streams.account import Request, StreamAccount, span_end
 from relay.streams.adoption import Adoption
 from relay.streams.ahead import Ahead
 from relay.streams.answer import Call
-from relay.streams.chronicle import Chronicle
+from relay.streams.chronicle import SPAN_EVENTS, Chronicle
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
@@ -37,6 +37,7 @@ from relay.streams.lookup import Lookup
 from relay.streams.orphans import Orphans
 from relay.streams.producer import Producer
 from relay.streams.tail import Tail
+from relay.tracing.spans import ReaderSpan, Tracing
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class Registry:
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._committer = Committer(log, metrics)
+        self.tracing = Tracing()
+        self._stories = Stories(log.commands, log.names, settings.streams)
         self.chronicle = Chronicle(
-            self.replica_id, Stories(log.commands, log.names, settings.streams), lambda id: self.lookup.readers_of(id)
+            self.replica_id, self._stories, lambda stream: self.lookup.readers_of(stream), self._on_noted
         )
         self._leases = Leases(
             log, self.replica_id, self, metrics, self.chronicle, lambda owner: self.owners.shown(owner)
@@ -256,6 +259,7 @@ class Registry:
 
     def on_ended(self, producer: Producer) -> None:
         self._running.discard(producer)
+        producer.account.request.span.end(span_end(producer), self.owners.shown(producer.owner))
         self._began.discard(producer.first_stream)
         self._unnamed.discard(producer)
         if self._learnt.pop(producer, None) is False:
@@ -322,6 +326,20 @@ class Registry:
             access.of_stream("stop asked for", {"stream": producer.stream, "by": "operator"})
             self.chronicle.note(producer.stream, "stop asked for", by="operator")
             producer.stop(Ending.STOPPED)
+
+    def _on_noted(self, stream: str, what: str, fields: Mapping[str, Any]) -> None:
+        producer = self.producers.get(stream)
+        if producer is not None:
+            name = what if fields.get("why") == "finished" else SPAN_EVENTS.get(what, what)
+            producer.account.request.span.event(name, **fields)
+
+    async def link(self, reader: ReaderSpan, stream: str) -> None:
+        """Say which stream a reader's span is about. Raises StoreUnavailable."""
+        producer = self.producers.get(stream)
+        if producer is not None:
+            reader.link(producer.account.request.span.traceparent)
+        elif found := await self._stories.traceparent(stream):
+            reader.link(found)
 
     def _gone_beyond(self, stream: str) -> None:
         self._on_message("beyond", stream)
