@@ -135,6 +135,7 @@ def test_a_stream_with_one_resume_on_another_replica(
     with ask(one, {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}) as answer:
         name = answer.headers["relay-stream-id"]
         answer.events(2)
+    wait_until(lambda: "reader gone" in one.log(), WAIT, "the cut to be noticed")
     with resume(two, name, 1, f"00-{LATER_TRACE}-{LATER_PARENT}-01") as again:
         again.events(1)
         upstream.open("on")
@@ -192,6 +193,7 @@ def test_a_reader_that_comes_back_here_and_a_stop_are_told_in_the_span(
     with ask(relay) as answer:
         name = answer.headers["relay-stream-id"]
         answer.events(1)
+    wait_until(lambda: "reader gone" in relay.log(), WAIT, "the cut to be noticed")
     with resume(relay, name, 1, f"00-{LATER_TRACE}-{LATER_PARENT}-01") as again:
         headers = {"authorization": "Bearer canary-of-a-credential"}
         with open_stream(f"{relay.url}/streams/{name}", "DELETE", headers) as stopped:
