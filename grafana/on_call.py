@@ -250,7 +250,7 @@ def _resumes() -> list[Panel]:
             "Abandoned: nobody came back and the upstream call was cancelled. Degraded: streams that began without a "
             "log because the store was away, and cannot be resumed; any of these is the store's trouble. Malformed: "
             "events that an upstream sent out of its API's format. Upstream resumed, lost: answers that broke off "
-            "where the upstream can go on; continued: by another call, which is billed. Webhook: attempts to tell it of "
+            "where the upstream can go on; continued: by another call, which is billed. Webhook: attempts to tell of "
             "a detached generation's end.",
             [
                 Ask(rate("relay_streams_total", f'{GENERATION}, outcome="abandoned"'), "abandoned"),

@@ -51,6 +51,7 @@ _APPEND = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 _BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _GENERATION = ("api", "upstream", "model")
 _FAILED = "failed"
+_TRIES = 5
 
 
 class _Tally(Histogram):
@@ -321,14 +322,12 @@ class _Workers(Collector):
     """A worker that has just started has a file that is still empty, of which prometheus-client dies: for a moment
     that is too short to miss, so it is read again."""
 
-    _TRIES = 5
-
     def collect(self) -> Iterable[Metric]:
-        for attempt in range(1, self._TRIES + 1):
+        for attempt in range(1, _TRIES + 1):
             try:
                 return list(MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call]
             except struct.error:
-                if attempt == self._TRIES:
+                if attempt == _TRIES:
                     raise
                 time.sleep(0.01 * attempt)
         return ()
@@ -356,9 +355,8 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
     scrape: WSGIApplication = make_wsgi_app(registry)
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        names = (("host", "HTTP_HOST"), ("origin", "HTTP_ORIGIN"), ("sec-fetch-site", "HTTP_SEC_FETCH_SITE"))
-        more = ("sec-fetch-mode", "HTTP_SEC_FETCH_MODE")
-        head = [(n.encode(), environ[k].encode("latin-1")) for n, k in (*names, more) if k in environ]
+        keys = {name: f"HTTP_{name.upper().replace('-', '_')}" for name in guard.READS}
+        head = [(name.encode(), environ[key].encode("latin-1")) for name, key in keys.items() if key in environ]
         try:
             pages.check(head, navigates=True)
         except ApiError as error:

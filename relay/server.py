@@ -17,8 +17,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ from relay.store.supervisor import StoreSupervisor
 from relay.store.topology import connect
 from relay.streams.registry import Registry
 from relay.streams.webhooks import Webhooks
+from relay.tracing import setup as traces
+from relay.tracing.spans import Tracing
 from relay.upstream import resuming_body
 from relay.upstream.client import UpstreamClient
 from relay.workers import Workers
@@ -53,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # Counts taken per event reach Prometheus' counters this often.
 _FLUSH_EVERY = 1.0
+# What a collector that does not answer is waited for at the end.
+_TRACES_TIMEOUT = 5.0
 # Collections of garbage, by new objects. Python's own 700 has one begin with every third stream.
 _COLLECT_AFTER = (10_000, 5, 5)
 
@@ -199,6 +205,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
 
     log = Log(connect(setup.store_url), settings.streams, settings.store)
     registry = Registry(settings, log, counted)
+    registry.tracing = traces.from_environment(os.environ, registry.replica_id)
     upstreams = registry.takeovers.upstreams = UpstreamClient()
 
     async def finish(server: http_server.Server) -> None:
@@ -266,6 +273,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             await registry.webhooks.close()
         # Only now: requests that came in up to the listener's end need the store for their answers.
         await registry.close()
+        await _hand_over(registry.tracing)
         await resuming_body.stopped()
         await upstreams.close()
         # The loop's handlers end with it, and the store has yet to be stopped.
@@ -283,6 +291,22 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None
         for task in (doing, waiting):
             task.cancel()
         await asyncio.gather(doing, waiting, return_exceptions=True)
+
+
+async def _hand_over(tracing: Tracing) -> None:
+    """A collector that does not answer holds nothing up for long: the thread ends with the process."""
+    if tracing.on:
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def close() -> None:
+            tracing.close()
+            with contextlib.suppress(RuntimeError):  # the loop has not waited for it
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=close, name="traces", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TRACES_TIMEOUT):
+                await done.wait()
 
 
 async def _flush_forever(counted: Metrics) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from relay.api import application_body, generate, listing, passed_events, resume, stream_names, unread
 from relay.api.attaching import Attaching
+from relay.api.calling import Request
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import upstream_request
@@ -76,7 +77,7 @@ async def _request(
     raw: bytes,
     body: application_body.ApplicationBody,
     attaching: Attaching,
-) -> generate.Request:
+) -> Request:
     registry = services.registry
     caller = exchange.caller
     name = stream_names.of_header(exchange) or stream_names.of_body(upstream.stream_name, raw)
@@ -92,7 +93,7 @@ async def _request(
             logged = False
     stream = new_stream_id(logged=logged)
     joining = Joining(services, exchange, stream, raw, owner if caller.can_come_back else stream, attaching)
-    return generate.Request(
+    return Request(
         route, body, owner, stream, joining, name=name if caller.can_come_back else None, rpc=requests_of(raw)
     )
 

@@ -48,6 +48,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.headers import Headers
 from relay.protocol.json_scan import Layout
+from relay.tracing.spans import ReaderSpan
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class Exchange:
         """When the last byte of the request was there, once `body_read`."""
         self.caller: Caller
         """Who asks: set at the gate, where the path has one."""
-        self.came_back = False
-        """Is its client one more reader of a stream that is there?"""
+        self.returning: ReaderSpan | None = None
+        """The span of one who comes to a stream that is there, from `told.reader_came` on."""
         self.started = False
         self.body_read = False
         self.gone = False

@@ -7,18 +7,17 @@ than until the upstream has them, however long the stream lives.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
 
-import httpx
 import orjson
 
 from relay.api import event_ids, kept, resume, stream_names, tickets, told, unread
-from relay.api.application_body import ApplicationBody
 from relay.api.attaching import Attaching
+from relay.api.calling import Request, call
 from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
-from relay.api.outgoing import ClientBody, RequestBody, UpstreamRequest, is_name, upstream_request
+from relay.api.outgoing import ClientBody, is_name
 from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
@@ -36,36 +35,14 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.json_edit import changes
-from relay.protocol.json_rpc import Id
 from relay.protocol.outcomes import Ending
 from relay.store.outbox import Note
 from relay.streams import account
-from relay.streams.answer import Asking, Call, Opened, Refused
+from relay.streams.answer import Opened, Refused
 from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.refusal import failed_answer, no_event_stream, read_refusal
 from relay.upstream.client import body_of
-from relay.upstream.failover import ask
-from relay.upstream.routing import Route
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request that has been read, and where it goes. `joining` is None where it asks for no stream; `name` is what
-    its owner calls the stream, None where nobody can ask for it by a name; `rpc` are the ids of the JSON-RPC requests
-    that it has."""
-
-    route: Route
-    body: ClientBody | ApplicationBody
-    owner: str = ""
-    stream: str = ""
-    joining: Joining | None = None
-    choices: int = 1
-    background: bool = False
-    carried: bool = False
-    """May another call go on with its answer?"""
-    name: str | None = None
-    rpc: tuple[Id, ...] = ()
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
@@ -165,6 +142,7 @@ async def stream(
     except ApiError:
         joining.release()
         raise
+    span = registry.tracing.stream(exchange.headers, dialect.name, route.model, time.monotonic() - exchange.received)
     producer = registry.begin(
         request.stream,
         dialect,
@@ -174,13 +152,14 @@ async def stream(
             exchange.request_id,
             exchange.received,
             route.model,
-            rules.trace_id(exchange.headers),
+            rules.trace_id(exchange.headers) or span.trace_id,
             exchange.caller.key.label if exchange.caller.key is not None else "",
+            span,
         ),
         hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
         choices=request.choices,
         name=request.name,
-        call=_call(services, exchange, dialect, request, preference_met=detached, abandon_after=abandon_after),
+        call=call(services, exchange, dialect, request, span, preference_met=detached, abandon_after=abandon_after),
     )
     begun = slot.hand_over()
     if begun.counted:
@@ -222,79 +201,6 @@ async def stream(
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)
     await deliver(services, exchange, source, headers, producer.stream, joinable=False)
-
-
-def _call(
-    services: Services,
-    exchange: Exchange,
-    dialect: Dialect,
-    request: Request,
-    *,
-    preference_met: bool,
-    abandon_after: float | None,
-) -> Call:
-    """The call upstream. `preference_met`: a preference that the relay has met is not for a relay after it;
-    `abandon_after` is what its client has said of that, for such a relay."""
-    route, body = request.route, request.body
-    stream = request.stream
-    key = f"relay-{stream}"
-    carried = request.carried
-
-    def on_continued() -> None:
-        services.registry.on_continued(stream)
-
-    headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
-
-    def to(at: Route, length: int) -> UpstreamRequest:
-        return upstream_request(
-            services,
-            exchange,
-            at,
-            dialect.name,
-            identity=True,
-            incremental=True,
-            length=length if length or dialect.path else None,
-            headers=headers,
-            streamed=bool(dialect.path),
-            abandon_after=abandon_after,
-        )
-
-    async def sent(at: Route, data: RequestBody) -> httpx.Response:
-        return await to(at, data.size).stream(
-            data,
-            dialect.name,
-            key,
-            background=request.background,
-            on_continued=on_continued if carried else None,
-            rpc=request.rpc,
-        )
-
-    def hides(at: Route) -> bool:
-        return body.asks(at) and at.upstream.usage == "observe"
-
-    async def once(asking: Asking) -> httpx.Response:
-        asking(route, hides(route))
-        return await sent(route, body.sent_once(route))
-
-    async def in_turn(asking: Asking) -> httpx.Response:
-        last = route
-
-        async def send(at: Route) -> httpx.Response:
-            nonlocal last
-            last = at
-            data = body.written_for(at)
-            asking(at, hides(at))
-            return await sent(at, data)
-
-        try:
-            answered, response = await ask(route, send)
-        finally:
-            body.let_go()
-        if answered is not last:
-            asking(answered, False)
-        return response
-
-    return once if route.settled else in_turn
 
 
 def _preferences(exchange: Exchange) -> set[str]:

@@ -15,7 +15,7 @@ from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import BadRequest, PathNotAllowed, ResponseIdAmbiguous, StreamExpired, StreamNotFound
 from relay.protocol.members import STEERING
 from relay.store.log import Status
-from relay.streams.registry import response_name
+from relay.streams.learning import response_name
 
 _LONGEST_ID = 256
 _MOST_RESPONSES = 8

@@ -180,7 +180,7 @@ async def _go_on(
         await services.registry.orphans.told_of(after.stream)
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
-    told.reader_came(services, exchange, after, result, attached.backlog)
+    await told.reader_came(services, exchange, after, result, attached)
     headers = stream_headers(
         after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
     )

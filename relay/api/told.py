@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from relay import access
@@ -10,8 +11,10 @@ from relay.api.services import Services
 from relay.auth.gate import Caller
 from relay.auth.owners import NOBODY
 from relay.protocol.apis import api_label
-from relay.protocol.errors import ApiError
+from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.ids import EventId, parse_event_id
+from relay.streams.lookup import Attached
+from relay.tracing.spans import NO_READER
 
 
 def who(services: Services, exchange: Exchange) -> dict[str, Any]:
@@ -44,20 +47,29 @@ def refused(services: Services, exchange: Exchange, error: ApiError) -> None:
     tell("refused", fields, failed=error.status >= 500)
 
 
-def reader_came(services: Services, exchange: Exchange, after: EventId, result: str, backlog: int) -> None:
+async def reader_came(services: Services, exchange: Exchange, after: EventId, result: str, attached: Attached) -> None:
     """Somebody has come back to a stream, or joined it."""
-    fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": backlog}
+    fields = {"stream": after.stream, "after": after.n, "result": result, "backlog": attached.backlog}
     access.of_stream("stream resumed", {**fields, **who(services, exchange), "request_id": exchange.request_id})
     services.registry.chronicle.note(
         after.stream, "reader came", after=after.n, result=result, request=exchange.request_id
     )
-    exchange.came_back = True
+    span = exchange.returning = services.registry.tracing.reader(
+        exchange.headers, attached.dialect.name, after.stream, after=after.n, result=result
+    )
+    if span is not NO_READER:
+        with contextlib.suppress(StoreUnavailable):
+            await services.registry.link(span, after.stream)
+    if attached.reader is None:
+        span.end()
 
 
 def reader_gone(services: Services, exchange: Exchange, stream: str, position: int, why: str) -> None:
     """A reader's connection has ended at this position; `why` is `finished` where it has had all."""
     tell = access.of_request if why == "finished" else access.of_stream
-    if why != "finished" or exchange.came_back:
+    if exchange.returning is not None:
+        exchange.returning.end(position=position, why=why)
+    if why != "finished" or exchange.returning is not None:
         services.registry.chronicle.note(stream, "reader gone", position=position, why=why, request=exchange.request_id)
     if tell is access.of_request and not access.tells_all():
         return

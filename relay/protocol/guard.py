@@ -18,6 +18,8 @@ from fnmatch import fnmatchcase
 from relay.protocol.errors import HostNotAllowed, OriginNotAllowed, UnsupportedMediaType
 from relay.protocol.headers import Headers, value
 
+READS = ("host", "origin", "sec-fetch-site", "sec-fetch-mode")
+"""The headers that say what it needs to know."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _PORT = re.compile(r":[0-9]*$")
 # Fetch standard, "CORS-safelisted request-header": a page sends these without asking first. No kind at all is one, too.

@@ -2,7 +2,7 @@
 
 * `relay:{<stream id>}:meta` has, beside what the log needs, `about` (see there), `story` (a JSON object a line: `at` in
   milliseconds since 1970, `what`, and more) and `n:<replica>`, how many readers a replica had when it last told
-  something; without it the producer's has one.
+  something; without it the producer's has one. `trace` is the `traceparent` of its span, where there are traces.
 * `relay:recent` the streams that ended last. Those that run are in the lists of their replicas (`store.directory`).
 
 Nothing here is a promise: what a store, or a replica that was killed, has lost of it stays lost. Nothing is asked of
@@ -195,6 +195,11 @@ class Stories:
             now,
             {name: number for name, number in readers.items() if number != 0},
         )
+
+    async def traceparent(self, stream: str) -> str:
+        """That of a stream's span, empty where it has none."""
+        key = self._names.meta(stream)
+        return (await self._commands.call(key, "HGET", key, "trace") or b"").decode("ascii", "replace")
 
     async def story(self, stream: str) -> list[dict[str, Any]]:
         """What has happened to a stream, in order: `at` in Unix seconds, `what`, and more. What was told twice, for

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relay import access
 from relay.metrics import Meter
@@ -17,6 +17,10 @@ from relay.protocol.dialect import Watch
 from relay.protocol.ids import is_logged
 from relay.protocol.outcomes import Cause, Outcome
 from relay.store.log import Status
+from relay.tracing.spans import NO_STREAM, Ended, StreamSpan
+
+if TYPE_CHECKING:
+    from relay.streams.producer import Producer
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +29,14 @@ logger = logging.getLogger(__name__)
 class Request:
     """What a stream's lines say of the request that began it: `received` is the monotonic time of its last byte,
     `model` the name that goes upstream, `trace` the trace id of its `traceparent` or None, `key` the name of the
-    relay's key that it came with."""
+    relay's key that it came with, `span` the stream's."""
 
     id: str
     received: float
     model: str
     trace: str | None
     key: str = ""
+    span: StreamSpan = NO_STREAM
 
 
 class StreamAccount:
@@ -62,6 +67,7 @@ class StreamAccount:
 
     def first_token(self, stream: str) -> None:
         self._first_token = time.monotonic() - self.request.received
+        self.request.span.event("first_token", seconds=round(self._first_token, 6))
         self.meter.first_token(self._first_token, stream)
 
     def ended(self, stream: str, outcome: Outcome, events: int, watch: Watch, at: float = 0.0) -> None:
@@ -104,6 +110,24 @@ class StreamAccount:
         if self._line:
             self._line |= {"readers": self.readers + remote_readers, "resumes": self.resumes + remote_readers}
             _write(self._line | self._who(owner))
+
+
+def span_end(producer: Producer) -> Ended:
+    """What a stream's span is told at its end, or at that of a request for one that was never made."""
+    account, outcome, usage = producer.account, producer.outcome, producer.watch.usage
+    refused = not (producer.created.done() and not producer.created.cancelled() and producer.created.result())
+    return Ended(
+        stream="" if refused else producer.stream,
+        outcome="" if outcome is None else outcome.value,
+        error=outcome.value if isinstance(outcome, Cause) else "refused" if refused and outcome is None else "",
+        model=account.request.model,
+        upstream=producer.route.upstream.name,
+        address=producer.route.upstream.base_url,
+        response_id=producer.watch.response_id,
+        events=producer.writer.last,
+        input_tokens=None if usage is None else usage.input,
+        output_tokens=None if usage is None else usage.output,
+    )
 
 
 def count_forced_end(meter: Meter, status: Status, outcome: Outcome, events: int, seconds: float, owner: str) -> None:

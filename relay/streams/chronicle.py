@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from relay.protocol.ids import is_logged
@@ -22,10 +22,25 @@ _MOST_STREAMS = 10_000
 _MOST_LINES = 64
 
 
-class Chronicle:
-    """One per replica. `readers_of` says how many readers a stream has here."""
+SPAN_EVENTS = {"reader gone": "cut", "reader came": "resume", "taken over": "takeover", "stop asked for": "stop"}
+"""What the events of a stream's span are called, where that is another name."""
 
-    def __init__(self, replica: str, stories: Stories, readers_of: Callable[[str], int]) -> None:
+
+def _nobody(stream: str, what: str, fields: Mapping[str, Any]) -> None:
+    return None
+
+
+class Chronicle:
+    """One per replica. `readers_of` says how many readers a stream has here; `on_noted` hears of all that is told."""
+
+    def __init__(
+        self,
+        replica: str,
+        stories: Stories,
+        readers_of: Callable[[str], int],
+        on_noted: Callable[[str, str, Mapping[str, Any]], None] = _nobody,
+    ) -> None:
+        self._on_noted = on_noted
         self._replica = replica
         self._stories = stories
         self._readers_of = readers_of
@@ -36,6 +51,7 @@ class Chronicle:
 
     def note(self, stream: str, what: str, **fields: Any) -> None:
         """Something has happened to a stream. The fields hold nothing of a prompt, an answer or a credential."""
+        self._on_noted(stream, what, fields)
         if not is_logged(stream) or (stream not in self._pending and len(self._pending) >= _MOST_STREAMS):
             return
         lines = self._pending.setdefault(stream, [])

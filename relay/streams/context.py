@@ -70,6 +70,7 @@ class ProducerContext:
             "replica": self.replica,
             **({} if producer.feed.readers == 1 else {f"n:{self.replica}": str(producer.feed.readers)}),
             **self.host.reading_fields(producer),
+            **({"trace": span.traceparent} if (span := producer.account.request.span).traceparent else {}),
         }
         await asyncio.gather(
             self.log.directory.add_stream(self.replica, producer.stream),

@@ -10,7 +10,7 @@ import logging
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,15 @@ from relay.store.listings import Listings
 from relay.store.log import Log, Renewed
 from relay.store.stories import STOP_BY_OPERATOR, Stories
 from relay.streams.abandonment import Abandonment
-from relay.streams.account import Request, StreamAccount
+from relay.streams.account import Request, StreamAccount, span_end
 from relay.streams.adoption import Adoption
 from relay.streams.ahead import Ahead
 from relay.streams.answer import Call
-from relay.streams.chronicle import Chronicle
+from relay.streams.chronicle import SPAN_EVENTS, Chronicle
 from relay.streams.claims import Claims
 from relay.streams.commit import Committer
 from relay.streams.context import ProducerContext
+from relay.streams.learning import Learning
 from relay.streams.leases import Leases
 from relay.streams.listing import Listing
 from relay.streams.lookup import Lookup
@@ -41,17 +42,13 @@ from relay.streams.producer import Producer
 from relay.streams.successor import Successor
 from relay.streams.tail import Tail
 from relay.streams.takeover import Takeovers
+from relay.tracing.spans import ReaderSpan, Tracing
 from relay.upstream.routing import Route
 
 if TYPE_CHECKING:
     from relay.streams.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
-
-
-def response_name(owner: str, response_id: str) -> str:
-    """The name under which an owner's response finds its stream."""
-    return f"response:{owner}:{response_id}"
 
 
 class Registry:
@@ -67,17 +64,18 @@ class Registry:
         self._running: set[Producer] = set()
         self._began: set[str] = set()  # their ids, whether the streams are made yet or not
         self._streams_of: Counter[str] = Counter()
-        self._unnamed: set[Producer] = set()  # whose response's id the store may not know
-        self._learnt: dict[Producer, bool | None] = {}  # has the store what was learnt since? None: nothing was
         self._background: set[asyncio.Task[None]] = set()
         self.replica_id = f"{socket.gethostname()}-{secrets.token_hex(8)}"
         self._committer = Committer(log, metrics)
+        self.tracing = Tracing()
+        self._stories = Stories(log.commands, log.names, settings.streams)
         self.chronicle = Chronicle(
-            self.replica_id, Stories(log.commands, log.names, settings.streams), lambda id: self.lookup.readers_of(id)
+            self.replica_id, self._stories, lambda stream: self.lookup.readers_of(stream), self._on_noted
         )
         self._context = ProducerContext(
             settings.streams, log, self.replica_id, self._committer, Ahead(settings.store.ahead), self
         )
+        self.learning = Learning(self._context, log.directory, self.producers, self.later)
         self.takeovers = Takeovers(settings, log, self.replica_id, metrics, self, self._context)
         self._leases = Leases(
             log,
@@ -233,7 +231,7 @@ class Registry:
     # -- what producers say -------------------------------------------------------------------------------
 
     def on_making(self, producer: Producer) -> None:
-        self._learnt[producer] = None
+        self.learning.making(producer)
 
     def on_created(self, producer: Producer) -> None:
         self.producers[producer.stream] = producer
@@ -242,8 +240,7 @@ class Registry:
             self.listing.ended(producer)
         producer.account.meter.streams_active.inc()
         producer.account.began(producer.stream, self.owners.shown(producer.owner))
-        if self._learnt.get(producer) is False:
-            self._learn_soon(producer)
+        self.learning.made(producer)
 
     async def list(self, producer: Producer) -> None:
         await self.listing.put(producer)
@@ -256,11 +253,11 @@ class Registry:
             meter.streams_active.inc()
         producer.writer.meter = account.meter = meter
         account.request = replace(account.request, model=route.model)
-        self._learn_soon(producer)
+        self.learning.soon(producer)
 
     def on_answered(self, producer: Producer) -> None:
         if producer.kept_headers or producer.leg is not None:
-            self._learn_soon(producer)
+            self.learning.soon(producer)
 
     def on_continued(self, first_stream: str) -> None:
         """Another call goes on with the answer of the stream that began under this id: whoever comes later is told."""
@@ -269,31 +266,10 @@ class Registry:
                 producer.watch.continued += 1
                 told = (b"relay-continued", b"%d" % producer.watch.continued)
                 producer.kept_headers = [*(item for item in producer.kept_headers if item[0] != told[0]), told]
-                self._learn_soon(producer)
-
-    def _learn_soon(self, producer: Producer) -> None:
-        """What is known before the stream is made goes along with it, and needs no write of its own."""
-        if producer in self._learnt and producer.logged:
-            self._learnt[producer] = False
-            if producer.stream in self.producers:
-                self.later(self._learn(producer))
-
-    async def _learn(self, producer: Producer) -> None:
-        told = producer.route, producer.kept_headers, producer.leg
-        await self._context.learn(producer)
-        if producer in self._learnt and told == (producer.route, producer.kept_headers, producer.leg):
-            self._learnt[producer] = True
+                self.learning.soon(producer)
 
     def on_response_id(self, producer: Producer) -> asyncio.Task[None] | None:
-        if producer.logged and producer.dialect.name == "responses":
-            self._unnamed.add(producer)
-            return self.later(self._set_alias(producer))
-        return None
-
-    async def _set_alias(self, producer: Producer) -> None:
-        assert producer.response_id is not None
-        await self.directory.set_alias(response_name(producer.owner, producer.response_id), producer.stream)
-        self._unnamed.discard(producer)
+        return self.learning.named(producer)
 
     def _on_store_returned(self) -> None:
         """It may have lost what responses are called, what was learnt of streams, which keys were given back, and who
@@ -301,15 +277,13 @@ class Registry:
         self.claims.store_returned()
         self.orphans.store_returned()
         self.listing.store_returned()
-        self._learnt = {p: None if told is None else False for p, told in self._learnt.items()}
-        self._unnamed.update(p for p in self.producers.values() if p.response_id and p.dialect.name == "responses")
+        self.learning.store_returned()
 
     def on_ended(self, producer: Producer) -> None:
         self._running.discard(producer)
+        producer.account.request.span.end(span_end(producer), self.owners.shown(producer.owner))
         self._began.discard(producer.first_stream)
-        self._unnamed.discard(producer)
-        if self._learnt.pop(producer, None) is False:
-            self.later(self._learn(producer))
+        self.learning.ended(producer)
         self._abandonment.forget(producer)
         self.listing.ended(producer)
         self.orphans.ended(producer.stream, producer.outcome if producer.is_persisted else None)
@@ -346,10 +320,7 @@ class Registry:
         self.claims.renew()
         self.orphans.renew()
         self.listing.renew()
-        untold = [producer for producer, told in self._learnt.items() if told is False]
-        await asyncio.gather(
-            self.owners.share_secret(), *map(self._set_alias, list(self._unnamed)), *map(self._learn, untold)
-        )
+        await asyncio.gather(self.owners.share_secret(), self.learning.renew())
         if self.webhooks is not None:
             await self.webhooks.renew()
 
@@ -378,6 +349,20 @@ class Registry:
             access.of_stream("stop asked for", {"stream": producer.stream, "by": "operator"})
             self.chronicle.note(producer.stream, "stop asked for", by="operator")
             producer.stop(Ending.STOPPED)
+
+    def _on_noted(self, stream: str, what: str, fields: Mapping[str, Any]) -> None:
+        producer = self.producers.get(stream)
+        if producer is not None:
+            name = what if fields.get("why") == "finished" else SPAN_EVENTS.get(what, what)
+            producer.account.request.span.event(name, **fields)
+
+    async def link(self, reader: ReaderSpan, stream: str) -> None:
+        """Say which stream a reader's span is about. Raises StoreUnavailable."""
+        producer = self.producers.get(stream)
+        if producer is not None:
+            reader.link(producer.account.request.span.traceparent)
+        elif found := await self._stories.traceparent(stream):
+            reader.link(found)
 
     def _gone_beyond(self, stream: str) -> None:
         self._on_message("beyond", stream)

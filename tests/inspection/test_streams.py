@@ -139,7 +139,8 @@ def test_every_command_on_every_kind_of_store(
             said, complained = tail.communicate(timeout=30)
             assert said.count("canary-of-an-answer") == 2
             assert "ended by the relay: stopped" in complained
-        assert operator.told(live) == ["begun", "stop asked for", "ended"]
+        stopping = ["begun", "stop asked for", "ended"]
+        wait_until(lambda: operator.told(live) == stopping, WAIT, "the stop to be told")
         # When its end is older than a lease it is no stream of its replica's any more.
         wait_until(
             lambda: (
@@ -192,7 +193,8 @@ def test_a_scripted_incident(upstream: ScriptedUpstream, store: Store, relays: R
         other.events(1)
         operator.run("stop", stopped)
         other.read()
-    wait_until(lambda: operator.told(user_s)[-1:] == ["reader gone"], WAIT, "the last reader's end to be told")
+    whole = ["begun", "ended", "ended for its producer", "reader came", "reader gone", "reader gone"]
+    wait_until(lambda: sorted(operator.told(user_s)) == whole, WAIT, "all of it to be told")
 
     shown = operator.show(user_s)
     assert (shown["owner"], shown["key"], shown["request_id"]) == ("team-a", "ci", "req-of-the-user")
@@ -207,7 +209,8 @@ def test_a_scripted_incident(upstream: ScriptedUpstream, store: Store, relays: R
     assert (ends["ended"]["outcome"], ends["ended"]["events"]) == ("producer_lost", 3)
     assert ends["ended for its producer"]["producer"] == begun["on"]
     assert (ends["reader gone"]["position"], ends["reader gone"]["why"]) == (3, "finished")
-    assert [line["what"] for line in operator.show(stopped)["story"]] == ["begun", "stop asked for", "ended"]
+    stopping = ["begun", "stop asked for", "ended"]
+    wait_until(lambda: operator.told(stopped) == stopping, WAIT, "the stop to be told")
     assert operator.show(stopped)["story"][1]["by"] == "operator"
 
     logs = [json.loads(line) for relay in (one, two) for line in relay.log().splitlines() if user_s in line]

@@ -1,0 +1,1 @@
+"""Traces: a span for each stream, and one for each reader who comes back to it."""
