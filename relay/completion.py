@@ -17,7 +17,7 @@ ADVICE = {
 _FILES = ("--config", "--data-dir")
 
 _BASH = """\
-# Made by: relay completion {shell}
+# Made by: relay completion {name}
 {ahead}_relay() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} at=relay word
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
@@ -46,7 +46,7 @@ def _bash(shell: str, words: Mapping[str, Sequence[str]]) -> str:
         f'        "{at}") COMPREPLY=($(compgen -W "{" ".join(follow)}" -- "$cur")) ;;' for at, follow in words.items()
     )
     return _BASH.format(
-        shell=shell,
+        name=shell,
         ahead="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
         commands="|".join(f'"{at}"' for at in words if at != "relay"),
         files="|".join(_FILES),

@@ -73,7 +73,7 @@ def _seen_from_elsewhere(world: World) -> dict[str, str]:
     """Which ports of the relay's and the store's pods somebody in another namespace can reach."""
     relay = world.ready()[0]["status"]["podIP"]
     (store,) = world.pods(f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=valkey")
-    places = {"http": (relay, "8080"), "metrics": (relay, "9090"), "valkey": (store["status"]["podIP"], "6379")}
+    places = {"http": (relay, "8080"), "metrics": (relay, "9464"), "valkey": (store["status"]["podIP"], "6379")}
     (prober,) = world.cluster.get("pods", "--namespace", MODELS, "--selector", "app=upstream")
     ask = ("exec", "--namespace", MODELS, name_of(prober), "--", "python", "-c", _PROBE)
     return {name: world.cluster.kubectl(*ask, *place) for name, place in places.items()}
