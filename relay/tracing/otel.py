@@ -23,7 +23,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from relay import __version__
 from relay.tracing.spans import NO_READER, NO_STREAM, Ended, Headers, ReaderSpan, StreamSpan, Tracing, Value
 
-_PROVIDERS = {"messages": "anthropic"}
+# By whose form of an API it is. What else is streamed is no model's answer for all that the relay knows.
+_PROVIDERS = {"chat": "openai", "responses": "openai", "messages": "anthropic"}
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -42,20 +43,22 @@ class OpenTelemetry(Tracing):
         self._replica = replica
 
     def stream(self, headers: Headers, api: str, model: str, age: float) -> StreamSpan:
+        provider = _PROVIDERS.get(api)
+        of_model: dict[str, Value] = {}
+        if provider is not None:
+            of_model = {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": provider,
+                "gen_ai.request.model": model[:200],
+            }
         span = self._tracer.start_span(
-            f"chat {model[:200]}",
+            _name(api, model),
             context=_parent(headers),
             kind=trace.SpanKind.CLIENT,
             start_time=time.time_ns() - int(age * 1e9),
-            attributes={
-                "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": _PROVIDERS.get(api, "openai"),
-                "gen_ai.request.model": model[:200],
-                "relay.api": api,
-                "relay.replica": self._replica,
-            },
+            attributes={**of_model, "relay.api": api, "relay.replica": self._replica},
         )
-        return _Stream(span) if span.get_span_context().is_valid else NO_STREAM
+        return _Stream(span, api) if span.get_span_context().is_valid else NO_STREAM
 
     def reader(self, headers: Headers, api: str, stream: str, **attributes: Value) -> ReaderSpan:
         span = self._tracer.start_span(
@@ -76,8 +79,9 @@ class OpenTelemetry(Tracing):
 
 
 class _Stream(StreamSpan):
-    def __init__(self, span: Any) -> None:
+    def __init__(self, span: Any, api: str) -> None:
         self._span = span
+        self._api = api
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, context=trace.set_span_in_context(span, Context()))
         self.traceparent = carrier["traceparent"]
@@ -91,7 +95,7 @@ class _Stream(StreamSpan):
             return
         address = urlsplit(ended.address)
         told: dict[str, Value | None] = {
-            "gen_ai.request.model": ended.model[:200],
+            "gen_ai.request.model": ended.model[:200] if self._api in _PROVIDERS else None,
             "gen_ai.response.id": ended.response_id,
             "gen_ai.usage.input_tokens": ended.input_tokens,
             "gen_ai.usage.output_tokens": ended.output_tokens,
@@ -105,7 +109,7 @@ class _Stream(StreamSpan):
             "relay.events": ended.events,
         }
         self._span.set_attributes({name: value for name, value in told.items() if value is not None})
-        self._span.update_name(f"chat {ended.model[:200]}")
+        self._span.update_name(_name(self._api, ended.model))
         self.event("end", outcome=ended.outcome)
         if ended.error:
             self._span.set_status(trace.Status(trace.StatusCode.ERROR, ended.error))
@@ -126,6 +130,11 @@ class _Reader(ReaderSpan):
     def end(self, **attributes: Value) -> None:
         self._span.set_attributes(_named(attributes))
         self._span.end()
+
+
+def _name(api: str, model: str) -> str:
+    """As the conventions have it: the operation, and the model."""
+    return f"chat {model[:200]}" if api in _PROVIDERS else f"stream {api}"
 
 
 def _named(attributes: Mapping[str, Value]) -> dict[str, Value]:

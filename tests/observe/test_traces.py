@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from relay.tracing import setup as tracing
+from relay.tracing.spans import Ended
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess, needs
 from tests.support.scripted import Gate, ScriptedUpstream, json_response, stream
@@ -246,6 +247,22 @@ def test_a_collector_that_is_away_holds_nothing_up(upstream: ScriptedUpstream, s
         assert len(answer.events()) == 4
     assert relay.stop_for_restart(30) == 0
     assert "canary" not in relay.log()
+
+
+def test_what_is_no_models_answer_says_nothing_of_a_model(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(collector).items():
+        monkeypatch.setenv(name, value)
+    traces = tracing.from_environment({"OTEL_TRACES_EXPORTER": "otlp"}, "r")
+    for api in ("messages", "feed"):
+        ended = Ended("st_1", "completed", "", "m", "up", "https://up.example/v1", None, 3, None, None)
+        traces.stream([], api, "m", 0.0).end(ended, "")
+    traces.close()
+    answer, feed = collector.named("chat m"), collector.named("stream feed")
+    assert attributes(answer[0])["gen_ai.provider.name"] == "anthropic"
+    assert [name for name in attributes(feed[0]) if name.startswith("gen_ai")] == []
+    assert (attributes(feed[0])["server.address"], attributes(feed[0])["server.port"]) == ("up.example", 443)
 
 
 ASKED = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
