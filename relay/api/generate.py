@@ -22,7 +22,7 @@ from relay.api.passthrough import forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
-from relay.protocol import agents, application_headers, continuing, webhook
+from relay.protocol import agents, application_headers, continuing
 from relay.protocol import headers as rules
 from relay.protocol.dialect import Dialect, parse_count
 from relay.protocol.errors import (
@@ -132,7 +132,7 @@ async def stream(
             await resume.joined(services, exchange, joined)
         elif detached:
             services.gate.charge_resume(exchange.caller.identity)
-            await _accept(services, exchange, joined, scope, route.model)
+            await _accept(services, exchange, joined, scope, request)
         else:
             await resume.from_start(services, exchange, joined, dialect)
         return
@@ -173,7 +173,7 @@ async def stream(
             raise
         if producer.logged:
             registry.run_detached(producer)
-            await _accept(services, exchange, producer.stream, scope, route.model)
+            await _accept(services, exchange, producer.stream, scope, request)
             return
     reader = suit(registry.lookup.first_reader(producer, abandon_after), exchange, services.settings)
     goes_on = bool(joining.expected or request.name) or route.upstream.after_abandon == "drain"
@@ -208,11 +208,11 @@ def _preferences(exchange: Exchange) -> set[str]:
     return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
 
 
-async def _accept(services: Services, exchange: Exchange, stream: str, scope: str, model: str) -> None:
+async def _accept(services: Services, exchange: Exchange, stream: str, scope: str, request: Request) -> None:
     """The generation runs on its own; who wants it reads it from its address (RFC 7240, section 4.1), and the webhook
     is told of its end."""
     if (webhooks := services.registry.webhooks) is not None:
-        await webhooks.promise(stream, Note(webhook.name_in(exchange.header(b"relay-stream-name")), model[:200]))
+        await webhooks.promise(stream, Note(request.name or "", request.route.model[:200]))
     location = f"/streams/{stream}"
     headers = [
         (b"location", location.encode()),

@@ -26,7 +26,6 @@ _FEWEST, _MOST = 24, 64
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
 # A name that its owner gave a stream, as a header can hold it.
-_NAME = re.compile(r"[\x20-\x7e]{1,256}")
 
 
 def parse_secrets(text: str) -> list[bytes]:
@@ -84,11 +83,6 @@ def body_of(
             },
         }
     )
-
-
-def name_in(header: str | None) -> str:
-    """A stream's name as a request has it, empty where it is none."""
-    return header if header is not None and _NAME.fullmatch(header) else ""
 
 
 def pause(elapsed: float, chance: float, retry_after: str | None) -> float:
