@@ -107,10 +107,13 @@ class Joining:
             self._registry.claims.ended(name, self._stream, outcome)
 
     async def _goes_on(self, producer: Producer) -> bool:
-        """Has another replica taken it over, or may it still do so?"""
+        """Has another replica taken it over, or may it still do so? Who comes with the key looks for himself then."""
         if producer.leg is None or not producer.logged:
             return False
-        status = await self._registry.log.get_status(producer.stream)
+        try:
+            status = await self._registry.log.get_status(producer.stream)
+        except StoreUnavailable:
+            return True
         return status is not None and not status.outcome
 
     async def _by_key(self, key: str, request_digest: str) -> str | None:

@@ -12,9 +12,10 @@ import pytest
 
 from relay.config import Settings
 from relay.metrics import Metrics
+from relay.protocol.end_mark import End
 from relay.protocol.errors import Unavailable
 from relay.protocol.legs import RELAY, RESPONSES, UNKNOWN, Leg, Shown
-from relay.store.log import Log, Status
+from relay.store.log import Log, Page, Status
 from relay.streams.context import ProducerContext
 from relay.streams.successor import Successor
 from relay.streams.takeover import Takeovers
@@ -70,11 +71,16 @@ class Taker:
 
 
 class FakeLog:
-    def __init__(self, last: bytes) -> None:
+    def __init__(self, last: bytes = b"", page: Page | None = None) -> None:
         self._last = last
+        self._page = page
 
     async def frame(self, *_: object) -> bytes:
         return self._last
+
+    async def read(self, *_: object, **__: object) -> Page:
+        assert self._page is not None
+        return self._page
 
 
 TAKEN, WAITS, ENDS = "taken", "waits", "ends"
@@ -110,14 +116,16 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def of_upstream(*, key: bool, **more: Any) -> Settings:
+    own = {"api_key_env": "KEY"} if key else {}
+    return Settings.model_validate({"upstreams": [{"name": "u", "base_url": "http://127.0.0.1:9", **own, **more}]})
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_stream_whose_lease_has_lapsed(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given, wanted = ROWS[row]
     monkeypatch.setenv("KEY", "sk-own")
-    key = {"api_key_env": "KEY"} if given.get("key", True) else {}
-    settings = Settings.model_validate(
-        {"upstreams": [{"name": "u", "base_url": "http://127.0.0.1:9", **key, **given.get("upstream", {})}]}
-    )
+    settings = of_upstream(key=given.get("key", True), **given.get("upstream", {}))
     status = replace(STATUS, **given.get("status", {}))
 
     async def story() -> None:
@@ -128,6 +136,41 @@ def test_a_stream_whose_lease_has_lapsed(row: str, monkeypatch: pytest.MonkeyPat
         takeovers.upstreams = UpstreamClient()
         goes_on = await takeovers.goes_on(status, given.get("shown"))
         assert (goes_on, taker.begun) == {TAKEN: (True, 1), WAITS: (True, 0), ENDS: (False, 0)}[wanted]
+        await takeovers.upstreams.close()
+
+    asyncio.run(story())
+
+
+FRAMES = [b"id: st_1.%d\n%b" % (n, frame(n)) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("page", "found", "hopeless"),
+    [
+        (Page(FRAMES[:3], None, False, False), 3, False),
+        # Who is lost may have woken, and written on: what says where the upstream stands was asked for before.
+        (Page(FRAMES, None, False, False), 3, False),
+        (Page(FRAMES[:2], None, True, False), None, True),
+        (Page([], None, True, False), None, True),
+        (Page([], None, False, False), None, False),
+        (Page(FRAMES[:3], End("completed"), False, False), None, False),
+    ],
+    ids=["all", "more by now", "a hole", "nothing", "less than there was", "ended meanwhile"],
+)
+def test_what_the_log_has_is_read_before_anything_is_taken(
+    page: Page, found: int | None, hopeless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", "sk-own")
+
+    async def story() -> None:
+        log = cast(Log, FakeLog(FRAMES[2], page))
+        takeovers = Takeovers(of_upstream(key=True), log, "r2", Metrics(), Taker(), cast(ProducerContext, None))
+        takeovers.upstreams = UpstreamClient()
+        frames: list[bytes] = []
+        assert await takeovers._read(STATUS, frames) == (found is not None)
+        if found is not None:
+            assert frames == FRAMES[:found]
+        assert await takeovers.goes_on(STATUS, None) == (not hopeless)
         await takeovers.upstreams.close()
 
     asyncio.run(story())
