@@ -127,10 +127,10 @@ class Meter:
         """Events of the upstream that were forwarded and are not of its API's format."""
         self._metrics.malformed.labels(*self._labels).inc(n)
 
-    def upstream_resumed(self, resumed: bool, by_another_call: bool = False) -> None:
-        """An upstream's answer that broke off has been gone on with, or is given up."""
-        word = "lost" if not resumed else "continued" if by_another_call else "resumed"
-        self._metrics.upstream_resumes.labels(*self._labels, word).inc()
+    def upstream_resumed(self, resumed: bool | str) -> None:
+        """An upstream's answer that broke off has been gone on with (how, where that has a word), or is given up."""
+        result = resumed if isinstance(resumed, str) else "resumed" if resumed else "lost"
+        self._metrics.upstream_resumes.labels(*self._labels, result).inc()
 
     def tokens(self, kind: str, n: int) -> None:
         self._metrics.tokens.labels(*self._labels, kind).inc(n)

@@ -208,7 +208,7 @@ class UpstreamRequest:
             background,
             self.max_event_bytes,
             self.abandon_after,
-            continuing,
+            continuing=continuing,
         )
         if kept is None or kept.data is None:
             response = await self.send(body.to_send())
@@ -230,7 +230,7 @@ class UpstreamRequest:
         )
 
     def _continued(self, on_continued: Callable[[], None], found: bool) -> None:
-        self.meter.upstream_resumed(found, by_another_call=True)
+        self.meter.upstream_resumed("continued" if found else "lost")
         if found:
             on_continued()
 
