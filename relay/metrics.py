@@ -129,7 +129,7 @@ class Meter:
         self._metrics.malformed.labels(*self._labels).inc(n)
 
     def upstream_resumed(self, resumed: bool | str) -> None:
-        """An upstream's answer that broke off has been gone on with, or is given up; or that of a lost replica."""
+        """An upstream's answer that broke off has been gone on with (how, where that has a word), or is given up."""
         result = resumed if isinstance(resumed, str) else "resumed" if resumed else "lost"
         self._metrics.upstream_resumes.labels(*self._labels, result).inc()
 

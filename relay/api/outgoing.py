@@ -250,7 +250,7 @@ class UpstreamRequest:
         )
 
     def _continued(self, on_continued: Callable[[], None], found: bool) -> None:
-        self.meter.upstream_resumed(found and "continued")
+        self.meter.upstream_resumed("continued" if found else "lost")
         if found:
             on_continued()
 

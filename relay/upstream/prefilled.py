@@ -41,6 +41,11 @@ class PrefilledStream(OwnIdsStream):
         return str(self._events)
 
     @property
+    def unfinished(self) -> bytes:
+        """Of the answer: an event of its rest goes to nobody as it is."""
+        return b"" if self._partial.calls else super().unfinished
+
+    @property
     def resumable(self) -> bool:
         return not self._partial.obstacle
 
@@ -82,15 +87,17 @@ class PrefilledStream(OwnIdsStream):
         self._out = None
         if block.data is None or block.type in BEATS:
             return True
-        self._events += 1
+        self._budget.on_event()
         if self._partial.calls:
             try:
                 events = self._partial.rewritten(block.type, block.data)
             except Differs as why:
                 raise self._unresumable(str(why), Reason.WRONG_STREAM) from None
             self._out = b"".join(encode(Event(kind, data), None) for kind, data in events)
+            self._events += bool(events)
         else:
             self._partial.see(block.type, block.data)
+            self._events += 1
         return True
 
     def _shown(self, block: Block) -> bytes:

@@ -175,7 +175,7 @@ class ResumingBody(Body):
                 self._sink.data_received(whole)
                 if self._on_taken is not None:
                     self._on_taken(self._stream.last)
-                self._stream.raise_pending()
+            self._stream.raise_pending()
         except Unresumable as failure:
             if failure.reason is Reason.EVENT_TOO_LARGE:  # who takes it has that bound, too, and says so
                 self._sink.data_received(self._stream.unfinished)
@@ -195,9 +195,10 @@ class ResumingBody(Body):
         try:
             action = self._stream.on_disconnect(why)
         except Unresumable as failure:
-            self._give_up(failure)
+            self._give_up(failure, connection)
             return
         if not isinstance(action, Reconnect):
+            _hang_up(connection)
             self._end(error)
         else:
             self._task = asyncio.create_task(self._come_back(action, connection))
@@ -275,13 +276,12 @@ class ResumingBody(Body):
             await body.aclose()
         return action
 
-    def _give_up(self, failure: Unresumable) -> None:
-        """It ends as the first loss would have ended it."""
+    def _give_up(self, failure: Unresumable, lost: _Connection | None = None) -> None:
+        """It ends as the first loss would have ended it. `lost` may be one that was only silent."""
         logger.info("an upstream's answer broke off and is not gone on with: %s", failure)
         self._on_result(False)
         connection, self.connection = self.connection, None
-        if connection is not None:
-            self._task = asyncio.create_task(connection.body.aclose())
+        _hang_up(lost or connection)
         self._end(self._loss[0] if self._loss else httpx.ReadError(str(failure)))
 
     def _end(self, error: httpx.TransportError | None) -> None:
@@ -310,6 +310,13 @@ async def let_go(body: Body, *, goes_on: bool) -> None:
     """Take nothing more of it. Where it may go on elsewhere, a relay upstream is not told that nobody wants it; once
     it may not, let go of it again."""
     await (body.hang_up() if goes_on and isinstance(body, ResumingBody) else body.aclose())
+
+
+def _hang_up(connection: _Connection | None) -> None:
+    if connection is not None:
+        closing = asyncio.create_task(connection.body.aclose())
+        _STOPPING.add(closing)
+        closing.add_done_callback(_STOPPING.discard)
 
 
 async def beginning_of(body: Body) -> bytes:

@@ -109,14 +109,6 @@ def test_the_id_is_the_stream_s() -> None:
     assert webhook.id_of("st_other") != webhook.id_of(STREAM)
 
 
-@pytest.mark.parametrize(
-    ("header", "name"),
-    [(None, ""), ("", ""), ("chat-123", "chat-123"), ("x" * 256, "x" * 256), ("x" * 257, ""), ("a\nb", ""), ("ü", "")],
-)
-def test_a_stream_s_name_is_what_a_header_can_hold(header: str | None, name: str) -> None:
-    assert webhook.name_in(header) == name
-
-
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_pauses_grow_to_a_bound(chance: float) -> None:
     elapsed, pauses = 0.0, []

@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.client.policy import Policy
+from relay.client.resumable_stream import Action, Reconnect
+from relay.upstream.prefilled import PrefilledStream
 from tests.sdk.ends import drive
 from tests.sdk.install import is_installed
 from tests.support import streams
@@ -28,6 +31,7 @@ SDK = "py-new"
 TURN = {"role": "user", "content": "Count."}
 SPELLINGS = {"member": "continue_final_message", "prefix": "prefix", "echo": "prefix_echoed", "message": "message"}
 EACH: tuple[Api, ...] = ("chat", "messages")
+TOOL: Body = streams.tool_delta(0, "{", id="c", name="f")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,17 @@ def test_an_event_that_was_cut_in_two(relay: RelayProcess, upstream: ScriptedUps
     assert calls[1].json["messages"][-1]["content"] == "one"
 
 
+def test_half_an_event_that_nothing_goes_on_with() -> None:
+    """Of the answer it is what it would have been without; of its rest it has other ids, and goes to nobody."""
+    half = chat({"content": " two"})[:-1].encode()
+    broken = PrefilledStream("chat", "message", Policy())
+    broken.feed(chat({"content": "one"}).encode() + half)
+    assert broken.unfinished == half
+    assert isinstance(broken.on_disconnect("ReadError"), Reconnect)
+    assert broken.on_response(200, {"content-type": "text/event-stream"}, b"") is Action.READ_BODY
+    assert broken.feed(half) == broken.unfinished == b""
+
+
 def test_a_silent_upstream_is_left(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
     model = "silent-1"
     upstream.on(model, *stream(*beginning("chat", ["one"]), Gate(model)))
@@ -165,6 +180,21 @@ def test_a_silent_upstream_is_left(relay: RelayProcess, upstream: ScriptedUpstre
     first, _ = upstream.calls_of(model)
     assert first.ended.wait(10)
     assert first.cancelled, "it is not generated on beside its continuation"
+    upstream.open(model)
+
+
+@pytest.mark.parametrize("end", [streams.event(TOOL), chat({}, "stop")], ids=["a tool", "a finish"])
+def test_a_silent_upstream_that_cannot_be_gone_on_with_is_hung_up_on(
+    relay: RelayProcess, upstream: ScriptedUpstream, request: pytest.FixtureRequest, end: str
+) -> None:
+    """Its connection ends with the stream."""
+    model = f"silent-{request.node.callspec.id}"
+    upstream.on(model, *stream(*beginning("chat", ["one"]), end, Gate(model)))
+    with begin(relay, "chat", model) as read:
+        read.events()
+        (call,) = upstream.calls_of(model)
+        assert call.ended.wait(10)
+        assert call.cancelled
     upstream.open(model)
 
 
@@ -233,9 +263,6 @@ def lost(
     return calls
 
 
-TOOL: Body = streams.tool_delta(0, "{", id="c", name="f")
-
-
 @pytest.mark.parametrize(
     ("first", "more"),
     [
@@ -270,10 +297,19 @@ def test_off_by_default(relay: RelayProcess, upstream: ScriptedUpstream) -> None
         json_response(200, {"choices": []}),
         (Cut(),),
         rest("chat", ["One two three, from the beginning"]),
+        stream("".join(answer("chat", ["One two three, from the beginning"]).events)),
         stream(chat({"role": "assistant", "content": ""}), chat({"reasoning_content": "Hm."})),
         stream(chat({"role": "assistant", "content": ""}), Cut()),
     ],
-    ids=["refused", "no stream", "no answer", "begun anew", "reasoning", "no text"],
+    ids=[
+        "refused",
+        "no stream",
+        "no answer",
+        "begun anew",
+        "in one piece",
+        "reasoning",
+        "no text",
+    ],
 )
 def test_an_upstream_that_does_not_go_on(
     relay: RelayProcess, upstream: ScriptedUpstream, request: pytest.FixtureRequest, then: tuple[Step, ...]
