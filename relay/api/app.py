@@ -117,16 +117,18 @@ def create_app(services: Services) -> Router:
     async def asked(services: Services, exchange: Exchange, upstream: UpstreamSettings) -> None:
         if upstream.api_key_env:
             check_page(exchange)
-        if Cors.is_preflight(exchange.method, exchange.headers):  # a browser shows nothing with it
+        elif Cors.is_preflight(exchange.method, exchange.headers):  # a browser shows nothing with it
             exchange.caller = Caller(NOBODY, b"")
-        else:
-            exchange.caller = services.gate.caller_of(upstream, exchange.headers, exchange.query)
+            await application.serve(services, exchange, upstream)
+            return
+        exchange.caller = services.gate.caller_of(upstream, exchange.headers, exchange.query)
         exchange.headers = exchange.caller.onward(exchange.headers)
         await application.serve(services, exchange, upstream)
 
     def of_application(upstream: UpstreamSettings) -> Endpoint:
-        """What a page may ask an application it says itself, unless the relay judges who may ask."""
-        return Endpoint(partial(partial(asked, services), upstream=upstream), Cors([]), on_refusal)
+        """What a page may ask an application it says itself, unless the relay has the key to it."""
+        of_pages = cors if upstream.api_key_env else Cors([])
+        return Endpoint(partial(partial(asked, services), upstream=upstream), of_pages, on_refusal)
 
     applications = [_Application(u, of_application(u)) for u in settings.upstreams if u.paths]
     apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in BY_PATH.values()]

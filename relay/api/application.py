@@ -91,7 +91,10 @@ async def _request(
             route.meter(services.metrics, "sse").degraded()
             logged = False
     stream = new_stream_id(logged=logged)
-    joining = Joining(services, exchange, stream, raw, owner if caller.can_come_back else stream, attaching)
+    said = raw
+    if exchange.header(b"idempotency-key") is not None:  # the same request is one with the same method and query, too
+        said = b"%b ?%b\n%b" % (exchange.method.encode(), exchange.query.encode("latin-1"), raw)
+    joining = Joining(services, exchange, stream, said, owner if caller.can_come_back else stream, attaching)
     return generate.Request(
         route, body, owner, stream, joining, name=name if caller.can_come_back else None, rpc=requests_of(raw)
     )

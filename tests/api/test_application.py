@@ -197,6 +197,13 @@ class TestStreams:
         assert whole(first) == whole(second) == ABC
         assert len([call for call in site.app.calls if call.path == path]) == 1
 
+    def test_a_key_names_one_request_with_its_method_and_query(self, site: Site) -> None:
+        path = site.play(*stream(A), under="/api/")
+        keyed = {**KEY, "idempotency-key": "k-2"}
+        assert whole(ask(site.one, path + "?a=1", keyed, b"x")) == [("", "a")]
+        with ask(site.two, path + "?a=2", keyed, b"x") as other:
+            assert (other.status, other.json["error"]["code"]) == (422, "idempotency_key_reused")
+
     def test_metrics_name_it(self, site: Site) -> None:
         path = site.play(*stream(A), under="/api/")
         whole(ask(site.one, path))
