@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Phases:
-    """What the messages hold from each phase on."""
+    """What the messages hold from each phase on, to the end."""
 
     call: str
     result: str
@@ -28,7 +28,7 @@ class Phases:
 
 
 PHASES = {
-    "ai-sdk": Phases("input-available", '"run":1', "In Zürich it", "a hat."),
+    "ai-sdk": Phases('"city":"Zürich"', '"run":1', "In Zürich it", "a hat."),
     "fastapi": Phases('"running"', '"run": 1', "High water is", "half past."),
     "langgraph": Phases('"Chur"}', "(run 1)", "Three trains", "dining car."),
 }

@@ -18,8 +18,10 @@ function Chat({ loaded }) {
   const { messages, setMessages, sendMessage, stop, status, error } = useChat({ id, messages: loaded, resume: true, transport });
   const [text, setText] = useState("What is the weather in Zürich?");
   // An answer that has ended while the page was loading is live no more: the backend has it.
-  const ended = status === "ready" && messages.at(-1)?.role === "user";
-  useEffect(() => void (ended && load().then(setMessages)), [ended]);
+  const waits = status === "ready" && messages.at(-1)?.role === "user";
+  useEffect(() => {
+    if (waits) load().then((saved) => setMessages((shown) => (saved.length > shown.length ? saved : shown)));
+  }, [waits]);
   return (
     <>
       <div id="messages">
