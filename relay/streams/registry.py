@@ -42,6 +42,7 @@ from relay.streams.producer import Producer
 from relay.streams.successor import Successor
 from relay.streams.tail import Tail
 from relay.streams.takeover import Takeovers
+from relay.streams.traced import go_on
 from relay.tracing.spans import ReaderSpan, Tracing
 from relay.upstream.routing import Route
 
@@ -213,9 +214,12 @@ class Registry:
         self._abandonment.watch(producer, said)
         producer.start()
 
-    def succeed(self, successor: Successor, said: float | None) -> None:
-        """Go on with a stream that this replica has taken over; `said` is for how many seconds its readers want it to
-        go on unread."""
+    def succeed(self, successor: Successor, said: float | None, lost: str) -> None:
+        """Go on with a stream that this replica has taken over from one that was lost; `said` is for how many seconds
+        its readers want it to go on unread."""
+        self.chronicle.note(successor.stream, "taken over", **{"from": lost}, events=successor.writer.last)
+        if self.tracing.on:
+            self.later(go_on(self.tracing, self._stories, successor))
         self.producers[successor.stream] = successor
         successor.account.meter.streams_active.inc()
         self._run(successor, said)

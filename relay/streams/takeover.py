@@ -58,8 +58,8 @@ class Taker(Protocol):
     def runs(self, stream: str) -> bool:
         """Is it produced here, or about to be?"""
 
-    def succeed(self, successor: Successor, said: float | None) -> None:
-        """Go on with a stream."""
+    def succeed(self, successor: Successor, said: float | None, lost: str) -> None:
+        """Go on with a stream of the replica that was lost."""
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work that nobody waits for."""
@@ -244,7 +244,7 @@ class Takeovers:
             "lapsed_seconds": round(succeeded.lapsed, 3),
         }
         access.of_stream("stream taken over", fields)
-        self._taker.succeed(successor, status.abandon_after)
+        self._taker.succeed(successor, status.abandon_after, status.replica)
 
     def _meter(self, status: Status) -> Meter:
         return self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))

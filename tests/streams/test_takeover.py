@@ -61,7 +61,7 @@ class Taker:
     def runs(self, stream: str) -> bool:
         return self.is_running
 
-    def succeed(self, successor: Successor, said: float | None) -> None:
+    def succeed(self, successor: Successor, said: float | None, lost: str) -> None:
         raise AssertionError
 
     def later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
