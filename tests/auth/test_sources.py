@@ -53,6 +53,8 @@ def test_no_two_of_these_are_one() -> None:
         [(b"x-user", b"alice"), (b"cookie", b"session=alice")],
         [(b"x-user", b"alice"), (b"authorization", b"alice")],
         [(b"x-user", b"alicecookie:session")],
+        [(b"cookie", b"session=alice"), (b"x-user", b"bob")],
+        [(b"cookie", b"session=aliceheader:x-userbob")],
         [(b"x-user", b"alice"), (b"x-user", b"bob")],
     ]
     found = [identity(SOURCES, headers) for headers in seen]
