@@ -49,7 +49,7 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
     try:
         for upstream in settings.upstreams:
             try:
-                print(f"upstream {upstream.name}: {await _models_at(client, upstream)}")
+                print(f"upstream {upstream.name}: {await models_at(client, upstream)}")
             except (ApiError, TimeoutError) as error:
                 why = error.__cause__ or error
                 yield (
@@ -77,7 +77,7 @@ async def _store_faults(url: str) -> list[str]:
         await topology.close()
 
 
-async def _models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
+async def models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
     """What the upstream has to say of its models. Any answer will do: whether it likes the request is the client's
     credential's business. Raises UpstreamUnreachable, UpstreamTimeout."""
     anthropic = upstream.apis == ["messages"]
@@ -86,6 +86,8 @@ async def _models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
     if key is not None:
         headers.append((b"x-api-key", key.encode()) if anthropic else (b"authorization", b"Bearer " + key.encode()))
     url = Route(upstream, "", "other").url("/v1/models")
+    if upstream.is_application:
+        url = f"{upstream.base_url.rstrip('/')}/"
     body = b""
     async with asyncio.timeout(_TIMEOUT):
         response = await client.send(upstream, "GET", url, headers, b"")
@@ -98,6 +100,8 @@ async def _models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
             pass  # its head has said what there is to know
         finally:
             await body_of(response).aclose()
+    if upstream.is_application:  # it has no models, and says what it likes at its root
+        return f"ok, GET {url} answers {response.status_code}"
     return found_at(url, response.status_code, body, has_key=key is not None)
 
 

@@ -7,6 +7,8 @@ the relay's form is a resume, any other one is the application's own.
 
 from __future__ import annotations
 
+import secrets
+
 from relay.api import application_body, generate, listing, passed_events, resume, stream_names, unread
 from relay.api.attaching import Attaching
 from relay.api.exchange import Exchange
@@ -80,8 +82,10 @@ async def _request(
     registry = services.registry
     caller = exchange.caller
     name = stream_names.of_header(exchange) or stream_names.of_body(upstream.stream_name, raw)
+    # Visitors who show nothing are many, and no one owner, whose limits they would have together.
+    visitor = b"" if caller.can_come_back else secrets.token_bytes(16)
     owner = await registry.owners.of_new_stream(
-        caller.identity, may_degrade=services.settings.store.outage == "degrade"
+        caller.identity + visitor, may_degrade=services.settings.store.outage == "degrade"
     )
     route = Route(upstream, "", "other")
     logged = upstream.buffer

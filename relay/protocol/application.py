@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from relay.protocol import ag_ui, ui_messages
 from relay.protocol.chat import Chat
 from relay.protocol.dialect import Dialect, JsonObject, Watch
-from relay.protocol.ends import PART, TOKEN
+from relay.protocol.ends import KEEP_ALIVE, PART, TOKEN
 from relay.protocol.event_format import EVENT, EventFormat, FormatWatch, loose_object
 from relay.protocol.headers import Headers, value
 from relay.protocol.json_rpc import Id, JsonRpc
 from relay.protocol.messages import Messages
 from relay.protocol.openai_streams import MEDIA, Completions, Media
+from relay.protocol.outcomes import StreamFailure
 from relay.protocol.plain_events import PlainEvents
 from relay.protocol.responses import Responses
 from relay.protocol.sse import Event
 
 _OBJECTS: dict[str, Dialect] = {"chat.completion.chunk": Chat(), "text_completion": Completions()}
-_COPIED = ("usage", "response", "last_sequence", "error", "readable")
+_COPIED = ("usage", "response", "last_sequence", "error")
 
 
 class Application(EventFormat):
@@ -82,7 +83,7 @@ _UI_MESSAGES = ui_messages.UiMessages()
 
 class ApplicationWatch(FormatWatch):
     """Follows a stream as the watch of its format does, once that is known; until then it is plain. Its first event is
-    its first token."""
+    its first token, and its error goes on as it is."""
 
     def __init__(self, dialect: Application) -> None:
         super().__init__()
@@ -114,7 +115,12 @@ class ApplicationWatch(FormatWatch):
             if not event.data:  # an event that only says where the stream stands
                 return EVENT
             inner = self._follow(self._dialect.recognise(event))
-        bits = inner.see(event)
+        try:
+            bits = inner.see(event)
+        except StreamFailure:  # beside what is of its format an application may send what it likes
+            bits = EVENT
+        if bits & KEEP_ALIVE:
+            bits = EVENT
         if not self._begun:
             self._begun = True
             bits |= TOKEN

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from relay.config import load
+from tests.conftest import Relays
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, Step, json_response, stream
 from tests.support.sseclient import RawEvent, RawStream, open_stream
@@ -379,6 +380,20 @@ class TestOwners:
         assert whole(get(site.one, url, {"authorization": ""})) == [("", "a")]
         with open_stream(site.two.url + url.replace("?", "/ticket?"), "POST", {"authorization": ""}) as prolonged:
             assert prolonged.status == 404  # a ticket is none for another one
+
+
+def test_visitors_who_show_nothing_have_no_limit_together(upstream: ScriptedUpstream, relays: Relays) -> None:
+    app = {"name": "app", "base_url": upstream.url, "apis": ["sse"], "paths": ["/api/*"]}
+    relay = relays.start({"upstreams": [app], "limits": {"streams_per_owner": 1}})
+    upstream.on_path("POST /api/chat", *stream(A, Gate("visitors"), B))
+    visitors = [ask(relay, "/api/chat", {"authorization": ""}) for _ in range(3)]
+    assert [answer.status for answer in visitors] == [200, 200, 200]
+    members = [ask(relay, "/api/chat", KEY) for _ in range(2)]
+    assert [answer.status for answer in members] == [200, 429]
+    members[1].close()
+    upstream.open("visitors")
+    for answer in (*visitors, members[0]):
+        assert whole(answer) == ABC[:2]
 
 
 class TestHeaders:

@@ -276,6 +276,28 @@ def test_a_stop_of_completions_is_one_of_theirs() -> None:
     assert done == "[DONE]"
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        streams.chat({"content": "Hi"}),
+        streams.event({"type": "message_start", "message": {"id": "m", "usage": {}}}),
+        streams.event({"type": "response.created", "sequence_number": 0, "response": {"id": "r", "status": "queued"}}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", "ping", "step"])
+@pytest.mark.parametrize("data", ["", "ping", "no JSON", '{"step":1}', "[1]"])
+def test_what_an_application_sends_beside_an_apis_events_goes_on(first: str, kind: str, data: str) -> None:
+    play = Play("plain").see(*parsed(first))
+    before = play.state
+    play.see(*parsed(streams.data(data, kind)))
+    assert (play.state, play.outcome, play.watch.error) == (State.BEGUN, None, None) or play.state is before
+
+
+def test_an_error_of_an_apis_goes_on_as_it_is() -> None:
+    play = Play("plain").see(*parsed(streams.chat({"content": "Hi"}) + "data: Error: overloaded\n\n"))
+    assert (play.state, play.watch.readable) == (State.FAILED, True)
+
+
 def test_an_error_of_openais_is_the_streams() -> None:
     play = Play("images").see(*parsed(typed(IMAGES[0]) + 'event: error\ndata: {"error":{"message":"no"}}\n\n'))
     assert play.at(Name.CLEAN_END) is Act.FAIL

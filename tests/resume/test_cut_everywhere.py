@@ -20,7 +20,7 @@ from tests.support.streams import APIS, Api
 
 STREAMS: dict[str, Sample] = dict[str, Sample](SAMPLES.items()) | FORMATS
 each_api = pytest.mark.parametrize("api", APIS)
-each_stream = pytest.mark.parametrize("api", STREAMS)
+each_stream = pytest.mark.parametrize("api", [*APIS, "ui", "plain"])
 each_way = pytest.mark.parametrize("how", ["post", "get"])
 
 
@@ -70,7 +70,7 @@ def offsets_within(frame: bytes) -> list[int]:
     return sorted(found - {0, len(frame)})
 
 
-@each_stream
+@pytest.mark.parametrize("api", STREAMS)
 @pytest.mark.parametrize("number", [0, 1])
 def test_uncut(replicas: Replicas, upstream: ScriptedUpstream, api: str, number: int) -> None:
     sample = STREAMS[api]

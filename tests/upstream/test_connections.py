@@ -13,11 +13,12 @@ import pytest
 import trustme
 from yarl import URL
 
-from relay.check import found_at
+from relay.check import found_at, models_at
 from relay.config import SettingsError, UpstreamSettings, load
 from relay.protocol.errors import UpstreamUnreachable
 from relay.upstream.client import UpstreamClient, body_of
 from relay.upstream.connections import proxy_for
+from tests.support.scripted import ScriptedUpstream, json_response
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -259,3 +260,18 @@ class TestCheck:
 
     def test_without_a_key_a_refusal_is_none_of_the_relay_s_business(self) -> None:
         assert "which clients send" in found_at("http://u/v1/models", 403, b"", has_key=False)
+
+    def test_an_application_is_asked_for_no_models(self, upstream: ScriptedUpstream) -> None:
+        upstream.on_path("GET /app/", *json_response(404, {"error": "no such page"}))
+        address = f"{upstream.url}/app"
+        application = UpstreamSettings(name="a", base_url=address, apis=["sse"], paths=["/api"])
+
+        async def checked() -> str:
+            client = UpstreamClient()
+            try:
+                return await models_at(client, application)
+            finally:
+                await client.close()
+
+        assert asyncio.run(checked()) == f"ok, GET {address}/ answers 404"
+        assert [call.path for call in upstream.calls] == ["/app/"]
