@@ -13,12 +13,14 @@ from tests.cluster.build import Missing
 
 
 def test_only_root_can_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Missing, match="only root"):
         space.refuse_unless_possible()
 
 
 def test_missing_programs_are_named_by_their_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Missing, match=r"apt-get install --no-install-recommends .*\bcontainerd\b.*\bipset\b"):
