@@ -196,7 +196,7 @@ class Metrics:
         self.upstream_resumes = Counter(
             "relay_upstream_resumes_total",
             "Answers that broke off, where the upstream can go on: resumed, lost, taken_over (from a lost replica), "
-            "unclaimed (from a lost replica, and nobody came in time whose credentials the upstream takes).",
+            "unclaimed (from a lost replica, and no other went on with it).",
             (*_GENERATION, "result"),
             registry=registry,
         )

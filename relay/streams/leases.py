@@ -195,5 +195,7 @@ class Leases:
                     ended = await self._log.get_status(status.stream)
                     seconds = ended.ended - ended.born if ended is not None else 0.0
                     count_forced_end(meter, status, outcome, top, seconds, self._named(status.owner))
+                    if status.leg and outcome is Cause.PRODUCER_LOST:
+                        meter.upstream_resumed("unclaimed")
                 return code != scripts.ALIVE
         return False
