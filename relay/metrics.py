@@ -203,7 +203,7 @@ class Metrics:
         self.upstream_resumes = Counter(
             "relay_upstream_resumes_total",
             "Answers that broke off, where the upstream can go on: resumed, continued (by a billed call), lost; "
-            "taken_over from a lost replica, or unclaimed: nobody came in time whose credentials the upstream takes.",
+            "taken_over from a lost replica, or unclaimed, for no other replica went on with it.",
             (*_GENERATION, "result"),
             registry=registry,
         )

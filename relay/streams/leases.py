@@ -203,5 +203,7 @@ class Leases:
                     seconds = ended.ended - ended.born if ended is not None else 0.0
                     count_forced_end(meter, status, outcome, top, seconds, self._named(status.owner))
                     self._chronicle.note(status.stream, "ended for its producer", producer=status.replica)
+                    if status.leg and outcome is Cause.PRODUCER_LOST:
+                        meter.upstream_resumed("unclaimed")
                 return code != scripts.ALIVE
         return False

@@ -106,7 +106,6 @@ class Takeovers:
         if status.stream in self._taking or self._taker.runs(status.stream):
             return True
         if self._waited_long(status):
-            self._meter(status).upstream_resumed("unclaimed")
             return False
         if (shown is not None or not way.needs_owner) and self._has_room(status):
             self._begin(status, way, shown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +53,8 @@ def fleet() -> Iterator[Fleet]:
 
 @pytest.fixture
 def far(upstream: ScriptedUpstream) -> Iterator[RelayProcess]:
-    with RelayProcess({**served_by(upstream), "streams": {"heartbeat": HEARTBEAT}}) as process:
+    config = {**served_by(upstream), "streams": {"heartbeat": HEARTBEAT}, "drain": {"timeout": "1s"}}
+    with RelayProcess(config) as process:
         yield process
 
 
@@ -105,12 +105,13 @@ def lapse(view: StoreView, stream: str) -> None:
 def test_streams_of_a_relay_upstream_go_on(
     upstream: ScriptedUpstream, far: RelayProcess, store: Store, view: StoreView, fleet: Fleet, key: bool
 ) -> None:
-    upstream.on("m", *paced(30, 0.1))
+    upstream.on("m", *paced(30, 0.1, gate_after=10))
     with near(3, far.url, store, key=key) as (doomed, *others):
         clients = [fleet.start(Client([doomed.url, others[i % 2].url], "m")) for i in range(STREAMS)]
         for client in clients:
             client.wait_events(3)
         doomed.kill()
+        upstream.open("gate")
         fleet.wait(60)
         assert ends(clients) == {"done"}
         assert len(upstream.calls) == STREAMS
@@ -129,10 +130,12 @@ def test_streams_of_a_relay_upstream_go_on(
 @pytest.mark.parametrize("key", [True, False], ids=["own key", "clients' credentials"])
 def test_responses_in_the_background_go_on(store: Store, view: StoreView, fleet: Fleet, key: bool) -> None:
     with BackgroundApi() as api, near(3, api.url, store, key=key, resume="responses") as (doomed, *others):
+        api.held_at = 12
         clients = [fleet.start(ResponsesClient([doomed.url, others[i % 2].url], "30-100")) for i in range(STREAMS)]
         for client in clients:
             client.wait_events(6)
         doomed.kill()
+        api.go_on()
         fleet.wait(60)
         assert len(api.generations) == STREAMS
         assert {name for name, *_ in api.retrieved} == api.generations.keys()
@@ -149,7 +152,7 @@ def test_responses_in_the_background_go_on(store: Store, view: StoreView, fleet:
 def test_who_has_taken_over_is_lost_too(
     upstream: ScriptedUpstream, far: RelayProcess, store: Store, view: StoreView, fleet: Fleet
 ) -> None:
-    upstream.on("m", *paced(50, 0.1))
+    upstream.on("m", *paced(20, 0.1, gate_after=10))
     with near(3, far.url, store, key=True) as (first, second, third):
         clients = [fleet.start(Client([first.url, second.url, third.url], "m")) for _ in range(3)]
         for client in clients:
@@ -157,6 +160,7 @@ def test_who_has_taken_over_is_lost_too(
         first.kill()
         wait_until(lambda: counted([second, third], "taken_over") == 3, 20, "the streams to be taken over")
         second.kill()
+        upstream.open("gate")
         fleet.wait(40)
         assert ends(clients) == {"done"}
         assert len(upstream.calls) == 3
@@ -182,9 +186,7 @@ def test_without_its_owner_a_stream_waits_and_is_lost(
             reader.events(3)
             doomed.kill()
             lapse(view, stream)
-            lapsed = time.monotonic()
             events = list(reader)
-            assert time.monotonic() - lapsed > 1.5
         assert sum(event.is_heartbeat for event in events) > 4, "readers see a pause"
         assert events[-2].json["error"]["code"] == "producer_lost"
         assert view.log(stream).ends == ["producer_lost"]
@@ -208,20 +210,21 @@ def test_the_owner_comes_later(
 def test_a_frozen_producer_that_wakes_harms_nothing(
     upstream: ScriptedUpstream, far: RelayProcess, store: Store, view: StoreView, fleet: Fleet
 ) -> None:
-    upstream.on("m", *paced(50, 0.1))
+    upstream.on("m", *paced(30, 0.1, gate_after=20))
     with near(2, far.url, store, key=True) as (frozen, other):
         clients = [fleet.start(Client([other.url], "m", stream=stream_of(frozen))) for _ in range(5)]
         for client in clients:
             client.wait_events(3)
         frozen.signal(signal.SIGSTOP)
-        before = [len(client.events) for client in clients]
-        for client, count in zip(clients, before, strict=True):
-            client.wait_events(count + 3)
+        wait_until(lambda: counted([other], "taken_over") == 5, 20, "the streams to be taken over")
         frozen.signal(signal.SIGCONT)
+        wait_until(
+            lambda: frozen.log().count("fenced off") == 5, 20, "the one that was frozen to find itself fenced off"
+        )
+        upstream.open("gate")
         fleet.wait(30)
         assert ends(clients) == {"done"}
         assert len(upstream.calls) == 5
-        assert frozen.log().count("fenced off") == 5
         assert "stop asked for" not in far.log()
         assert {ended.cancelled for ended in upstream.calls} == {False}
         for client in clients:
@@ -255,12 +258,13 @@ def test_what_clients_are_not_shown_has_a_number_upstream(
 def test_a_drain_leaves_to_others_what_it_has_no_time_for(
     upstream: ScriptedUpstream, far: RelayProcess, store: Store, view: StoreView, fleet: Fleet
 ) -> None:
-    upstream.on("m", *paced(30, 0.1))
+    upstream.on("m", *paced(20, 0.1, gate_after=10))
     with near(2, far.url, store, key=False, lease=10.0) as (leaving, other):
         clients = [fleet.start(Client([leaving.url, other.url], "m")) for _ in range(5)]
         for client in clients:
             client.wait_events(3)
         assert leaving.stop() == 0
+        upstream.open("gate")
         fleet.wait(30)
         assert ends(clients) == {"done"}
         assert len(upstream.calls) == 5

@@ -140,6 +140,6 @@ class Succeeding(Producing):
                 yield name, t
 
     def _force_end(self, s: State) -> State:
-        if self.heir_lives(s) and not s.lapsed:
-            return s._replace(wrong="FALSE END: of a stream that was taken over")
+        if s.heir is not None and (s.heir.fenced or (self.heir_lives(s) and not s.lapsed)):
+            return s._replace(wrong="FALSE END: of a stream whose heir lives")
         return super()._force_end(s)

@@ -69,7 +69,7 @@ HOW: dict[Mutation, tuple[str, dict[str, Any]]] = {
     Mutation.FENCED_LOOKS_COMPLETE: ("TRUNCATION", {}),
     Mutation.TAKEN_FROM_THE_LIVING: ("TWO PRODUCERS", {"takeover": True, "faults": 2}),
     Mutation.TAKEOVER_LEAVES_FENCE: ("TWO PRODUCERS", {"takeover": True}),
-    Mutation.LOST_TAKEOVER_IS_FENCED_OFF: ("TRAP", {"takeover": True, "faults": 2}),
+    Mutation.LOST_TAKEOVER_IS_FENCED_OFF: ("FALSE END", {"takeover": True, "faults": 2}),
     Mutation.POSITION_NOT_KEPT: ("DUPLICATE", {"takeover": True, "events": 2}),
     Mutation.FENCED_STOPS: ("STOPPED", {"takeover": True}),
     Mutation.STOPPED_BEFORE_ITS_END: ("STOPPED", {"takeover": True, "faults": 2}),

@@ -46,8 +46,15 @@ class BackgroundApi(ServerThread):
         self.generations: dict[str, Generation] = {}
         self.retrieved: list[tuple[str, int, str]] = []
         """Which response was asked for again, after which event, with which credential."""
+        self.held_at = 1 << 30
+        """No response goes on after so many events until `go_on`."""
+        self._going_on = asyncio.Event()
         self._lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def go_on(self) -> None:
+        """From a test's own thread."""
+        self.loop.call_soon_threadsafe(self._going_on.set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -82,9 +89,10 @@ class BackgroundApi(ServerThread):
         self._tasks.add(task)
         return generation
 
-    @staticmethod
-    async def _generate(generation: Generation, words: int, pause: float) -> None:
+    async def _generate(self, generation: Generation, words: int, pause: float) -> None:
         for event in events_of(generation.name, words):
+            if len(generation.events) == self.held_at:
+                await self._going_on.wait()
             async with generation.changed:
                 generation.events.append(event)
                 generation.changed.notify_all()
