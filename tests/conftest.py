@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
     "deploy/test_silence.py",
+    "faults/test_store_away.py",
+    "model/test_claims_model.py",
+    "connect/test_line.py",
+    "faults/test_takeover.py",
     "deploy/test_container.py",
     "sdk/test_parity.py",
     "faults/test_store.py",
@@ -45,6 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     rank = {here / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """What was collected lives as long as the run, 760,000 objects: a collector that walks them again and again, for a
+    second or two each time, holds up the upstreams and clients that are threads of this process."""
+    gc.collect()
+    gc.freeze()
 
 
 class Relays:

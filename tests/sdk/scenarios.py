@@ -74,5 +74,6 @@ def refused(status: int, body: object, headers: dict[str, str]) -> Scenario:
 
 
 def late(script: tuple[Step, ...]) -> tuple[Step, ...]:
-    """The upstream is silent for longer than the relay's patience (1 s here), before its status line."""
-    return (Pause(1.6), *script)
+    """The upstream is silent for longer than the relay's patience (4 s here, as all jobs of an SDK come at once),
+    before its status line."""
+    return (Pause(5.5), *script)

@@ -76,7 +76,7 @@ def bench() -> Iterator[Bench]:
             upstream.on(model_of(api, name), *scenario_of(api, name).steps)
         config = {
             "upstreams": [{"name": "scripted", "base_url": upstream.url}],
-            "streams": {"heartbeat": "200ms", "patience": "1s", "patience_limit": "1s"},
+            "streams": {"heartbeat": "200ms", "patience": "4s", "patience_limit": "4s"},
         }
         found = Bench(upstream, config)
         yield found
