@@ -121,6 +121,8 @@ def create_app(services: Services) -> Router:
             exchange.caller = Caller(NOBODY, b"")
             await application.serve(services, exchange, upstream)
             return
+        else:
+            exchange.own_headers = cors.allow_own(exchange.headers)
         exchange.caller = services.gate.caller_of(upstream, exchange.headers, exchange.query)
         exchange.headers = exchange.caller.onward(exchange.headers)
         await application.serve(services, exchange, upstream)

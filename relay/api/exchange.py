@@ -99,6 +99,7 @@ class Exchange:
         self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
+        self.own_headers: Headers = []  # `Cors.allow_own`, on the path of an application
         self.charge: Charge | None = None
         self.layout = Layout()
         self._receive = receive
@@ -309,7 +310,7 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """A whole answer. A body of 0 bytes has no content type."""
-        head: Headers = [(b"content-length", b"%d" % len(body)), *(headers or [])]
+        head: Headers = [(b"content-length", b"%d" % len(body)), *Cors.of_own(headers or [], self.own_headers)]
         if body:
             head.append((b"content-type", b"application/json"))
         if status == 204:

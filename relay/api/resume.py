@@ -13,6 +13,7 @@ from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.services import Services
 from relay.auth.owners import Principal
+from relay.protocol.cors import Cors
 from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, InvalidLastEventId, MethodNotAllowed
 from relay.protocol.ids import EventId, is_stream_id, parse_event_id
@@ -181,9 +182,8 @@ async def _go_on(
     result = "joined" if joins else "complete" if attached.reader is None else "live" if attached.live else "replay"
     services.metrics.resumes.labels(attached.dialect.name, result).inc()
     await told.reader_came(services, exchange, after, result, attached)
-    headers = stream_headers(
-        after.stream, services.settings.streams.heartbeat, resumable=True, upstream=attached.headers
-    )
+    kept = Cors.of_resume(attached.headers, exchange.own_headers)
+    headers = stream_headers(after.stream, services.settings.streams.heartbeat, resumable=True, upstream=kept)
     headers += tickets.url_header(services, after.stream, scope)
     if attached.reader is None:
         await exchange.answer(204, b"", headers[1:])

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 from relay.protocol import headers as rules
+from relay.protocol.cors import Cors
 from relay.protocol.headers import INCREMENTAL, Headers, value
 
 _OF_APPLICATIONS = re.compile(rb"origin|access-control-request-.*|sec-fetch-.*|mcp-.*")
@@ -89,6 +90,7 @@ def of_answer(headers: Headers, *, cookies: bool, more: Sequence[str] = ()) -> t
     if not cookies:
         known = {name for name, _ in first}
         first += [item for item in rules.of_stream(headers, more) if item[0] not in known]
+    first = Cors.expose(first)
     lasting = [item for item in first if not _ONCE.fullmatch(item[0])]
     return first, rules.of_resume(lasting, more)
 

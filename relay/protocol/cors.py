@@ -1,6 +1,7 @@
 """Which pages may call the relay from a browser (WHATWG Fetch, "CORS protocol"). Without origins: none.
 
-Never with credentials mode: the relay knows no cookies, and what authorises is a header or a ticket.
+Never with credentials mode: what authorises is a header or a ticket. But for what the relay itself answers on the paths
+of an application (`apis: [sse]`), whose pages may show cookies: a refusal tells them nothing but its reason.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ _EXPOSED = (
     b"relay-stream-id, relay-resumable, relay-heartbeat, relay-stream-url, relay-continued, location, retry-after, "
     b"request-id, x-request-id"
 )
+_ALLOWED = b"access-control-allow-origin"
+_EXPOSES = b"access-control-expose-headers"
+_CREDENTIALS = (b"access-control-allow-credentials", b"true")
 _METHODS = b"GET, POST, DELETE"
 _SECONDS = b"600"
 
@@ -31,10 +35,42 @@ class Cors:
         if origin is None or not (b"*" in self._origins or origin in self._origins):
             return []
         return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", _EXPOSED),
+            (_ALLOWED, origin),
+            (_EXPOSES, _EXPOSED),
             (b"vary", b"origin"),
         ]
+
+    def allow_own(self, headers: Headers) -> Headers:
+        """The headers of an answer of the relay's own on a path of an application, which says of all others itself who
+        may see them. An origin that is named may show cookies, too."""
+        allowed = self.allow(headers)
+        if allowed and value(headers, b"origin") in self._origins:
+            allowed.append(_CREDENTIALS)
+        return allowed
+
+    @staticmethod
+    def of_own(headers: Headers, own: Headers) -> Headers:
+        """The headers of an answer of the relay's own, with `own` where nothing is said yet."""
+        return [*headers, *own] if own and value(headers, _ALLOWED) is None else headers
+
+    @staticmethod
+    def of_resume(kept: Headers, own: Headers) -> Headers:
+        """What a later reader has of an application's headers. `kept` allow what the application allowed the first
+        reader's page: no other one gets that, and what `own` (`allow_own`) allows another page is without cookies, for
+        those are the application's to judge."""
+        if not own or value(kept, _ALLOWED) in (b"*", value(own, _ALLOWED)):
+            return kept
+        others = [item for item in kept if not item[0].startswith(b"access-control-")]
+        return others + [item for item in own if item != _CREDENTIALS]
+
+    @staticmethod
+    def expose(headers: Headers) -> Headers:
+        """The headers of a stream that an application lets a page read: the page sees those of the relay's, too."""
+        if value(headers, _ALLOWED) is None:
+            return headers
+        named = [value(headers, _EXPOSES), _EXPOSED]
+        others = [item for item in headers if item[0] != _EXPOSES]
+        return [*others, (_EXPOSES, b", ".join(filter(None, named)))]
 
     @staticmethod
     def is_preflight(method: str, headers: Headers) -> bool:

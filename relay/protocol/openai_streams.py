@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 
 from relay.protocol.chat import Chat, ChatWatch
@@ -12,7 +14,9 @@ from relay.protocol.sse import Event
 from relay.protocol.upstream_error import read_object
 
 MEDIA = ("image_generation.", "image_edit.", "transcript.text.", "speech.audio.")
-_LAST = (b".completed", b"transcript.text.done", b"speech.audio.done", b'"error"')
+# OpenAI's own API writes the type first. Others write it behind what may be a megabyte of a picture.
+_TYPE_FIRST = re.compile(rb'\{\s*"type"\s*:\s*"([^"\\]*)"')
+_PARTS = (b".partial_image", b".delta", b".segment")
 _ENDS = ("image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done")
 
 
@@ -27,7 +31,8 @@ class MediaWatch(FormatWatch):
 
     def see(self, event: Event) -> int:
         """The bits of an event (`relay.protocol.ends`)."""
-        if event.type != b"error" and not any(word in event.data[:200] or word in event.type for word in _LAST):
+        first = _TYPE_FIRST.match(event.data)
+        if first is not None and first[1].endswith(_PARTS) and event.type != b"error":
             return EVENT
         given = loose_object(event.data)
         if given.get("type") in _ENDS:

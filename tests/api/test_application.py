@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 ALICE = {"cookie": "theme=dark; session=alice", "authorization": ""}
 BOB = {"cookie": "session=bob", "authorization": ""}
 KEY = {"authorization": "Bearer sk-one"}
+SECOND = "https://relay.example"
 _numbers = itertools.count()
 
 
@@ -459,6 +460,62 @@ class TestHeaders:
         assert again.headers["access-control-allow-origin"] == "https://page.example"
         assert whole(again) == [("", "a")]
         assert site.app.calls[-1].header("origin") == "https://page.example"
+
+    def test_a_page_is_let_see_what_the_relay_says_of_a_stream(self, site: Site) -> None:
+        """Its clients look for that, and without it they resume nothing."""
+        allows = {"access-control-allow-origin": "*", "access-control-expose-headers": "X-Own"}
+        path = site.play(*stream(A, headers=allows), under="/api/")
+        answer = ask(site.one, path, {**KEY, "origin": SECOND})
+        whole(answer)
+        again = ask(site.two, path, {**KEY, "last-event-id": f"{answer.headers['relay-stream-id']}.0"})
+        for each in (answer, again):
+            exposed = each.headers["access-control-expose-headers"].split(", ")
+            assert {"X-Own", "relay-stream-id", "relay-resumable", "relay-heartbeat"} <= set(exposed)
+        whole(again)
+        unasked = ask(site.one, site.play(*stream(A), under="/api/"), KEY)
+        assert not [name for name in unasked.headers if name.startswith("access-control-")]
+        whole(unasked)
+
+    @pytest.mark.parametrize("under", ["/web/chat/", "/api/"])
+    def test_a_page_of_a_second_origin_resumes_where_the_settings_name_it(self, site: Site, under: str) -> None:
+        """With its credential, not with a cookie: that page the application has not been asked about."""
+        first = "https://page.example"
+        allows = {"access-control-allow-origin": first, "access-control-allow-credentials": "true", "vary": "origin"}
+        path = site.play(*stream(A, headers=allows), under=under)
+        who = ALICE if under == "/web/chat/" else KEY
+        answer = ask(site.one, path, {**who, "origin": first})
+        whole(answer)
+        for events in (0, 1):
+            position = {"last-event-id": f"{answer.headers['relay-stream-id']}.{events}"}
+            for origin, allowed in ((SECOND, SECOND), (first, first), ("https://evil.example", first)):
+                with ask(site.two, path, {**who, **position, "origin": origin}) as again:
+                    assert again.status == (204 if events else 200)
+                    found = [v for name, v in again.header_list if name.lower() == "access-control-allow-origin"]
+                    assert found == [allowed]
+                    assert ("access-control-allow-credentials" in again.headers) is (allowed == first)
+
+    def test_a_page_sees_what_the_relay_itself_answers(self, site: Site) -> None:
+        """A refusal, and that there is nothing, where the settings name its origin, whatever it shows."""
+        unknown = {"last-event-id": "st_" + "x" * 22 + ".1"}
+        told = [
+            ("POST", "/web/chat/x", {**ALICE, **unknown}, 404),
+            ("POST", "/api/x/runs", {**KEY, **unknown}, 404),
+            ("POST", "/api/x/runs", {**KEY, "relay-stream-name": ""}, 400),
+            ("GET", "/web/chat/none/stream", ALICE, 204),
+        ]
+        for method, path, headers, status in told:
+            for origin in (SECOND, "https://evil.example"):
+                with open_stream(site.one.url + path, method, {**headers, "origin": origin}) as answer:
+                    assert (path, answer.status) == (path, status)
+                    found = {name: v for name, v in answer.headers.items() if name.startswith("access-control-allow-")}
+                    page = {"access-control-allow-origin": SECOND, "access-control-allow-credentials": "true"}
+                    assert found == (page if origin == SECOND else {})
+
+    def test_what_the_application_answers_is_its_own_to_allow(self, site: Site) -> None:
+        for script in (stream(A), json_response(429, {"own": "refusal"}), json_response(200, {})):
+            with ask(site.one, site.play(*script, under="/api/"), {**KEY, "origin": SECOND}) as answer:
+                answer.read()
+                assert not [name for name in answer.headers if name.startswith("access-control-")]
 
     def test_a_page_of_the_relays_own_list_is_given_no_credentials(self, site: Site) -> None:
         """What the application allows its pages holds on its own paths."""

@@ -298,6 +298,19 @@ def test_an_error_of_an_apis_goes_on_as_it_is() -> None:
     assert (play.state, play.watch.readable) == (State.FAILED, True)
 
 
+@pytest.mark.parametrize("last", [IMAGES[-1][0], "image_edit.completed", TRANSCRIPT[-1][0], SPEECH[-1][0], "error"])
+@pytest.mark.parametrize("size", [1, 300, 20_000])
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_what_an_event_of_openais_is_counts_wherever_it_says_so(last: str, size: int, behind: int) -> None:
+    """Its own API names the type first; whoever dumps its package's models names it last."""
+    kind = last.rpartition(".")[0] + ".delta" if last != "error" else SPEECH[0][0]
+    members = [("text", "é" * size), ("usage", {"text": ".completed" * size}), ("error", None)]
+    for each_kind, want in ((kind, Act.CUT_OFF), (last, Act.FAIL if last == "error" else Act.COMPLETE)):
+        body = dict([*members[:behind], ("type", each_kind), *members[behind:]])
+        play = Play("plain").see(*parsed(streams.data({"type": SPEECH[0][0]}) + streams.data(body)))
+        assert play.at(Name.CLEAN_END) is want, body
+
+
 def test_an_error_of_openais_is_the_streams() -> None:
     play = Play("images").see(*parsed(typed(IMAGES[0]) + 'event: error\ndata: {"error":{"message":"no"}}\n\n'))
     assert play.at(Name.CLEAN_END) is Act.FAIL

@@ -7,20 +7,22 @@ time, replica one as good as never.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.support.format_samples import FORMATS, PATH
+from tests.support.ids import end_ids
 from tests.support.replicas import Replicas, stream_id, two_replicas
 from tests.support.samples import SAMPLES, Sample, masked, rest, resume, start
-from tests.support.scripted import End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
-from tests.support.sseclient import RawStream
+from tests.support.scripted import Cut, End, Gate, Head, Pause, ScriptedUpstream, Send, Step, stream
+from tests.support.sseclient import RawEvent, RawStream, open_stream
 from tests.support.streams import APIS, Api
 
 STREAMS: dict[str, Sample] = dict[str, Sample](SAMPLES.items()) | FORMATS
 each_api = pytest.mark.parametrize("api", APIS)
-each_stream = pytest.mark.parametrize("api", [*APIS, "ui", "plain"])
+each_stream = pytest.mark.parametrize("api", STREAMS)
+each_format = pytest.mark.parametrize("api", FORMATS)
 each_way = pytest.mark.parametrize("how", ["post", "get"])
 
 
@@ -115,6 +117,29 @@ def test_live_stream_cut_inside_every_event(replicas: Replicas, upstream: Script
             again = resume(replicas.second, sample, f"{name}.{k}", how)
             upstream.open(model)
             assert (k, offset, masked(head) + rest(again)) == (k, offset, sample.expected(name))
+
+
+@each_format
+def test_live_stream_of_a_format_cut_inside_every_event(
+    replicas: Replicas, upstream: ScriptedUpstream, api: str
+) -> None:
+    """One reader after another of the same stream is cut in another place of the event, and the next one goes on."""
+    sample = FORMATS[api]
+    for k, event in enumerate(sample.events):
+        model = f"inside-{api}-{k}"
+        upstream.on(model, *held_after(sample, k + 1, model))
+        reader = start(replicas.first, sample, model)
+        name = stream_id(reader)
+        head = b"".join(event.raw for event in reader.events(k))
+        frame = event.to_client(f"{name}.{k + 1}")
+        for n, offset in enumerate(offsets_within(frame)):
+            got = reader.take_bytes((0 if n else len(head)) + offset)
+            assert (k, offset, masked(got if n else got[len(head) :])[:16]) == (k, offset, frame[:offset][:16])
+            reader = resume(replicas.first, sample, f"{name}.{k}", "get" if n % 3 else "post")
+        reader.close()
+        again = resume(replicas.second, sample, f"{name}.{k}")
+        upstream.open(model)
+        assert (k, masked(head) + rest(again)) == (k, sample.expected(name))
 
 
 @each_stream
@@ -271,3 +296,73 @@ def test_upstream_that_cuts_its_bytes_anywhere(replicas: Replicas, upstream: Scr
         upstream.on(model, Head(200, {"content-type": "text/event-stream"}), *pieces, End())
         answer = start(replicas.first, sample, model)
         assert (size, rest(answer)) == (size, sample.expected(stream_id(answer)))
+
+
+def spelled(api: str, events: Sequence[RawEvent], code: str) -> bool:
+    """Is this how the format itself tells of an end by the relay?"""
+    last = events[-1]
+    stopped = code == "stopped"
+    match api:
+        case "ui":
+            told = {"type": "abort"} if stopped else {"type": "error", "errorText": events[0].json.get("errorText")}
+            return (events[0].json, last.data) == (told, "[DONE]")
+        case "ag-ui":
+            return (last.json["type"], stopped or last.json["code"]) == (
+                ("RUN_FINISHED", True) if stopped else ("RUN_ERROR", code)
+            )
+        case "mcp" | "mcp-ids":
+            return (last.event, last.json["id"], last.json["error"]["data"]) == ("message", 1, {"relay": code})
+        case "completions":
+            told = events[0].json
+            return last.data == "[DONE]" and ("choices" in told if stopped else told["error"]["code"] == code)
+    return (last.event == "stopped") if stopped and api == "plain" else last.json["error"]["code"] == code
+
+
+def closed(answers: Sequence[RawStream], name: str, sample: Sample, k: int) -> list[RawEvent]:
+    """What the relay adds behind event k, the same for every reader."""
+    found = []
+    for answer in answers:
+        with answer:
+            events = [event for event in answer if not event.is_heartbeat]
+            assert answer.ended == "zero-chunk"
+        assert masked(b"".join(event.raw for event in events[:k])) == sample.expected(name, k)
+        found.append(events[k:])
+    assert all([each.raw for each in more] == [each.raw for each in found[0]] for more in found)
+    assert [event.id for event in found[0]] == end_ids(name, k, len(found[0]))
+    return found[0]
+
+
+@pytest.mark.parametrize("api", [name for name in FORMATS if name != "mcp-ids"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_application_that_breaks_off_anywhere(
+    replicas: Replicas, upstream: ScriptedUpstream, api: str, inside: bool
+) -> None:
+    """What has ids of its own is gone on with: tests/api/test_application_rpc.py."""
+    sample = FORMATS[api]
+    for k, frame in enumerate(sample.frames):
+        model = f"breaks-{api}-{inside}-{k}"
+        part = (Send(frame[: len(frame) // 2]),) if inside else ()
+        head = Head(200, {"content-type": "text/event-stream", **sample.told})
+        upstream.on(model, head, *map(Send, sample.frames[:k]), *part, Cut())
+        answer = start(replicas.first, sample, model)
+        name = stream_id(answer)
+        added = closed([answer, *(resume(replicas[n], sample, f"{name}.0") for n in (0, 1))], name, sample, k)
+        known = api if k or api in ("ui", "mcp") else "plain"
+        assert spelled(known, added, "upstream_disconnected"), (k, added)
+
+
+@each_format
+def test_a_format_stopped_after_any_event(replicas: Replicas, upstream: ScriptedUpstream, api: str) -> None:
+    sample = FORMATS[api]
+    for k in range(1, len(sample.events)):
+        model = f"stopped-{api}-{k}"
+        upstream.on(model, *stream(*sample.frames[:k], Gate(model), headers=sample.told))
+        answer = start(replicas.first, sample, model)
+        name = stream_id(answer)
+        assert len(answer.events(k)) == k
+        answer.close()
+        with open_stream(f"{replicas.second.url}/streams/{name}", "DELETE", sample.headers("sk-one")) as stopped:
+            assert stopped.status == 204
+        added = closed([resume(replicas[n], sample, f"{name}.0") for n in (0, 1)], name, sample, k)
+        upstream.open(model)
+        assert spelled(api, added, "stopped"), (k, added)
