@@ -58,9 +58,9 @@ Mode = Pass | Delay | Narrow | Blackhole | HalfOpen | Refuse | DropReplies
 
 
 class FaultProxy(ServerThread):
-    """Forwards its port to a server's. Use it as a context manager."""
+    """Forwards its port to a server's, the first that takes the connection. Use it as a context manager."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, *target_ports: int) -> None:
         super().__init__(free_port())
         self.connections = 0
         """How many connections have been accepted."""
@@ -72,7 +72,7 @@ class FaultProxy(ServerThread):
         """How many connections were cut for a swallowed reply."""
         self.line_free_at = 0.0
         """When a narrow line has carried what it has been given."""
-        self._target_port = target_port
+        self._target_ports = target_ports
         self._mode: Mode = Pass()
         self._links: set[_Link] = set()
 
@@ -120,9 +120,8 @@ class FaultProxy(ServerThread):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
-        except OSError:
+        to_server = await self._connect()
+        if to_server is None:
             writer.transport.abort()
             return
         if self.server is None:
@@ -136,6 +135,12 @@ class FaultProxy(ServerThread):
         finally:
             self._links.discard(link)
             link.ended.set()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for port in self._target_ports:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return None
 
 
 class _Link:
