@@ -1,3 +1,3 @@
 """Relay: a resumable stream relay with persistence, between LLM clients and LLM APIs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
