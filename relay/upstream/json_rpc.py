@@ -1,5 +1,9 @@
 """The answer to JSON-RPC requests of a server with ids of its own (MCP, "Resumability and Redelivery"): what follows an
-event is asked for with GET. A server may close the connection of a request at any time, and means that. No I/O."""
+event is asked for with GET. A server may close the connection of a request at any time, and means that. No I/O.
+
+The position is that of the last message. What a server says at the beginning of a further connection may stand behind
+messages that it has sent to nobody: the official SDK's does, of those that come while it replays.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class RpcStream(OwnIdsStream):
         if block.data is None:
             return True
         again, found = bool(self._position), self._position_of(block)
-        if found:
+        if found and (block.data or not again):
             self._position = found
         if not block.data:  # it only says where the stream stands: once is enough
             return not again

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Call, Cut, End, Gate, Head, ScriptedUpstream, Send, Step, json_response, stream
+from tests.support.scripted import (
+    Call,
+    Cut,
+    End,
+    Gate,
+    Head,
+    Reset,
+    ScriptedUpstream,
+    Send,
+    Step,
+    json_response,
+    stream,
+)
 from tests.support.sseclient import RawStream, open_stream
 
 pytestmark = pytest.mark.slow
@@ -114,6 +126,39 @@ def test_it_goes_on_where_its_server_closes_the_connection(site: Site, last: Ste
     post, get = site.calls(path)
     assert (post.method, get.method, get.header("last-event-id"), get.body) == ("POST", "GET", "2", b"")
     assert get.header("mcp-session-id") == "s-1"
+
+
+WHOLE = [PRIMING.format(1), progress(1, 2), progress(2, 3), progress(3, 4), result(7, 5)]
+
+
+@pytest.mark.parametrize("last", [Cut(), Reset()])
+def test_a_connection_that_its_server_loses_anywhere_is_gone_on_with(site: Site, last: Step) -> None:
+    """After every event and inside every event: the client has each message once, and GET asks after the last id."""
+    sent = "".join(WHOLE).encode()
+    first = len(WHOLE[0])
+    places = sorted({*range(first, len(sent), 13), *(len("".join(WHOLE[:n])) + d for n in range(1, 5) for d in (0, 1))})
+    asked = []
+    for place in places:
+        came = max(n for n in range(len(WHOLE) + 1) if len("".join(WHOLE[:n])) <= place)
+        begun = (Head(200, {"content-type": "text/event-stream"}), Send(sent[:place]), last)
+        path = site.play(POST=begun, GET=stream(PRIMING.format(90 + came), *WHOLE[came:]))
+        asked.append((path, came, call(site, path, 7)))
+    for path, came, answer in asked:
+        assert (came, numbers(bodies(answer))) == (came, [1, 2, 3, -7])
+        post, get = site.calls(path)
+        assert (post.method, get.method, get.header("last-event-id")) == ("POST", "GET", str(came))
+
+
+def test_a_message_that_its_server_keeps_while_it_begins_a_connection_is_had(site: Site) -> None:
+    """The official SDK's server sends what comes while it replays to nobody, and then says a position behind it."""
+    begun = (Head(200, {"content-type": "text/event-stream"}), Send(progress(1, 2).encode()), Cut())
+    path = site.play(POST=begun, GET=stream(PRIMING.format(4), Gate("lost-rpc")))
+    answer = call(site, path, 7)
+    site.server.wait_reached("lost-rpc")
+    site.server.on_path(f"GET {path}", *stream(PRIMING.format(5), result(7, 3)))
+    site.server.open("lost-rpc")
+    assert numbers(bodies(answer)) == [1, -7]
+    assert [each.header("last-event-id") for each in site.calls(path)[1:]] == ["2", "2"]
 
 
 def test_a_server_that_keeps_nothing_is_not_asked_again(site: Site) -> None:

@@ -6,6 +6,7 @@ Nothing of the relay may be imported here: this file runs with the SDK on its pa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
@@ -22,22 +23,41 @@ runs: list[str] = []
 
 
 class Memory(EventStore):
-    """Keeps every event, as the SDK's own example does."""
+    """Keeps every event, as the SDK's own example does. What its server is given to send while it replays, and until it
+    has taken the further connection for its own, it sends to nobody: so here it is given nothing then."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.replays = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def over(self, turns: int = 100) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self.over, turns - 1)
+        else:
+            self.replays -= 1
+            if not self.replays:
+                self.idle.set()
 
     async def store_event(self, stream_id: str, message: Any) -> str:
+        if message is not None:
+            await self.idle.wait()
         self.events.append((stream_id, message))
         return str(len(self.events))
 
     async def replay_events_after(self, last_event_id: str, send_callback: Any) -> str:
-        after = int(last_event_id)
-        stream = self.events[after - 1][0]
-        for number, (of, message) in enumerate(self.events[after:], after + 1):
-            if of == stream and message is not None:
-                await send_callback(EventMessage(message, str(number)))
-        return stream
+        self.replays += 1
+        self.idle.clear()
+        try:
+            after = int(last_event_id)
+            stream = self.events[after - 1][0]
+            for number, (of, message) in enumerate(self.events[after:], after + 1):
+                if of == stream and message is not None:
+                    await send_callback(EventMessage(message, str(number)))
+            return stream
+        finally:
+            self.over()
 
 
 @server.tool()
