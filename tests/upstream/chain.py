@@ -15,11 +15,12 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.support.cutting_http import BEFORE_HEAD, Asked, CuttingProxy, Fate, Way
 from tests.support.processes import RelayProcess
@@ -81,19 +82,35 @@ class Chain:
 
 
 @contextmanager
-def chained(replicas: int = 1, heartbeat: str = "15s") -> Iterator[Chain]:
-    """`heartbeat` is the far relays'."""
+def linked(
+    upstream: Mapping[str, Any], replicas: int, **streams: Any
+) -> Iterator[tuple[Sequence[RelayProcess], CuttingProxy, RelayProcess]]:
+    """Replicas of a far relay in front of this upstream, the line to them, and the near relay; `streams` are settings
+    of the far one."""
     with ExitStack() as stack:
-        upstream = stack.enter_context(ScriptedUpstream())
         store = {}
         if replicas > 1:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-chain-")))
             store = {"store": {"url": stack.enter_context(valkey_server(folder, unix=True)).url}}
-        config = {**served_by(upstream), **LIMITS, **store, "streams": {"heartbeat": heartbeat}}
+        config = {"upstreams": [upstream], **LIMITS, **store, "streams": streams}
         far = [stack.enter_context(RelayProcess(config)) for _ in range(replicas)]
         line = stack.enter_context(CuttingProxy(*(relay.url for relay in far)))
         near_config = {"upstreams": [{"name": "far", "base_url": f"{line.url}/v1"}], **LIMITS}
-        near = stack.enter_context(RelayProcess(near_config))
+        yield far, line, stack.enter_context(RelayProcess(near_config))
+
+
+@contextmanager
+def chained(
+    replicas: int = 1, heartbeat: str = "15s", *, lease: str = "10s", behind_a_relay: bool = False
+) -> Iterator[Chain]:
+    """`heartbeat` and `lease` are the far relays'; the upstream may stand behind one more relay."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(ScriptedUpstream())
+        url = upstream.url
+        if behind_a_relay:
+            url = stack.enter_context(RelayProcess({**served_by(upstream), **LIMITS})).url
+        of_far = {"name": "scripted", "base_url": url}
+        far, line, near = stack.enter_context(linked(of_far, replicas, heartbeat=heartbeat, lease=lease))
         chain = Chain(upstream, far, line, near)
         line.fate = chain.fate
         # Its first answer says that it is a relay.
