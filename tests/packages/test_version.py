@@ -64,6 +64,8 @@ def test_it_is_written_everywhere_and_then_may_be_released(tree: Path) -> None:
 
 
 def test_a_tag_without_a_dated_section_is_refused(tree: Path) -> None:
+    changes = tree / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"## {__version__} - ", "## 0.0.1 - "))
     status, told = version("--tag", f"v{__version__}", root=tree)
     assert (status, "no dated section" in told) == (1, True)
 
