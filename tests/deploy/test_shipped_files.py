@@ -64,7 +64,8 @@ def test_the_example_is_usable_as_it_stands() -> None:
         "anthropic": "https://api.anthropic.com",
         "openai": "https://api.openai.com",
     }
-    config = {"upstreams": [u.model_dump() for u in settings.upstreams], "streams": settings.streams.model_dump()}
+    upstreams = [u.model_dump(by_alias=True) for u in settings.upstreams]
+    config = {"upstreams": upstreams, "streams": settings.streams.model_dump()}
     with RelayProcess(config) as relay, open_stream(f"{relay.url}/readyz", "GET") as answer:
         assert answer.status == 200
 
@@ -81,7 +82,7 @@ def test_every_setting_of_the_example_that_is_commented_out_is_usable_too(monkey
         path = Path(folder) / "relay.yaml"
         path.write_text(uncommented)
         settings = load(path, environ={})
-    assert [u.name for u in settings.upstreams] == ["anthropic", "openai", "local"]
+    assert [u.name for u in settings.upstreams] == ["anthropic", "openai", "local", "web"]
     assert settings.store.url == "redis://valkey:6379"
     assert settings.workers == 2
     assert settings.webhook.url == "https://app.example/hooks/relay"
