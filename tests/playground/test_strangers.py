@@ -97,11 +97,11 @@ def test_nor_does_a_name_that_points_here(site: Site, browser: Browser) -> None:
 
 
 def test_the_relay_s_own_page_goes_on(site: Site, browser: Browser) -> None:
-    for host in ("127.0.0.1", "localhost"):
+    for calls, host in enumerate(("127.0.0.1", "localhost"), 1):
         page = browser.fresh()
         page.open(f"{site.relay.url.replace('127.0.0.1', host)}/playground")
         page.until_state("idle")
         page.fill(api="chat", model="m", prompt="Say something.")
         page.click("send")
         page.until("document.body.dataset.state !== 'idle'")
-    assert len(site.upstream.wait_calls(2)) == 2
+        assert len(site.upstream.wait_calls(calls)) == calls
