@@ -106,6 +106,29 @@ class TestLostTakeover:
 
         play(story)
 
+    def test_who_has_been_ended_meanwhile_writes_nothing(self, play: Play) -> None:
+        """With a fence that is no lower than that of the forced end, and a top that is the log's."""
+
+        async def story(bench: Bench) -> None:
+            for fence in ("2", "3"):
+                stream = await bench.made(frames=2)
+                await bench.lapse(stream)
+                await bench.log.force_end(stream, 2, "producer_lost")
+                assert await bench.append(stream, 2, numbered(3, 3), fence=fence) == (FENCED, 2)
+                assert await bench.append(stream, 2, numbered(3, 3), fence=fence, outcome="completed") == (FENCED, 2)
+                assert await bench.append(stream, 2, [], fence=fence, outcome="completed") == (FENCED, 2)
+                assert (await bench.status(stream)).outcome == "producer_lost"
+
+        play(story)
+
+    def test_who_has_ended_it_may_say_so_again(self, play: Play) -> None:
+        async def story(bench: Bench) -> None:
+            stream = await bench.made(frames=2)
+            for _ in range(2):
+                assert await bench.append(stream, 2, [], outcome="completed") == (OK, 2)
+
+        play(story)
+
     def test_who_produces_alone_is_not_written_anew(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=2)

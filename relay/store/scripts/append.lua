@@ -9,6 +9,7 @@
 --   3 MISMATCH  the log's top is not the expected one: a reply was lost (top is higher) or entries were (lower)
 --   4 GONE      the log is not there
 -- A fence above the one that is there is good: the store has lost who took the stream over, and `renew` says it again.
+-- Where others have ended it meanwhile, that is FENCED, too; who has ended it itself may say so again.
 -- A hole cannot be made: frames go in only right after the expected top.
 -- Entry ids: <n>-0 is event n, <n>-1 is the end mark after event n. The channel tells whoever tails the stream.
 local out = {}
@@ -27,6 +28,8 @@ for k = 1, #KEYS, 2 do
     code = 2
   elseif top ~= expected then
     code = 3
+  elseif m[3] and (m[3] ~= outcome or n > 1) then
+    code = 2
   elseif not m[3] then
     local events = outcome == '' and n or n - 1
     for i = 0, events - 1 do
