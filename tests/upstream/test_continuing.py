@@ -96,13 +96,13 @@ def rest(api: Api, words: Sequence[str]) -> tuple[Step, ...]:
 
 
 def continuations(relay: RelayProcess) -> dict[str, float]:
-    """By result, how often the relay has counted one."""
+    """By result, how often the relay has counted one that it came back from itself."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"{relay.metrics_url}/metrics", timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     found = dict.fromkeys(("resumed", "continued", "lost"), 0.0)
     for sample in (sample for family in families for sample in family.samples):
-        if sample.name == "relay_upstream_resumes_total":
+        if sample.name == "relay_upstream_resumes_total" and sample.labels["result"] in found:
             found[sample.labels["result"]] += sample.value
     return found
 
