@@ -22,7 +22,11 @@ settings.load_profile("relay")
 _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
+    "resume/test_outcomes.py",
+    "security/test_bodies.py",
+    "security/test_unread.py",
     "deploy/test_silence.py",
+    "resume/test_cut_everywhere.py",
     "faults/test_store_away.py",
     "model/test_claims_model.py",
     "connect/test_line.py",

@@ -11,6 +11,8 @@ from tests.support.scripted import ScriptedUpstream, json_response, stream
 from tests.support.sseclient import open_stream
 from tests.support.streams import PATHS, chat, data
 
+pytestmark = pytest.mark.slow
+
 APP = "https://app.example"
 KEY = {"authorization": "Bearer sk-one"}
 BODY = {"model": "m", "stream": True, "messages": []}

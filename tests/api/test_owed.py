@@ -19,6 +19,8 @@ from tests.support.scripted import Gate, Head, ScriptedUpstream, Send, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.stores import valkey_server
 
+pytestmark = pytest.mark.slow
+
 AUTH = {"authorization": "Bearer sk-owed"}
 MEGABYTE = 1 << 20
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.api.scene import Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
 from tests.support.replicas import stream_id
 from tests.support.samples import SAMPLES, Sample, rest, resume, start
 from tests.support.scripted import Gate, Step, stream
 from tests.support.sseclient import open_stream
 from tests.support.streams import Api
+
+pytestmark = pytest.mark.slow
 
 # -- headers ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from tests.support.scripted import Cut, End, Gate, Head, Reset, Send, Step, json
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.streams import Api
 
+pytestmark = pytest.mark.slow
+
 
 def ends_in_error(scene: Scene, sample: Sample, answer: RawStream, before: int, logged: bool = True) -> tuple[str, str]:
     """The code and message with which a stream ends after so many of the sample's events.

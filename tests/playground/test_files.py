@@ -16,6 +16,8 @@ from tests.conftest import Relays
 from tests.support.scripted import ScriptedUpstream
 from tests.support.sseclient import RawStream, open_stream
 
+pytestmark = pytest.mark.slow
+
 MODULE = "/client/resuming-fetch.js"
 ROOT = Path(package.__file__).parent
 ASSETS = sorted(path.name for path in (ROOT / "playground").iterdir() if path.name != "index.html")

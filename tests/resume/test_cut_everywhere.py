@@ -19,6 +19,8 @@ from tests.support.scripted import Cut, End, Gate, Head, Pause, ScriptedUpstream
 from tests.support.sseclient import RawEvent, RawStream, open_stream
 from tests.support.streams import APIS, Api
 
+pytestmark = pytest.mark.slow
+
 STREAMS: dict[str, Sample] = dict[str, Sample](SAMPLES.items()) | FORMATS
 each_api = pytest.mark.parametrize("api", APIS)
 each_stream = pytest.mark.parametrize("api", STREAMS)

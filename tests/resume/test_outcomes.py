@@ -26,6 +26,8 @@ from tests.support.stores import valkey_server
 from tests.support.streams import APIS, Api
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 each_api = pytest.mark.parametrize("api", APIS)
 each_way = pytest.mark.parametrize("how", ["post", "get", "query"])
 

@@ -21,6 +21,8 @@ from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, StartGivenUp
 from tests.support.processes import needs
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -24,6 +24,8 @@ from tests.support.sseclient import open_stream
 from tests.support.stores import Store, valkey_cluster, valkey_sentinel, valkey_server
 from tests.support.waiting import until, wait_until
 
+pytestmark = pytest.mark.slow
+
 # TEST-NET-1 (RFC 5737); the minus: it need not be there.
 EVERYWHERE = ("bind", "127.0.0.1 -192.0.2.1")
 UNPROTECTED = ("protected-mode", "no")

@@ -19,6 +19,8 @@ from relay.protocol.outcomes import Cause, Ending, StreamFailure
 from relay.streams.ingest import UpstreamIngest
 from relay.streams.silence import Silence
 
+pytestmark = pytest.mark.slow
+
 IDLE = 0.3
 LIMITS = (
     "upstream_answer_timeout",

@@ -32,6 +32,8 @@ from tests.support.scripted import (
 )
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 WORDS = 12
 HEAD = Head(200, {"content-type": "text/event-stream"})
 FINISH = b'data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
