@@ -16,16 +16,15 @@ from relay.protocol.dialect import (
     STOPPED,
     UNFINISHED,
     JsonObject,
+    OpenAIErrors,
     Usage,
     Watch,
     dump_json,
-    openai_error_body,
-    openai_upstream_error_body,
+    openai_error,
     parse_count,
     parse_object,
 )
 from relay.protocol.ends import DONE_LINE, ERROR, FAILURE, FINISH, HIDDEN, KEEP_ALIVE, PART, TOKEN, USAGE
-from relay.protocol.errors import ApiError
 from relay.protocol.outcomes import StreamFailure
 from relay.protocol.sse import Event
 from relay.protocol.upstream_error import UpstreamError, read_object
@@ -150,7 +149,7 @@ class ChatWatch(Watch):
         return events
 
 
-class Chat:
+class Chat(OpenAIErrors):
     """Spells errors, ends and heartbeats for clients of chat completions."""
 
     name = "chat"
@@ -176,16 +175,8 @@ class Chat:
     ) -> list[Event]:
         """A chunk with `error` and without `choices`, then `[DONE]`; the request's id has no place in it."""
         # No `choices` beside the error: one client takes such a chunk for a normal end.
-        error = {"message": message, "type": kind or "server_error", "param": None, "code": code}
+        error = openai_error(message, kind or "server_error", code)
         return [Event(b"", orjson.dumps({"error": error})), Event(b"", DONE)]
-
-    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
-        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
-        return openai_upstream_error_body(error, status)
-
-    def error_body(self, error: ApiError, request_id: str) -> bytes:
-        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
-        return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
         """True where `stream_options.include_usage` is set."""

@@ -227,30 +227,28 @@ def openai_error_type(status: int) -> str:
     )
 
 
-def openai_error_body(error: ApiError) -> bytes:
-    """The JSON body of a refusal (OpenAI API reference, "Error codes")."""
-    return orjson.dumps(
-        {
-            "error": {
-                "message": error.message,
-                "type": openai_error_type(error.status),
-                "param": None,
-                "code": error.code,
-            }
-        }
-    )
+def openai_error(message: str, kind: str, code: str) -> JsonObject:
+    """The object of an OpenAI error (OpenAI API reference, "Error codes")."""
+    return {"message": message, "type": kind, "param": None, "code": code}
 
 
-def openai_upstream_error_body(error: UpstreamError, status: int) -> bytes:
-    """The JSON body of an upstream's refusal, with whatever else it has said of it."""
-    return dump_json(
-        {
-            "error": {
-                **{k: v for k, v in error.given.items() if k not in ("error", "choices", "object")},
-                "message": error.message,
-                "type": error.type or openai_error_type(status),
-                "param": error.given.get("param"),
-                "code": error.code or None,
+class OpenAIErrors:
+    """Refusals as OpenAI's API has them (OpenAI API reference, "Error codes")."""
+
+    def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The JSON body of the relay's own refusal."""
+        return orjson.dumps({"error": openai_error(error.message, openai_error_type(error.status), error.code)})
+
+    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
+        """The JSON body of an upstream's refusal, with whatever else it has said of it."""
+        return dump_json(
+            {
+                "error": {
+                    **{k: v for k, v in error.given.items() if k not in ("error", "choices", "object")},
+                    "message": error.message,
+                    "type": error.type or openai_error_type(status),
+                    "param": error.given.get("param"),
+                    "code": error.code or None,
+                }
             }
-        }
-    )
+        )

@@ -10,9 +10,8 @@ from abc import abstractmethod
 
 import orjson
 
-from relay.protocol.dialect import JsonObject, Watch, openai_error_body, openai_upstream_error_body
+from relay.protocol.dialect import JsonObject, OpenAIErrors, Watch
 from relay.protocol.ends import PART, TOKEN
-from relay.protocol.errors import ApiError
 from relay.protocol.sse import COMMENT_LINE, Event
 from relay.protocol.upstream_error import UpstreamError, read_object
 
@@ -32,7 +31,7 @@ class FormatWatch(Watch):
         self.readable = True
 
 
-class EventFormat:
+class EventFormat(OpenAIErrors):
     """Spells the relay's own ends in one format. Its refusals are those of the relay's own paths."""
 
     name = "sse"
@@ -55,14 +54,6 @@ class EventFormat:
         response: JsonObject | None = None,
     ) -> list[Event]:
         """As of `Dialect`."""
-
-    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
-        """As OpenAI\'s errors are."""
-        return openai_upstream_error_body(error, status)
-
-    def error_body(self, error: ApiError, request_id: str) -> bytes:
-        """As OpenAI\'s errors are."""
-        return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
         """No application is asked for usage."""

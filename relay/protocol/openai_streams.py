@@ -7,7 +7,7 @@ import re
 import orjson
 
 from relay.protocol.chat import Chat, ChatWatch
-from relay.protocol.dialect import DONE, STOPPED, JsonObject, dump_json
+from relay.protocol.dialect import DONE, STOPPED, JsonObject, dump_json, openai_error
 from relay.protocol.ends import END, FAILURE
 from relay.protocol.event_format import EVENT, EventFormat, FormatWatch, loose_object
 from relay.protocol.sse import Event
@@ -66,7 +66,7 @@ class Media(EventFormat):
         response: JsonObject | None = None,
     ) -> list[Event]:
         """As of `Dialect`."""
-        error = {"message": message, "type": kind or "server_error", "param": None, "code": code}
+        error = openai_error(message, kind or "server_error", code)
         return [Event(b"error", orjson.dumps({"type": "error", "error": error}))]
 
 

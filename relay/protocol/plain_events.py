@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import orjson
 
-from relay.protocol.dialect import STOPPED, JsonObject
+from relay.protocol.dialect import STOPPED, JsonObject, openai_error
 from relay.protocol.ends import END, FAILURE
 from relay.protocol.event_format import EVENT, EventFormat, FormatWatch, own_error
 from relay.protocol.sse import Event
@@ -66,5 +66,5 @@ class PlainEvents(EventFormat):
         response: JsonObject | None = None,
     ) -> list[Event]:
         """As of `Dialect`."""
-        error = {"message": message, "type": kind or "server_error", "param": None, "code": code}
+        error = openai_error(message, kind or "server_error", code)
         return [Event(b"error", orjson.dumps({"error": error}))]

@@ -11,16 +11,14 @@ from relay.protocol.dialect import (
     DONE,
     STOPPED,
     JsonObject,
+    OpenAIErrors,
     Usage,
     Watch,
     dump_json,
-    openai_error_body,
-    openai_upstream_error_body,
     parse_count,
     parse_object,
 )
 from relay.protocol.ends import DONE_LINE, END, ERROR, FAILURE, KEEP_ALIVE, PART, TOKEN
-from relay.protocol.errors import ApiError
 from relay.protocol.outcomes import Cause, StreamFailure, late_status
 from relay.protocol.sse import Event
 from relay.protocol.upstream_error import UpstreamError, read_object
@@ -216,7 +214,7 @@ _NO_USAGE = {
 }
 
 
-class Responses:
+class Responses(OpenAIErrors):
     """Spells errors, ends and heartbeats for clients of responses."""
 
     name = "responses"
@@ -254,14 +252,6 @@ class Responses:
         # After this code agents wait for as long as the message says ("try again in 7 seconds").
         read = "rate_limit_exceeded" if code == Cause.UPSTREAM_REFUSED and late_status(message) == 429 else code
         return [Event(b"error", orjson.dumps(error)), _failed(read, message, number + 1, response, request_id)]
-
-    def upstream_error_body(self, error: UpstreamError, status: int, request_id: str) -> bytes:
-        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
-        return openai_upstream_error_body(error, status)
-
-    def error_body(self, error: ApiError, request_id: str) -> bytes:
-        """The body of OpenAI's errors (OpenAI API reference, "Error codes")."""
-        return openai_error_body(error)
 
     def asked_for_usage(self, body: JsonObject) -> bool:
         """Always: every responses stream reports usage."""
