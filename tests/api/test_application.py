@@ -36,7 +36,7 @@ _numbers = itertools.count()
 @dataclass(frozen=True)
 class Site:
     """Two replicas in front of one application, whose paths begin with `/web` (cookies), `/api` (none) and `/ends` (an
-    event has to come)."""
+    event has to come). The first has hardly any patience, the second has it in plenty."""
 
     one: RelayProcess
     two: RelayProcess
@@ -74,7 +74,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "cors": {"origins": ["https://relay.example"]},
             "drain": {"timeout": "0s"},
         }
-        with RelayProcess(config) as one, RelayProcess(config) as two:
+        patient = {**config, "streams": {**config["streams"], "patience": "30s"}}
+        with RelayProcess(config) as one, RelayProcess(patient) as two:
             yield Site(one, two, app)
 
 
@@ -272,23 +273,23 @@ class TestNames:
         with get(site.two, "/web/chat/never/stream", ALICE) as unknown:
             assert unknown.status == 204
 
-    @pytest.mark.parametrize("number", [0, 1])
-    def test_a_request_that_waits_for_its_answer_is_waited_for(self, site: Site, number: int) -> None:
+    @pytest.mark.parametrize("asked", ["one", "two"])
+    def test_a_request_that_waits_for_its_answer_is_waited_for(self, site: Site, asked: str) -> None:
         """The page is loaded again before the application has answered: its client has gone, and finds its stream."""
-        gate = f"head-{number}"
+        gate = f"head-{asked}"
         path = site.play(Gate(gate), *stream(A, Gate(f"{gate}-end"), B))
         body = {"id": gate}
-        first = socket_of(site.one, path, ALICE, body)
+        first = socket_of(getattr(site, asked), path, ALICE, body)
         site.app.wait_reached(gate)
         first.close()
-        relay = (site.one, site.two)[number]
         with ThreadPoolExecutor(1) as pool:
-            again = pool.submit(get, relay, f"/web/chat/{gate}/stream", ALICE)
-            assert not wait([again], timeout=0.2).done
+            again = pool.submit(get, site.two, f"/web/chat/{gate}/stream", ALICE)
+            early = wait([again], timeout=0.2).done
             site.app.open(gate)
-            found = again.result(20)
-            site.app.open(f"{gate}-end")
-            assert whole(found) == ABC[:2]
+            with again.result(20) as found:
+                assert not early, (found.status, found.headers)
+                site.app.open(f"{gate}-end")
+                assert whole(found) == ABC[:2]
         assert len([call for call in site.app.calls if call.path == path]) == 1
 
     def test_what_came_to_be_no_stream_is_not_waited_for(self, site: Site) -> None:
