@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import orjson
 
+from relay.protocol import finish_reasons
 from relay.protocol.dialect import (
     BEATS,
     DONE,
-    FAILING,
     STOPPED,
-    UNFINISHED,
     JsonObject,
     OpenAIErrors,
     Usage,
@@ -102,12 +101,14 @@ class ChatWatch(Watch):
                 continue
             index = parse_count(choice.get("index")) or 0
             reason = choice.get("finish_reason")
-            if reason is None or reason in UNFINISHED:
+            judged = finish_reasons.UNFINISHED if reason is None else finish_reasons.judge(reason)
+            if judged == finish_reasons.UNFINISHED:
                 self._open.add(index)
             else:
                 self._finished.add(index)
-                if isinstance(reason, str) and reason in FAILING:
-                    self.error = UpstreamError(f"The answer ended with finish_reason: {reason}", code=reason[:100])
+                if judged == finish_reasons.FAILED:
+                    told = finish_reasons.text_of(reason)
+                    self.error = UpstreamError(f"The answer ended with finish_reason: {told}", code=told)
                     self.readable = True
                     bits |= FAILURE
             delta = choice.get("delta")

@@ -27,13 +27,6 @@ STOPPED = "stopped"
 
 # Names of events that only keep a connection alive.
 BEATS = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"))
-# Reasons to finish that are failures by their name, and those that are none at all.
-FAILING = frozenset(
-    ("error", "abort", "aborted", "network_error", "insufficient_system_resource", "engine_error", "server_error",
-     "internal_error", "timeout", "failed", "cancelled", "canceled")
-)  # fmt: skip
-UNFINISHED = (None, "", "null", "none", "None", False)
-
 JsonObject = dict[str, Any]
 
 

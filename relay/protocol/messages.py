@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import orjson
 
+from relay.protocol import finish_reasons
 from relay.protocol.dialect import (
     BEATS,
-    FAILING,
     STOPPED,
-    UNFINISHED,
     JsonObject,
     Usage,
     Watch,
@@ -100,11 +99,13 @@ class MessagesWatch(Watch):
     def _close(self, delta: object) -> int:
         """A delta of the message: with a reason to stop it is the end of its content."""
         reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        if reason is None or reason in UNFINISHED:
+        judged = finish_reasons.judge(reason)
+        if judged == finish_reasons.UNFINISHED:
             return PART
         self._closing = True
-        if isinstance(reason, str) and reason in FAILING:
-            self.error = UpstreamError(f"The answer ended with stop_reason: {reason}", code=reason[:100])
+        if judged == finish_reasons.FAILED:
+            told = finish_reasons.text_of(reason)
+            self.error = UpstreamError(f"The answer ended with stop_reason: {told}", code=told)
             self.readable = True
             return FAILURE
         return PART if self._open else FINISH

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from relay.protocol.dialect import UNFINISHED, JsonObject, parse_count
+from relay.protocol import finish_reasons
+from relay.protocol.dialect import JsonObject, parse_count
 from relay.protocol.finished.assembly import Assembly
 from relay.protocol.finished.parts import Base64, Entries, Grown, Text, merge
 
@@ -85,7 +86,7 @@ class _Choice:
                 continue
             elif isinstance(value, dict | list):
                 merge(self._choice, {key: value})
-            elif key != "finish_reason" or value not in UNFINISHED:
+            elif key != "finish_reason" or finish_reasons.judge(value) != finish_reasons.UNFINISHED:
                 self._choice[key] = value
 
     def _add(self, delta: JsonObject) -> None:
