@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,19 @@ import orjson
 JsonObject = dict[str, Any]
 
 _LONGEST = 2000
-_NOTHING = ("", "null", "none", "false", "ok", "success")
-_MEMBERS = ("error", "errors", "error_message", "error_msg", "errorMessage", "base_resp", "fault", "detail", "__type")
-_WORDS = ("message", "msg", "error_message", "error_msg", "errorMessage", "status_msg", "detail", "faultstring",
-          "Message", "error", "reason", "title", "description")  # fmt: skip
-_CODES = ("code", "error_code", "status_code", "errorcode", "http_status", "status")
+_NOTHING = frozenset(
+    ("", "null", "none", "nil", "undefined", "false", "0", "200", "ok", "success", "successful", "no error", "no_error",
+     "{}", "[]")
+)  # fmt: skip
+_MEMBERS = ("error", "Error", "errors", "error_message", "error_msg", "errorMessage", "ErrorMessage", "errmsg", "err",
+            "base_resp", "fault", "detail", "__type")  # fmt: skip
+_WORDS = ("message", "msg", "error_message", "error_msg", "errorMessage", "ErrorMessage", "errmsg", "status_msg",
+          "detail", "faultstring", "Message", "error", "reason", "title", "description")  # fmt: skip
+_CODES = ("code", "error_code", "status_code", "errorcode", "errcode", "Code", "http_status", "status")
 _TYPES = ("type", "error_type", "__type", "status")
+# Where errors say when to come back, and what makes seconds of it.
+_AFTER = (("retry_after", 1.0), ("retryAfter", 1.0), ("retry_after_seconds", 1.0), ("retry-after", 1.0),
+          ("Retry-After", 1.0), ("retryDelay", 1.0), ("retry_after_ms", 0.001), ("retry-after-ms", 0.001))  # fmt: skip
 
 # What the names of errors mean as a status, looked up without regard to case, `_`, `-` and spaces.
 _STATUSES = {
@@ -51,9 +59,17 @@ _TEXT_ERROR = re.compile(
     r"[^\w{\[]*(?:\[?(?:error|fatal|exception|failed|failure|traceback)\b"
     r"|(?:HTTP\S* )?[45]\d\d\b|<!doctype|<html|<\?xml)"
     r"|[^{\[].*\b(?:\w*error|\w*exception|unavailable|timed?[ -]?out|too many requests|bad gateway|overloaded"
-    r"|rate limit\w*|quota|unauthorized|forbidden)\b",
+    r"|rate limit\w*|quota|unauthorized|forbidden|out of memory|crashed|panic|disconnected"
+    r"|connection (?:reset|refused|closed|lost|aborted))\b",
     re.I | re.S,
 )
+# In the names of types and codes that are an error's.
+_FAILS = re.compile(
+    r"err(?!and)|fail|fault(?!s)|exception|invalid|denied|refused|reject|abort|block|unavailable|exceeded|exhausted|overload"
+    r"|forbidden|unauthori|insufficient|time[d_ -]*out|crash|limit_?(?:ed|reached)|rate[_ -]?limit(?!s)",
+    re.I,
+)
+_SECONDS = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*s?")
 _STATUS = re.compile(r"(?<![\w.])([45]\d\d)(?![\w.])")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.I | re.S)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.I | re.S)
@@ -162,6 +178,8 @@ def _inner(value: JsonObject) -> JsonObject | str | None:
             given = given[0] if isinstance(given, list) and given else given
         if name in ("detail", "__type") and not isinstance(value.get("object", ""), str):
             continue
+        if name == "detail" and _is_news(value):
+            continue
         if name == "__type":
             return value if isinstance(given, str) and given else None
         if isinstance(given, dict) and _tells(given):
@@ -175,18 +193,50 @@ def _inner(value: JsonObject) -> JsonObject | str | None:
 
 def _is_bare(value: JsonObject) -> bool:
     """An object of a code and words, and nothing of an answer."""
-    if value.keys() & {"choices", "id", "object", "delta", "response", "content", "usage"}:
+    if not _first(value, _WORDS):
         return False
-    return bool(_first(value, _WORDS)) and (bool(_first(value, _CODES)) or value.get("success") is False)
+    if value.keys() & {"choices", "id", "object", "delta", "response", "content", "usage"}:
+        return not value.get("choices") and not value.get("delta") and _refuses(value)
+    if value.get("success") is False or _is_failing(value.get("type")):
+        return True
+    return bool(_first(value, _CODES)) and not _is_news(value)
+
+
+def _is_news(value: JsonObject) -> bool:
+    """Does an object with words say of itself that it is something else than an error: how far the upstream has come,
+    an event of a type that nobody else knows? Then its words are no error's."""
+    codes = [value.get(name) for name in _CODES]
+    if value.get("success") is False or _refuses(value) or any(map(_is_failing, codes)):
+        return False
+    if value.get("success") is True or any(type(code) is int and 100 <= code < 400 for code in codes):
+        return True
+    kinds = [kind for kind in map(value.get, ("type", "event")) if isinstance(kind, str) and kind]
+    # A type with a colon is an address, as problems have one (RFC 9457).
+    return isinstance(value.get("status"), str) or (
+        bool(kinds) and not any(_is_failing(kind) or ":" in kind for kind in kinds)
+    )
+
+
+def _is_failing(name: object) -> bool:
+    """Is it the name of an error's type, code or status?"""
+    return isinstance(name, str) and (_FAILS.search(name[:100]) is not None or _status(name) is not None)
+
+
+def _refuses(value: JsonObject) -> bool:
+    """Does it have an HTTP status of a refusal?"""
+    return any(type(v) is int and 400 <= v < 600 for v in map(value.get, _CODES))
 
 
 def _tells(given: JsonObject) -> bool:
-    """Does an object say anything? `{"message": "", "code": 0}` does not."""
-    return any(_says(v) if isinstance(v, str) else bool(v) for v in given.values())
+    """Does an object say anything? `{"message": "OK", "code": 200}` does not."""
+    return any(
+        _says(v) if isinstance(v, str) else bool(v) and not (k in _CODES and type(v) is int and 100 <= v < 400)
+        for k, v in given.items()
+    )
 
 
 def _says(text: str) -> bool:
-    return text.strip().lower() not in _NOTHING
+    return text.strip().rstrip(".!").lower() not in _NOTHING
 
 
 def _first(value: JsonObject, names: tuple[str, ...]) -> str:
@@ -207,9 +257,25 @@ def _error(message: str, given: JsonObject, outer: JsonObject) -> UpstreamError:
     kind = next((v for v in (_first(given, _TYPES), _first(outer, _TYPES)) if v and v != "error"), "")
     code = _first(given, _CODES) or _first(outer, _CODES)
     status = next((s for s in map(_status, (code, kind, _first(outer, _CODES))) if s is not None), None)
-    after = _first(given, ("retry_after", "retryAfter")) or _first(outer, ("retry_after", "retryAfter"))
+    after = _retry_after(given) or _retry_after(outer)
     message = message or code or kind or "unknown error"
     return UpstreamError(_cut(message), status, code[:100], kind[:100], after[:40], given)
+
+
+def _retry_after(told: JsonObject) -> str:
+    """When an error says to come back, itself or in its details: in whole seconds, or in the words that told it."""
+    details = told.get("details")
+    nested = details[:8] if isinstance(details, list) else [told.get("metadata"), told.get("headers")]
+    for found in (told, *nested):
+        for name, scale in _AFTER if isinstance(found, dict) else ():
+            given = found.get(name)
+            if isinstance(given, str) and (seconds := _SECONDS.fullmatch(given.strip())):
+                given = float(seconds[1])
+            if type(given) in (int, float) and 0 < given < 1e9:
+                return str(math.ceil(given * scale))
+            if isinstance(given, str) and _says(given):
+                return given
+    return ""
 
 
 def _status(name: str) -> int | None:

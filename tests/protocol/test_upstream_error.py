@@ -35,6 +35,16 @@ from relay.protocol.upstream_error import is_keep_alive, read_body, read_object,
         ({"fault": {"faultstring": "Spike", "detail": {"errorcode": "x"}}}, "Spike", None),
         ({"__type": "ThrottlingException", "message": "Slow"}, "Slow", 429),
         ([{"error": {"code": 429, "message": "Quota"}}], "Quota", 429),
+        ({"Error": {"Message": "Boom", "Code": "500"}}, "Boom", 500),
+        ({"err": "Boom"}, "Boom", None),
+        ({"errcode": 40001, "errmsg": "Boom"}, "Boom", None),
+        ({"message": "Boom", "type": "server_error", "code": None}, "Boom", 500),
+        ({"id": "c", "choices": [], "message": "Boom", "code": 500}, "Boom", 500),
+        ({"status": "error", "message": "Boom"}, "Boom", None),
+        ({"status": "rate_limited", "message": "Boom"}, "Boom", None),
+        ({"type": "about:blank", "title": "Busy", "status": 503, "detail": "Boom"}, "Boom", 503),
+        ({"type": "https://e.example/quota", "title": "Quota", "detail": "Boom"}, "Boom", None),
+        ({"type": "event", "code": "insufficient_quota", "message": "Boom"}, "Boom", 429),
     ],
 )
 def test_an_error(given_object: object, message: str, status: int | None) -> None:
@@ -43,7 +53,12 @@ def test_an_error(given_object: object, message: str, status: int | None) -> Non
     assert (found.message, found.status) == (message, status)
 
 
-@pytest.mark.parametrize("nothing", [{}, "", [], None, False, "null", {"message": "", "code": 0}, {"code": None}])
+@pytest.mark.parametrize(
+    "nothing",
+    [{}, "", [], None, False, 0, "null", "{}", "no error", [None], [{}], [""], {"message": "", "code": 0},
+     {"code": None}, {"code": 0, "message": "Success."}, {"code": "0", "message": "ok"},
+     {"code": 200, "message": "OK"}],
+)  # fmt: skip
 def test_a_member_of_that_name_that_says_nothing(nothing: object) -> None:
     assert read_object({"error": nothing, "choices": [{"delta": {}}], "id": "c"}) is None
 
@@ -56,6 +71,17 @@ def test_a_member_of_that_name_that_says_nothing(nothing: object) -> None:
         {"base_resp": {"status_code": 0, "status_msg": "success"}, "choices": None},
         {"type": "an_event_of_its_own", "x": 1},
         {},
+        {"status": "processing", "message": "queued"},
+        {"type": "status", "status": "in_progress", "message": "Searching"},
+        {"event": "progress", "status": "running", "message": "errands"},
+        {"status": "loading", "reason": "cold start"},
+        {"type": "info", "detail": "Model is warming up"},
+        {"type": "note", "code": "x", "message": "y"},
+        {"code": 200, "msg": "processing"},
+        {"success": True, "code": 1, "message": "hello"},
+        {"error_code": 0, "error_msg": "success"},
+        {"errors": []},
+        {"errors": [None]},
     ],
 )
 def test_no_error(answer: dict[str, Any]) -> None:
@@ -70,6 +96,7 @@ def test_no_error(answer: dict[str, Any]) -> None:
         (b"429 Too Many Requests", "429 Too Many Requests", 429),
         (b"HTTP/1.1 503 Service Unavailable", "HTTP/1.1 503 Service Unavailable", 503),
         (b"Internal Server Error", "Internal Server Error", None),
+        (b"CUDA out of memory.", "CUDA out of memory.", None),
         (b'error: {"message":"Boom","code":500}', "Boom", 500),
         (b"<html><title>502 Bad Gateway</title></html>", "502 Bad Gateway", 502),
     ],
@@ -80,7 +107,7 @@ def test_an_errors_text(text: bytes, message: str, status: int | None) -> None:
     assert (found.message, found.status) == (message, status)
 
 
-@pytest.mark.parametrize("text", [b'{"id":"c1","choi', b"Hello there", b"[DONE", b"1"])
+@pytest.mark.parametrize("text", [b'{"id":"c1","choi', b"Hello there", b"connected", b"[DONE", b"1"])
 def test_no_errors_text(text: bytes) -> None:
     assert read_text(text) is None
 
@@ -93,6 +120,29 @@ def test_a_keep_alive(data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"pinging", b"{}", b"[DONE]", b"hello"])
 def test_no_keep_alive(data: bytes) -> None:
     assert not is_keep_alive(data)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ({"retry_after": 7}, "7"),
+        ({"retry_after": 2.5}, "3"),
+        ({"retryAfter": "2.5"}, "3"),
+        ({"retry_after": "7s"}, "7"),
+        ({"retry_after_ms": 1200}, "2"),
+        ({"details": [{"reason": "RATE"}, {"retryDelay": "34s"}]}, "34"),
+        ({"metadata": {"retry_after_seconds": 9}}, "9"),
+        ({"metadata": {"headers": 1}, "retry_after": True}, ""),
+        ({"retry_after": -1}, ""),
+        ({"retry_after": float("nan")}, ""),
+        ({"retry_after": "Fri, 27 Nov 2026 03:00:00 GMT"}, "Fri, 27 Nov 2026 03:00:00 GMT"),
+    ],
+)
+def test_when_an_error_says_to_come_back(given: dict[str, Any], seconds: str) -> None:
+    for told in ({"error": {"message": "Slow", **given}}, {"error": {"message": "Slow"}, **given}):
+        found = read_object(told)
+        assert found is not None
+        assert found.retry_after == seconds
 
 
 def test_bodies() -> None:
