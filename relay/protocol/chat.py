@@ -11,7 +11,6 @@ import orjson
 
 from relay.protocol import finish_reasons
 from relay.protocol.dialect import (
-    BEATS,
     DONE,
     STOPPED,
     JsonObject,
@@ -19,6 +18,7 @@ from relay.protocol.dialect import (
     Usage,
     Watch,
     dump_json,
+    is_beat,
     openai_error,
     parse_count,
     parse_object,
@@ -70,7 +70,7 @@ class ChatWatch(Watch):
             return self.see_other(event)
         choices = chunk.get("choices")
         if not choices or "error" in chunk or event.type:
-            if event.type in BEATS or chunk.get("type") == "ping":
+            if is_beat(event, chunk):
                 return KEEP_ALIVE
             error = read_object(chunk, named=event.type == b"error")
             if error is not None:
@@ -100,6 +100,10 @@ class ChatWatch(Watch):
             if not isinstance(choice, dict):
                 continue
             index = parse_count(choice.get("index")) or 0
+            if "error" in choice and (error := read_object({"error": choice["error"]})) is not None:
+                self.error = error
+                self.readable = False
+                return ERROR
             reason = choice.get("finish_reason")
             judged = finish_reasons.UNFINISHED if reason is None else finish_reasons.judge(reason)
             if judged == finish_reasons.UNFINISHED:

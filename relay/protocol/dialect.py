@@ -27,6 +27,8 @@ STOPPED = "stopped"
 
 # Names of events that only keep a connection alive.
 BEATS = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"))
+_BEAT_NAMES = frozenset(beat.decode() for beat in BEATS)
+
 JsonObject = dict[str, Any]
 
 
@@ -87,13 +89,15 @@ class Watch(ABC):
     def see_other(self, event: Event) -> int:
         """The bits of an event that is no JSON object.
 
-        Raises StreamFailure (upstream_malformed) for one that is neither a keep-alive nor an error.
+        Raises StreamFailure (upstream_malformed) for one that is neither a keep-alive nor an error, or is several.
         """
         data = event.data
         if data.strip() == DONE:
             return DONE_LINE
-        if event.type in BEATS or is_keep_alive(data):
+        if event.type.lower() in BEATS or is_keep_alive(data):
             return KEEP_ALIVE
+        if split_block(event):
+            raise StreamFailure(Cause.UPSTREAM_MALFORMED)
         try:
             parsed = orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -184,20 +188,34 @@ def parse_object(data: bytes) -> JsonObject:
     return parsed
 
 
-def split_block(event: Event) -> list[Event]:
-    """The events that share one block, where each of its lines is one; empty where that is not so."""
+def is_beat(event: Event, message: JsonObject) -> bool:
+    """Is this event, which is none of its API's, only there to keep the connection alive? Some are named by their line,
+    some in their JSON."""
+    if event.type.lower() in BEATS:
+        return True
+    named = (message.get(member) for member in ("type", "event", "object"))
+    return any(isinstance(name, str) and name.lower() in _BEAT_NAMES for name in named)
+
+
+def split_block(event: Event, *, cut: bool = False) -> list[Event]:
+    """The events that share one block, where each of its lines is one; empty where that is not so. `cut`: the last line
+    may be half of one, and is none then."""
+    if b"\n" not in event.data:
+        return []
+    parts: list[Event] = []
     lines = [line for line in event.data.split(b"\n") if not is_keep_alive(line)]
-    parts = []
     for line in lines:
         kind = event.type
         if line != DONE:
             try:
                 told = parse_object(line).get("type")
             except StreamFailure:
-                return []
-            kind = told.encode() if kind and isinstance(told, str) else kind
+                return parts if cut and len(parts) == len(lines) - 1 else []
+            # A control character in it would be one in the line of the type.
+            if kind and isinstance(told, str) and told.isascii() and told.isprintable():
+                kind = told.encode()
         parts.append(Event(kind, line))
-    return parts if b"\n" in event.data else []
+    return parts
 
 
 def dump_json(value: JsonObject) -> bytes:

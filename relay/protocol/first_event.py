@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from relay.protocol.dialect import Dialect
+from relay.protocol.dialect import Dialect, split_block
 from relay.protocol.ends import Name, name_of
 from relay.protocol.outcomes import StreamFailure
-from relay.protocol.sse import Parser
+from relay.protocol.sse import Event, Parser
 from relay.protocol.upstream_error import UpstreamError, read_unframed
 
 
@@ -31,7 +31,7 @@ class FirstEvent:
         if not self._known:
             try:
                 for event in self._parser.feed(data):
-                    if self._name(self._watch.see(event)):
+                    if self._see(event, cut=False):
                         break
             except StreamFailure:
                 self._known = True  # too large, or malformed: not for here to judge
@@ -47,12 +47,21 @@ class FirstEvent:
         held = self._parser.held
         try:
             event = self._parser.rest()
-            if event is not None and self._name(self._watch.see(event)):
+            if event is not None and self._see(event, cut=True):
                 return
         except StreamFailure:
             pass
         self.no_answer = True
         self.refusal = read_unframed(held)
+
+    def _see(self, event: Event, *, cut: bool) -> bool:
+        try:
+            return self._name(self._watch.see(event))
+        except StreamFailure:
+            parts = split_block(event, cut=cut)
+            if not parts:
+                raise
+        return any(self._name(self._watch.see(part)) for part in parts)
 
     def _name(self, bits: int) -> bool:
         name = name_of(bits)

@@ -6,12 +6,12 @@ import orjson
 
 from relay.protocol import finish_reasons
 from relay.protocol.dialect import (
-    BEATS,
     STOPPED,
     JsonObject,
     Usage,
     Watch,
     dump_json,
+    is_beat,
     parse_count,
     parse_object,
 )
@@ -68,7 +68,7 @@ class MessagesWatch(Watch):
         if kind == "message_stop":
             self._over = True
             return END
-        if kind == "ping" or event.type in BEATS:
+        if is_beat(event, message):
             return KEEP_ALIVE
         if kind == "content_block_stop":
             self._open.discard(parse_count(message.get("index")) or 0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import orjson
 
 from relay.protocol.dialect import (
-    BEATS,
     DONE,
     STOPPED,
     JsonObject,
@@ -15,6 +14,7 @@ from relay.protocol.dialect import (
     Usage,
     Watch,
     dump_json,
+    is_beat,
     parse_count,
     parse_object,
 )
@@ -109,7 +109,7 @@ class ResponsesWatch(Watch):
             return END
         if kind.startswith("response."):
             return PART
-        if kind in ("ping", "keepalive") or event.type in BEATS:
+        if is_beat(event, message):
             return KEEP_ALIVE
         error = read_object(message, named=kind == "error" or event.type == b"error")
         if error is None:

@@ -235,17 +235,14 @@ class UpstreamIngest:
         event = self._parser.rest()
         if event is not None and (error is None or not self._watch.verbatim):
             try:
-                outcome = self._step(event, self._watch.see(event))
+                outcome = self._take_last(event)
             except StreamFailure as failure:
-                if failure.cause is not Cause.UPSTREAM_MALFORMED:  # else it is half an event
-                    self._fail(failure)
-                    return
-            else:
-                self._watch.end_missing = self._watch.end_missing or self._state not in (State.NOTHING, State.BEGUN)
-                if outcome is not None:
-                    self._watch.end_missing = True
-                    self._finish(outcome)
-                    return
+                self._fail(failure)
+                return
+            if outcome is not None:
+                self._watch.end_missing = True
+                self._finish(outcome)
+                return
         silent = isinstance(error, httpx.ReadTimeout)
         self._stop(Name.CLEAN_END if error is None else Name.SILENCE if silent else Name.CUT)
 
@@ -369,6 +366,14 @@ class UpstreamIngest:
         if self.terminal is not None:
             return self.terminal
         parts = split_block(event)
+        if not parts:
+            if not self._forward_malformed:
+                raise failure
+            self._watch.malformed += 1
+            self._sink.append(sse.encode(event, None))
+        return self._take_each(parts)
+
+    def _take_each(self, parts: list[Event]) -> Outcome | None:
         for part in parts:
             bits = self._watch.see(part)
             if (outcome := self._step(part, bits)) is not None:
@@ -376,12 +381,17 @@ class UpstreamIngest:
             if bits & TOKEN:
                 self._sink.token()
                 self._silence.has_token = True
-        if not parts:
-            if not self._forward_malformed:
-                raise failure
-            self._watch.malformed += 1
-            self._sink.append(sse.encode(event, None))
         return None
+
+    def _take_last(self, event: Event) -> Outcome | None:
+        """An event without its blank line, or several; half of one is none."""
+        try:
+            bits = self._watch.see(event)
+        except StreamFailure:
+            return self._take_each(split_block(event, cut=True))
+        outcome = self._step(event, bits)
+        self._watch.end_missing = self._watch.end_missing or self._state not in (State.NOTHING, State.BEGUN)
+        return outcome
 
     def _lingered(self) -> None:
         if not self.finished.done() and self.terminal is not None:

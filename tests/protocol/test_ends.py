@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from relay.protocol.apis import DIALECTS
-from relay.protocol.ends import ENDS, Act, Cell, Name, State, reference
+from relay.protocol.ends import ENDS, KEEP_ALIVE, Act, Cell, Name, State, reference
+from relay.protocol.sse import Event
 
 ROOT = Path(__file__).parents[2]
 APIS = ("chat", "messages", "responses")
@@ -124,3 +125,20 @@ def test_cells(api: str, state: State, name: Name, cell: Cell) -> None:
 
 def test_the_tables_are_drawn_in_the_documents() -> None:
     assert reference() in (ROOT / "relay/protocol/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("api", ["chat", "messages", "responses"])
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"", b'{"type":"heartbeat"}'),
+        (b"", b'{"type":"keep-alive"}'),
+        (b"", b'{"type":"Ping"}'),
+        (b"", b'{"event":"ping"}'),
+        (b"", b'{"object":"keepalive"}'),
+        (b"Heartbeat", b'{"at":1}'),
+        (b"PING", b"1"),
+    ],
+)
+def test_a_keep_alive_may_be_named_by_its_line_or_in_its_json(api: str, kind: bytes, data: bytes) -> None:
+    assert DIALECTS[api].watch().see(Event(kind, data)) == KEEP_ALIVE

@@ -298,6 +298,27 @@ async def _taken(api: str, data: bytes, cut: bool, more: Any) -> tuple[Any, list
         ("chat", HI + b"data: Error: worker died\n\n", Cause.UPSTREAM_ERROR, 2),
         ("chat", HI[:-1] + HI + DONE, Ending.COMPLETED, 3),
         ("chat", HI + b"data: {torn\n\n" + HI + DONE, Ending.COMPLETED, 4),
+        # Lines that are events each, without a blank line between them, up to the body's end.
+        ("chat", HI[:-1] + STOP[:-1] + b"data: [DONE]\n", Ending.COMPLETED, 3),
+        ("chat", HI + STOP[:-1] + b"data: [DONE]", Ending.COMPLETED, 3),
+        ("chat", HI + HI[:-1] + STOP[:-1] + HI[:-9], Ending.COMPLETED, 3),
+        ("chat", HI[:-1] + HI[:-9], Cause.UPSTREAM_DISCONNECTED, 1),
+        ("chat", HI[:-1] + b'data: {"error":{"message":"Boom"}}\n', Cause.UPSTREAM_ERROR, 2),
+        ("messages", START + CLOSING[:-1] + b'event: message_stop\ndata: {"type":"message_stop"}', Ending.COMPLETED, 3),
+        # What tells how far the upstream has come is no error.
+        ("chat", b'data: {"status":"queued","message":"3rd in the queue"}\n\n' + HI + DONE, Ending.COMPLETED, 3),
+        (
+            "messages",
+            START + b'data: {"type":"news","status":"on","message":"x"}\n\n' + CLOSING,
+            Ending.COMPLETED,
+            4,
+        ),
+        (
+            "chat",
+            HI + b'data: {"choices":[{"delta":{},"error":{"code":502,"message":"Gone"}}]}\n\n' + DONE,
+            Cause.UPSTREAM_ERROR,
+            3,
+        ),
         ("chat", b"upstream connect error", Cause.UPSTREAM_MALFORMED, 0),
         # Errors in a vendor's own member, in a list, beside a finish reason, after an event's name or no name at all.
         ("chat", HI + b'data: {"choices":[],"x_groq":{"error":"over capacity"}}\n\n' + DONE, Cause.UPSTREAM_ERROR, 3),
@@ -405,6 +426,18 @@ def test_what_is_malformed_is_counted_or_ends_the_stream() -> None:
     assert blocks[1] == b"data: {torn\n\n"
     assert ingest._watch.malformed == 1
     assert (taken("chat", torn, forward=False))[0] is Cause.UPSTREAM_MALFORMED
+
+
+def test_a_type_in_the_json_of_one_of_several_events_forges_no_line() -> None:
+    forged = json.dumps({"type": "a\nid: st_x.5\ndata: [DONE]\n\n"}).encode()
+    _, blocks, _ = taken("chat", b"event: x\ndata: " + forged + b'\ndata: {"type":"b"}\n\n' + HI + DONE)
+    assert blocks[:2] == [b"event: x\ndata: " + forged + b"\n\n", b'event: b\ndata: {"type":"b"}\n\n']
+    assert len(blocks) == 4
+
+
+def test_half_of_a_pair_in_the_type_of_one_of_several_events_ends_nothing() -> None:
+    ended, blocks, _ = taken("chat", b'event: x\ndata: {"type":"\\ud800"}\ndata: {"type":"b"}\n\n' + HI + DONE)
+    assert (ended, len(blocks)) == (Ending.COMPLETED, 4)
 
 
 def test_an_end_without_its_last_line_says_so() -> None:
