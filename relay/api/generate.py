@@ -299,7 +299,7 @@ async def _opened(services: Services, exchange: Exchange, producer: Producer, *,
         # A 200 that is no stream would end in silence at the client, a redirect is never followed.
         error = await exchange.unless_gone(read_refusal(response))
         if error.status is None:
-            raise UpstreamMalformed(no_event_stream(response, error))
+            raise UpstreamMalformed(no_event_stream(response, error), headers={"x-should-retry": "false"})
         answer = failed_answer(response, error, upstream.headers)
     body = producer.dialect.upstream_error_body(answer.error, answer.status, exchange.request_id)
     await exchange.answer(answer.status, body, answer.headers)

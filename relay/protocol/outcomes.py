@@ -74,6 +74,9 @@ def _draining(message: str) -> ApiError:
 
 
 NEW_ANSWER = "The text so far is incomplete; send the request again for a new answer."
+_MAYBE_PAID = (
+    "Nothing of its answer has come, which it may have generated all the same: another try may be paid for twice."
+)
 _UPSTREAM = "the upstream, or a proxy on the way to it"
 _LIMIT = "a limit of `streams`"
 
@@ -181,6 +184,16 @@ def is_lost(outcome: str, told: str = "") -> bool:
         status = late_status(told) or 0
         return status in _PASSING or status >= 500
     return any(row.lost for known, row in OUTCOMES.items() if known.value == outcome)
+
+
+def refusal_of(outcome: Outcome, message: str) -> ApiError | None:
+    """What the request is answered whose stream failed so before anything of it had come, None where that has an answer
+    of its own. An upstream that was asked may have generated: its client is not invited to pay twice."""
+    refusal = OUTCOMES[outcome].refusal
+    if refusal is None:
+        return None
+    asked = refusal in (UpstreamDisconnected, UpstreamTimeout)
+    return refusal(message.replace(NEW_ANSWER, _MAYBE_PAID) if asked else message)
 
 
 class StreamFailure(Exception):

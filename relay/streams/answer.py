@@ -44,12 +44,20 @@ class Failed:
     headers: Headers
 
 
+# As which event streams are sent by servers that do not know better. SDKs do not look at it.
+_UNTOLD = ("text/plain", "application/octet-stream", "binary/octet-stream")
+
+
 def is_stream(response: httpx.Response, api: str) -> bool:
     """An LLM API that was asked for a stream answers with one, whether it says so or not; an application says what it
     answers with."""
-    if response.status_code != 200 or not is_event_stream(response):
-        return False
-    return api != "sse" or "content-type" in response.headers
+    told = is_event_stream(response)
+    if api == "sse":
+        return told and response.status_code == 200 and "content-type" in response.headers
+    if response.status_code != 200:
+        return told and response.is_success and "content-type" in response.headers
+    kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
+    return told or (kind in _UNTOLD and "content-encoding" not in response.headers)
 
 
 def headers_of(response: httpx.Response, api: str, upstream: UpstreamSettings) -> tuple[Headers, Headers]:

@@ -21,7 +21,7 @@ from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.headers import Headers
 from relay.protocol.ids import is_logged, new_stream_id
 from relay.protocol.legs import Leg
-from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of
+from relay.protocol.outcomes import OUTCOMES, Cause, Outcome, StreamFailure, cause_of, refusal_of
 from relay.store.log import Renewed
 from relay.streams.account import StreamAccount
 from relay.streams.answer import Answer, Call, Failed, Opened, Refused, headers_of, is_stream
@@ -237,8 +237,7 @@ class Producer:
 
     async def _wait_created(self, outcome: Outcome, message: str) -> bool:
         """Is there a stream, to end in-band? An answer is owed: the failure, unless the stream has been promised."""
-        refusal = OUTCOMES[outcome].refusal
-        owed = self._owed or (None if refusal is None else refusal(message))
+        owed = self._owed or refusal_of(outcome, message)
         if owed is not None and not self._promised and not self.answer.done():
             if self._making is not None:
                 self.account.ended(self.stream, outcome, self.writer.last, self.watch)

@@ -113,6 +113,54 @@ def test_success_that_is_no_stream(scene: Scene, api: Api, kind: str) -> None:
     assert sorted(scene.store.keys("*{*}*")) == keys
 
 
+@each_api
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(200, "text/plain; charset=utf-8"), (200, "application/octet-stream"), (201, "text/event-stream"),
+     (206, "text/event-stream")],
+)  # fmt: skip
+def test_an_event_stream_by_another_name(scene: Scene, api: Api, status: int, kind: str) -> None:
+    """SDKs read one whatever its status of success and its type are, so a relay in between must not refuse it."""
+    sample = SAMPLES[api]
+    model = scene.play(Head(status, {"content-type": kind}), *map(Send, sample.frames), End())
+    with start(scene.relay, sample, model) as answer:
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert [plain(event) for event in answer.events()] == bodies(sample, len(sample.frames))
+
+
+@each_api
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])
+def test_a_text_that_is_no_event_stream_is_told(scene: Scene, api: Api, kind: str) -> None:
+    sample = SAMPLES[api]
+    model = scene.play(Head(200, {"content-type": kind}, "length"), Send(b"no healthy upstream\n"))
+    with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
+        code, message = refusal_of(api, answer.read())
+        assert (answer.status, code) == (502, "upstream_malformed")
+    assert "no healthy upstream" in message
+
+
+@each_api
+@pytest.mark.parametrize("kind", ["nothing", "[DONE]", "reset", "a whole answer"])
+def test_what_may_have_been_paid_for_is_not_asked_for_again(scene: Scene, api: Api, kind: str) -> None:
+    sample = SAMPLES[api]
+    scripts: dict[str, tuple[Step, ...]] = {
+        "nothing": (SSE_HEAD, End()),
+        "[DONE]": (SSE_HEAD, Send(b"data: [DONE]\n\n"), End()),
+        "reset": (SSE_HEAD, Send(b": x\n\n"), Reset()),
+        "a whole answer": json_response(200, {"choices": [{"message": {"content": "whole"}}]}),
+    }
+    model = scene.play(*scripts[kind])
+    with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
+        code, message = refusal_of(api, answer.read())
+        assert answer.status == 502
+        assert answer.headers["x-should-retry"] == "false"
+    if code == "upstream_disconnected":
+        assert "paid for twice" in message
+        assert "send the request again" not in message
+    else:
+        assert (code, kind) == ("upstream_malformed", "a whole answer")
+
+
 # -- abnormal ends ------------------------------------------------------------------------------------------
 
 
