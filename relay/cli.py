@@ -20,6 +20,7 @@ from relay.auth import command as key
 from relay.auth.keyring import Keyring
 from relay.config import Settings, SettingsError, load
 from relay.config.auth import KeySettings
+from relay.config.loading import one_upstream
 from relay.inspection import arguments as streams_command
 
 
@@ -30,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if not given:
         parser.print_help()
         return 0
-    arguments = parser.parse_args(given)
+    parser.want_command(given[0])
+    arguments = parser.parse_args(["--help"] if given == ["help"] else given)
     try:
         status: int = arguments.run(arguments)
     except SettingsError as error:
@@ -53,6 +55,10 @@ Each setting can stand in the file, in the environment (RELAY_ and its path, joi
 """
 
 
+# Who only looks needs no upstream, but whatever else the relays' settings ask for.
+_NO_UPSTREAM = {"upstreams": [{"name": "none", "base_url": "http://127.0.0.1:1"}]}
+
+
 class _Parser(argparse.ArgumentParser):
     """Says which flag or command was meant, where one is close, among the words of all that there are."""
 
@@ -69,6 +75,14 @@ class _Parser(argparse.ArgumentParser):
         choices = [word for found in re.findall(r"(?<!-)\{([\w,-]+)\}", usage) for word in found.split(",")]
         return [*commands, *choices, "--help", *re.findall(r"(?<![\w-])--[a-z][a-z-]+", usage)]
 
+    def want_command(self, first: str) -> None:
+        """Say where a command's flag stands that is the first word."""
+        flag = first.partition("=")[0]
+        if flag.startswith("--") and flag not in self.follow():
+            whose = [prog for prog, parser in self.there_are.items() if flag in parser.follow()]
+            if whose:
+                super().error(f"{flag} stands behind a command: {whose[0]} {flag} …")
+
     def error(self, message: str) -> NoReturn:
         found = re.search(r"unrecognized arguments: (-[^\s=]+)|invalid choice: '([^']*)'", message)
         wrong = "" if found is None else found[1] or found[2]
@@ -77,14 +91,14 @@ class _Parser(argparse.ArgumentParser):
         super().error(f"{message}; did you mean {close[0]}?" if close else message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="relay",
         description="A resumable stream relay with persistence, between LLM clients and LLM APIs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"relay {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"relay {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve clients until SIGTERM")
     _settings_flags(serve)
@@ -181,7 +195,7 @@ def _settings(arguments: argparse.Namespace, defaults: Mapping[str, Any] | None 
     if given := {name: value for name, value in store.items() if value is not None}:
         flags["store"] = given
     if getattr(arguments, "upstream", None) is not None:
-        flags["upstreams"] = [{"name": "upstream", "base_url": arguments.upstream}]
+        flags["upstreams"] = one_upstream(arguments.upstream)
     return load(arguments.config, flags, defaults=defaults)
 
 
@@ -255,15 +269,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _owner(arguments: argparse.Namespace) -> int:
     from relay.auth import owner_command
 
-    return asyncio.run(owner_command.run(_settings(arguments), arguments))
+    return asyncio.run(owner_command.run(_settings(arguments, _NO_UPSTREAM), arguments))
 
 
 def _streams(arguments: argparse.Namespace) -> int:
     from relay.inspection import command
 
-    # Who only looks needs no upstream, but whatever else the relays' settings ask for.
-    settings = _settings(arguments, {"upstreams": [{"name": "none", "base_url": "http://127.0.0.1:1"}]})
-    return asyncio.run(command.run(settings, arguments))
+    return asyncio.run(command.run(_settings(arguments, _NO_UPSTREAM), arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ import httpx
 import orjson
 
 from relay import logs, processes, server
-from relay.config import Settings, UpstreamSettings, load
+from relay.config import Settings, SettingsError, UpstreamSettings, load
 from relay.protocol.errors import ApiError
 from relay.store.embedded import EmbeddedStoreError
 from relay.upstream.addresses import relay_root
@@ -106,7 +106,10 @@ def settings_of(options: Options, environ: Mapping[str, str]) -> Settings:
         flags["bind"] = options.bind
     if options.metrics_bind is not None:
         flags["metrics_bind"] = options.metrics_bind
-    settings = load(flags=flags, environ=environ, defaults=defaults)
+    try:
+        settings = load(flags=flags, environ=environ, defaults=defaults)
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("upstreams.0.base_url:", "URL:")) from None
     return settings if options.store else without_store(settings)
 
 

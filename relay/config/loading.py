@@ -74,6 +74,11 @@ def _read(path: Path) -> dict[str, Any]:
 _NOT_SETTINGS = re.compile(r"RELAY_(([A-Z0-9]+_)*SERVICE_(HOST|PORT.*)|([A-Z0-9]+_)*PORT(_[0-9].*)?|TEST_.*)")
 
 
+def one_upstream(url: str) -> list[dict[str, str]]:
+    """`upstreams` with one for every API and model."""
+    return [{"name": "upstream", "base_url": url}]
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found = {k: v for k, v in environ.items() if k.startswith("RELAY_") and not _NOT_SETTINGS.fullmatch(k)}
     known = Settings.model_fields
@@ -87,12 +92,24 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise SettingsError(
                 f"{name}: no such setting; the settings are {', '.join(known)} (RELAY_STREAMS__HEARTBEAT=15s)"
             )
+    url = found.get("RELAY_UPSTREAMS", "").strip()
+    if url and url[0] not in "[{":  # as the flag --upstream has it
+        del found["RELAY_UPSTREAMS"]
     source = EnvSettingsSource(Settings, case_sensitive=False)
     source.env_vars = {k.lower(): v for k, v in found.items()}
     try:
-        return dict(source())
+        told = dict(source())
     except Exception as error:  # the library's own SettingsError has no narrower base
-        raise SettingsError(f"environment: {error}; lists are written as JSON") from None
+        raise SettingsError(_unreadable(found, str(error))) from None
+    return told if "RELAY_UPSTREAMS" in found or not url else {**told, "upstreams": one_upstream(url)}
+
+
+def _unreadable(found: Mapping[str, str], error: str) -> str:
+    """What is wrong with a variable that is to hold JSON."""
+    field = re.search(r'for field "(\w+)"', error)
+    names = [name for name in found if field and re.fullmatch(rf"RELAY_{field[1]}(__.*)?", name, re.I)]
+    example = 'a list as ["a","b"], several upstreams as [{"name":"a","base_url":"https://a.example/v1"}]'
+    return f"{', '.join(names) or 'environment'}: is not JSON; write {example}"
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from relay import __version__
 from relay.cli import main
+from relay.config import SettingsError, load
+from relay.config.loading import one_upstream
 from tests.conftest import Relays
 from tests.support.scripted import ScriptedUpstream, json_response
 from tests.support.waiting import wait_until
@@ -29,10 +31,65 @@ def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in told for word in ("serve", "check", "--version", "relay serve --upstream", "RELAY_BIND="))
 
 
-def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
+        main([flag])
     assert capsys.readouterr().out == f"relay {__version__}\n"
+
+
+def test_help_may_be_asked_for_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["help"])
+    assert "relay serve --upstream" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("first", "command"),
+    [
+        ("--upstream", "relay serve"),
+        ("--config=x", "relay serve"),
+        ("--owner", "relay key new"),
+        ("--port", "relay demo"),
+    ],
+)
+def test_a_flag_without_its_command_is_told_whose_it_is(
+    capsys: pytest.CaptureFixture[str], first: str, command: str
+) -> None:
+    assert f"{command} {first.partition('=')[0]} …" in refused(capsys, first, "http://u")
+
+
+@pytest.mark.parametrize("url", ["https://a.example/v1", " http://b.example "])
+def test_one_upstream_may_stand_in_the_environment_as_in_the_flag(url: str) -> None:
+    (one,) = load(environ={"RELAY_UPSTREAMS": url}).upstreams
+    assert (one.name, one.base_url) == ("upstream", url.strip())
+    (flagged,) = load(None, {"upstreams": one_upstream("http://c.example")}, {"RELAY_UPSTREAMS": url}).upstreams
+    assert flagged.base_url == "http://c.example"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RELAY_UPSTREAMS", '[{"name":'),
+        ("RELAY_HOSTS", "a,b"),
+        ("RELAY_CORS__ORIGINS", "https://a"),
+    ],
+)
+def test_a_list_in_the_environment_that_is_no_json_is_told_by_its_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name}: is not JSON; write a list as \["):
+        load(None, {"upstreams": one_upstream("http://u")}, {name: value})
+
+
+def test_the_far_relay_of_connect_is_no_setting_that_somebody_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "connect", "relay.example").startswith("relay: URL: write a URL that begins with https://")
+
+
+def test_who_asks_for_an_owner_needs_no_upstream(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KEY", "sk-one")
+    assert main(["owner", "--env", "KEY", "--data-dir", str(tmp_path)]) == 1
+    assert "secret cannot be read" in capsys.readouterr().err
 
 
 def test_the_help_of_serve_has_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
