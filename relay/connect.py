@@ -121,7 +121,7 @@ def without_store(settings: Settings) -> Settings:
 
 
 def run(options: Options) -> int:
-    """Serve until SIGINT or SIGTERM. The exit status. Raises SettingsError, OSError."""
+    """Serve until a signal that ends it (`relay.signals`). The exit status. Raises SettingsError, OSError."""
     settings = settings_of(options, os.environ)
     logs.configure(settings.log)
     if not options.store:

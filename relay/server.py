@@ -19,6 +19,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine
@@ -84,7 +85,7 @@ class _Setup:
 
 
 def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. The exit status. Raises EmbeddedStoreError, OSError."""
+    """Serve until a signal that ends it (`relay.signals`). The exit status. Raises EmbeddedStoreError, OSError."""
     signals.hold()
     _warn(settings)
     _take_descriptors()
@@ -196,11 +197,12 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
     ending = asyncio.Event()
     at_once = asyncio.Event()
 
-    def on_signal() -> None:
-        (at_once if ending.is_set() else ending).set()
+    def on_signal(number: signal.Signals) -> None:
+        # The shell and the kernel both tell that a terminal is gone: that is no second signal.
+        (at_once if ending.is_set() and number != signal.SIGHUP else ending).set()
 
     for number in signals.ENDING:
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     signals.release()
 
     log = Log(connect(setup.store_url), settings.streams, settings.store)

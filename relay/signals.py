@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, from the process's first moment to its last.
+"""SIGTERM, SIGINT and SIGHUP, from the process's first moment to its last.
 
 Promises:
 
@@ -11,7 +11,9 @@ Imports nothing but `signal`: whoever calls `hold` first must not need half a se
 
 import signal
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
+_OUTLIVES_ITS_TERMINAL = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # started so, as by nohup
+ENDING = (signal.SIGTERM, signal.SIGINT, *(() if _OUTLIVES_ITS_TERMINAL else (signal.SIGHUP,)))
+"""A terminal's end is one to what was started in it, unless that was started to outlive it."""
 
 
 def hold() -> None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from relay import processes
+from relay import processes, signals
 from relay.demo.control import Control
 from relay.demo.model import HEALTH, MODEL_NAME, ModelMissing, model_path
 from relay.demo.ports import PortTaken, require_free
@@ -59,7 +59,7 @@ _BODY = {
 
 
 def run(port: int) -> int:
-    """Serve the demo until SIGINT or SIGTERM. The exit status."""
+    """Serve the demo until a signal that ends it (`relay.signals`). The exit status."""
     try:
         require_free(port, len(_NAMES))
         model_path()
@@ -105,7 +105,8 @@ class _Served:
 
 
 def _demo(port: int, stack: ExitStack) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in signals.ENDING:
+        signal.signal(number, _interrupt)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-demo-")))
     _say("the store: Valkey, on a socket of its own")
     store = EmbeddedStore(folder / "data")

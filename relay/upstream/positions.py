@@ -8,6 +8,7 @@ the responses API in the background, whose events are numbered. No I/O.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from relay.protocol.dialect import BEATS
 from relay.protocol.upstream_error import is_keep_alive
 
 _ID_LINE = re.compile(rb"^id: ?(.*)$", re.MULTILINE)
+_BEGINNINGS = ("message_start", "response.created")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})")
 
 
@@ -34,14 +36,16 @@ class RelayStream(ResumableStream):
 
 
 class OwnIdsStream(ResumableStream):
-    """An answer whose events have ids of its upstream's own. One without an id, or with one that does not follow the
-    last, is not gone on with."""
+    """An answer whose events have ids of its upstream's own, pings perhaps among them. One without an id, or with one
+    that does not follow the last, is not gone on with, and neither is what begins another answer, whatever its id."""
 
     def __init__(self, api: str, policy: Policy) -> None:
         super().__init__(api, "", policy)
         self._position = ""
         self._after_cr = False
-        self._compares = False
+        self._compares = False  # has this connection still to show that it follows?
+        self._resumed = False
+        self._recent: deque[bytes] = deque(maxlen=2)
 
     @property
     def last_event_id(self) -> str:
@@ -68,7 +72,7 @@ class OwnIdsStream(ResumableStream):
     def _begin_connection(self, encoding: str) -> None:
         super()._begin_connection(encoding)
         self._after_cr = False
-        self._compares = bool(getattr(self, "_position", ""))
+        self._compares = self._resumed = bool(getattr(self, "_position", ""))
 
     def _is_of_stream(self, status: int, headers: Mapping[str, str]) -> bool:
         return status == 200 and headers.get("content-type", "").startswith("text/event-stream")
@@ -77,11 +81,18 @@ class OwnIdsStream(ResumableStream):
         if block.data is None or block.type in BEATS or is_keep_alive(block.data):
             if self._policy.clock() - self._since >= STEADY_CONNECTION:
                 self._budget.on_sign_of_life()
+            found = "" if block.data is None else self._position_of(block)
+            if found and self._follows(found, self._position):
+                self._position = found
             return True
         found = self._position_of(block)
-        if self._compares and not (found and self._follows(found, self._position)):
-            raise self._wrong_stream(f"Event {found or 'without an id'} came after {self._position}.")
+        if self._compares:
+            if not (found and self._follows(found, self._position)):
+                raise self._wrong_stream(f"Event {found or 'without an id'} came after {self._position}.")
+            if self._begins_another(block.data):
+                raise self._wrong_stream("The first event of another answer came.")
         self._compares = False
+        self._recent.append(block.data)
         if found:
             self._position = found
             self._budget.on_event()
@@ -93,6 +104,14 @@ class OwnIdsStream(ResumableStream):
     def _position_of(self, block: Block) -> str:
         lines = _ID_LINE.findall(block.raw)
         return lines[-1].decode("latin-1") if lines and b"\0" not in lines[-1] else ""
+
+    def _begins_another(self, data: bytes) -> bool:
+        """Is this the beginning of another answer, by what it says of itself? Some upstreams name each chunk anew."""
+        said, before = _object(data), [_object(known).get("id") for known in self._recent]
+        if said.get("type") in _BEGINNINGS:
+            return bool(before)
+        same = bool(before) and before.count(before[0]) == len(before)
+        return self._api == "chat" and same and bool(said.get("id") and before[0]) and said["id"] != before[0]
 
     @staticmethod
     def _follows(found: str, last: str) -> bool:
@@ -122,12 +141,20 @@ class NumberedStream(OwnIdsStream):
         return self.response_id is not None and super().resumable
 
     def _position_of(self, block: Block) -> str:
-        try:
-            event: Any = orjson.loads(block.data or b"")
-            number = event["sequence_number"]
-        except (orjson.JSONDecodeError, TypeError, KeyError):
-            return ""
-        response = event.get("response")
-        if self.response_id is None and isinstance(response, dict) and isinstance(response.get("id"), str):
-            self.response_id = response["id"]
+        event = _object(block.data or b"")
+        number, response = event.get("sequence_number"), event.get("response")
+        if isinstance(response, dict) and isinstance(response.get("id"), str):
+            if self.response_id is None:
+                self.response_id = response["id"]
+            elif self._resumed and self.response_id != response["id"]:
+                raise self._wrong_stream("An event of another response came.")
         return str(number) if isinstance(number, int) and not isinstance(number, bool) else ""
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """The JSON object of an event, an empty one for anything else."""
+    try:
+        found: Any = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -63,6 +63,18 @@ class Continuing:
     on_result: Callable[[bool], None]
 
 
+def policy_of(upstream_resume: float, max_event_bytes: int) -> Policy:
+    """How an upstream is come back to within `upstream_resume`: whatever is drawn, the last try is in the last twelfth
+    of it, so that an outage which is a little shorter ends nothing."""
+    return Policy(
+        max_attempts=1 << 30,
+        max_elapsed=upstream_resume,
+        first_delay=min(0.5, upstream_resume / 12),
+        longest_delay=min(5.0, upstream_resume / 12),
+        max_event_bytes=max_event_bytes,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
@@ -93,12 +105,7 @@ class StreamRequest:
         return b"relay-abandon-after", b"%ds" % math.ceil(self.abandon_after)
 
     def _policy(self) -> Policy:
-        return Policy(
-            max_attempts=1 << 30,
-            max_elapsed=self.timeouts.upstream_resume,
-            longest_delay=5.0,
-            max_event_bytes=self.max_event_bytes + _LINES_BESIDE,
-        )
+        return policy_of(self.timeouts.upstream_resume, self.max_event_bytes + _LINES_BESIDE)
 
     async def joining(self, body: bytes) -> httpx.Response:
         """The answer of another relay. A request that is lost before it, or for which something on the way answers what

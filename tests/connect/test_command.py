@@ -215,7 +215,7 @@ def test_a_key_that_is_lent_is_not_for_pages_of_others(far: RelayProcess, upstre
 # -- how it ends ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_at_once_and_the_far_generation_with_it(
     far: RelayProcess, upstream: ScriptedUpstream, number: signal.Signals
 ) -> None:

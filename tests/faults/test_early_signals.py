@@ -1,10 +1,11 @@
 """A SIGTERM that comes while the relay starts ends it, whatever it is doing then, and also where it is PID 1: there the
-kernel drops a signal that nobody has asked for."""
+kernel drops a signal that nobody has asked for. So does the end of the terminal that it was started in."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +34,9 @@ pytestmark = pytest.mark.parametrize("as_init", [False, True], ids=["process", "
 class Starting:
     """`relay serve` that nobody waits for; as PID 1 of a namespace of its own, if asked."""
 
-    def __init__(self, folder: Path, as_init: bool, env: dict[str, str] | None = None, **config: Any) -> None:
+    def __init__(
+        self, folder: Path, as_init: bool, env: dict[str, str] | None = None, nohup: bool = False, **config: Any
+    ) -> None:
         config = {
             "bind": f"127.0.0.1:{free_port()}",
             "metrics_bind": f"127.0.0.1:{free_port()}",
@@ -44,6 +47,8 @@ class Starting:
         settings = folder / "relay.yaml"
         settings.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "relay", "serve", "--config", str(settings)]
+        if nohup:
+            command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command]
         if as_init:
             command = [*_unshare(), *command]
         self._log = folder / "log"
@@ -67,8 +72,15 @@ class Starting:
 
         wait_until(checked, 20, what)
 
-    def terminate(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)
+    def ready(self) -> bool:
+        try:
+            with open_stream(f"{self.url}/readyz", "GET", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        os.kill(self.pid, number)
 
     def status(self) -> int:
         """The exit status. TimeoutError where it does not end."""
@@ -142,16 +154,28 @@ def test_while_it_asks_a_store_that_is_silent(tmp_path: Path, as_init: bool, wor
 @pytest.mark.parametrize("workers", [1, 2])
 def test_and_when_it_serves(tmp_path: Path, as_init: bool, workers: int) -> None:
     with starting(tmp_path, as_init, workers=workers, store={"data_dir": str(tmp_path / "data")}) as relay:
-
-        def ready() -> bool:
-            try:
-                with open_stream(f"{relay.url}/readyz", "GET", timeout=2) as answer:
-                    return answer.status == 200
-            except OSError:
-                return False
-
-        relay.wait_for(ready, "readiness")
+        relay.wait_for(relay.ready, "readiness")
         began = time.monotonic()
         relay.terminate()
         assert relay.status() == 0, relay.log()
         assert time.monotonic() - began < AT_ONCE
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_end_of_its_terminal_is_one(tmp_path: Path, as_init: bool, workers: int) -> None:
+    with starting(tmp_path, as_init, workers=workers, store={"data_dir": str(tmp_path / "data")}) as relay:
+        relay.wait_for(relay.ready, "readiness")
+        relay.terminate(signal.SIGHUP)
+        assert relay.status() == 0, relay.log()
+
+
+def test_but_not_where_it_was_started_to_outlive_that(tmp_path: Path, as_init: bool) -> None:
+    with starting(tmp_path, as_init, nohup=True, store={"data_dir": str(tmp_path / "data")}) as relay:
+        relay.wait_for(relay.ready, "readiness")
+        relay.terminate(signal.SIGHUP)
+        assert relay.ready()
+        ignored = re.search(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{relay.pid}/status").read_text(), re.MULTILINE)
+        assert ignored is not None
+        assert int(ignored[1], 16) & 1 << (signal.SIGHUP - 1)
+        relay.terminate()
+        assert relay.status() == 0, relay.log()

@@ -118,6 +118,7 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
     ),
     "route without a gateway": (good(gateway={"enabled": True}), ("gateway.parentRefs", "name the Gateway")),
     "policy without a route": (good(gateway={"envoy": {"enabled": True}}), ("gateway.envoy", "gateway.enabled: true")),
+    "a name that no Service may have": (good(fullnameOverride="1st.relay"), ("1st.relay", "fullnameOverride")),
 }
 
 

@@ -219,6 +219,42 @@ def test_the_webhook_is_let_out_to() -> None:
     assert [[port["port"] for port in rule["ports"]] for rule in rules] == [[53, 53], [8000, 8443]]
 
 
+def test_a_proxy_on_the_way_to_an_upstream_is_let_out_to() -> None:
+    upstreams = [
+        {"name": "one", "base_url": "https://api.openai.com", "proxy": "http://user:word@proxy.corp:3128"},
+        {"name": "two", "base_url": "http://gateway:4000", "proxy": "off"},
+        {"name": "three", "base_url": "https://eu.example:8443/v1", "proxy": "env"},
+    ]
+    assert let_out(upstreams=upstreams, store={"url": "redis://r"})[1] == [3128, 4000, 8443]
+
+
+@pytest.mark.parametrize(
+    ("url", "ports"),
+    [
+        ("redis://store", [6379]),
+        ("rediss://user@store.cache.example:6380/0?ssl_ca_certs=/etc/x", [6380]),
+        ("redis://[fd00::7]:7000", [7000]),
+        ("redis+sentinel://s1:26379,s2,s3:26380/main", [26379, 26380, 6379]),
+        ("rediss+cluster://n1:7001,n2:7002", [7001, 7002]),
+    ],
+)
+def test_the_store_is_let_out_to_at_the_ports_of_its_url(url: str, ports: list[int]) -> None:
+    upstreams = [{"name": "one", "base_url": "https://api.openai.com"}]
+    assert let_out(upstreams=upstreams, store={"url": url})[2] == ports
+    set_by_hand = {"storePorts": [6400]}
+    assert let_out(upstreams=upstreams, store={"url": url}, **set_by_hand)[2] == [6400]
+
+
+def let_out(upstreams: object, store: object, **egress: object) -> list[list[int]]:
+    """The ports that the relay may go to: for names, upstreams and the store."""
+    values = {
+        "config": {"upstreams": upstreams, "store": store},
+        "networkPolicy": {"egress": {"enabled": True, **egress}},
+    }
+    rules = chart.of(chart.objects(chart.template("helm4", values=json.dumps(values))), "NetworkPolicy")
+    return [[port["port"] for port in rule["ports"]] for rule in rules["spec"]["egress"]]
+
+
 @pytest.mark.parametrize("name", chart.CASES)
 def test_nothing_is_left_by_an_uninstall(name: str) -> None:
     """Helm deletes what is no hook; a hook is gone when it is over. A claim of streams stays where one asked for it."""

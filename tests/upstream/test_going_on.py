@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from tests.support.samples import error_of
 from tests.support.scripted import Call, Cut, Gate, ScriptedUpstream, Step, json_response, stream
 from tests.support.site import served_by
 from tests.support.sseclient import RawEvent, RawStream, open_stream
-from tests.support.streams import PATHS, Api, answer, chat, credential
+from tests.support.streams import APIS, PATHS, Api, answer, chat, credential
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,8 @@ REFUSALS = {
     "another answer without ids": stream(*answer("messages", WORDS).events),
     "after a hole": stream(*with_ids(answer("messages", WORDS).events, first=3)[4:]),
     "the same event again": stream(*with_ids(answer("messages", WORDS).events)[3:]),
+    "another answer with its ids": stream(*with_ids(answer("messages", WORDS).events, "another-")),
+    "another answer from there on": stream(*with_ids(answer("messages", WORDS).events, first=5)),
 }
 
 
@@ -114,6 +117,49 @@ def test_what_does_not_follow_is_not_taken(relay: RelayProcess, upstream: Script
     assert [event.data for event in events[:-1]] == given(frames[:4])
     assert error_of("messages", events[-1:])[0] == "upstream_disconnected"
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_another_answer_is_not_taken_whatever_its_ids(
+    relay: RelayProcess, upstream: ScriptedUpstream, api: Api
+) -> None:
+    """Ids without an order, as of a store of messages."""
+    frames = [f"id: {uuid.uuid4()}\n{frame}" for frame in answer(api, WORDS).events]
+    other = [f"id: {uuid.uuid4()}\n{frame}" for frame in answer(api, WORDS).events]
+    other = [frame.replace("chatcmpl-1", "chatcmpl-2") for frame in other]
+    events, calls = broken_off(relay, upstream, api, f"ids-other-{api}", frames[:4], *stream(*other))
+    assert [event.data for event in events[:4]] == given(frames[:4])
+    assert error_of(api, events[4:], 3)[0] == "upstream_disconnected"
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_ids_without_an_order(relay: RelayProcess, upstream: ScriptedUpstream, api: Api) -> None:
+    frames = [f"id: {uuid.uuid4()}\n{frame}" for frame in answer(api, WORDS).events]
+    events, _ = broken_off(relay, upstream, api, f"ids-random-{api}", frames[:4], *stream(*frames[4:]))
+    assert [event.data for event in events] == given(frames)
+
+
+def test_an_upstream_that_names_each_chunk(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
+    chunks = answer("chat", WORDS).events
+    frames = with_ids([frame.replace("chatcmpl-1", f"chatcmpl-{n}") for n, frame in enumerate(chunks)])
+    events, _ = broken_off(relay, upstream, "chat", "ids-chunks", frames[:4], *stream(*frames[4:]))
+    assert [event.data for event in events] == given(frames)
+
+
+@pytest.mark.parametrize("at", [3, 4])
+@pytest.mark.parametrize("own", [True, False], ids=["with a number", "with the last event's"])
+def test_a_ping_with_an_id(relay: RelayProcess, upstream: ScriptedUpstream, at: int, own: bool) -> None:
+    """Cut before or behind it: it is one of the events that the upstream counts, or it says where the answer stands."""
+    frames = list(answer("messages", WORDS).events)
+    ping = 'event: ping\ndata: {"type":"ping"}\n\n'
+    numbered = with_ids([*frames[:3], ping, *frames[3:]]) if own else with_ids(frames)
+    if not own:
+        numbered.insert(3, f"id: ev-3\n{ping}")
+    model = f"ids-ping-{at}-{own}"
+    events, calls = broken_off(relay, upstream, "messages", model, numbered[:at], *stream(*numbered[at:]))
+    assert [event.data for event in events if event.event != "ping"] == given(frames)
+    assert calls[1].header("last-event-id") == (f"ev-{at}" if own else "ev-3")
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -211,6 +257,23 @@ def test_a_response_in_the_background(relay: RelayProcess, upstream: ScriptedUps
     assert [event.data for event in events] == given(frames)
     assert len(calls) == 1
     assert [call.method for call in upstream.calls if call.path == path] == ["GET"]
+
+
+def test_a_keepalive_with_a_number(relay: RelayProcess, upstream: ScriptedUpstream) -> None:
+    """As OpenAI sends them: numbered like every event of the response."""
+    frames = list(answer("responses", WORDS).events)
+    numbers = [int(frame.rpartition('"sequence_number": ')[2].rstrip("}\n")) for frame in frames]
+    for n in numbers[4:]:
+        frames[n] = frames[n].replace(f'"sequence_number": {n}', f'"sequence_number": {n + 1}')
+    beat = 'event: keepalive\ndata: {"type":"keepalive","sequence_number":4}\n\n'
+    created = json.loads(given(frames)[0])
+    path = f"/v1/responses/{created['response']['id']}?stream=true&starting_after=4"
+    upstream.on_path(f"GET {path}", *stream(*frames[4:]))
+    first = [*frames[:4], beat]
+    events, _ = broken_off(
+        relay, upstream, "responses", "background-beat", first, *json_response(500, {}), background=True
+    )
+    assert [event.data for event in events if event.event != "keepalive"] == given(frames)
 
 
 def test_a_response_in_the_foreground(relay: RelayProcess, upstream: ScriptedUpstream) -> None:

@@ -4,6 +4,11 @@
 {{- $config := .Values.config -}}
 {{- $url := dig "store" "url" "" $config -}}
 
+{{- $name := include "relay.fullname" . -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" $name) -}}
+{{- fail (printf "%s is no name for a Service, which begins with a letter and has letters, digits and - alone; set fullnameOverride, or take another name for the release" $name) -}}
+{{- end -}}
+
 {{- if not $config.upstreams -}}
 {{- fail "config.upstreams: there is none; name at least one, such as [{name: openai, base_url: https://api.openai.com}]" -}}
 {{- end -}}

@@ -138,6 +138,19 @@ url
 {{- end -}}
 {{- end -}}
 
+{{/* The ports that `config.store.url` names, and that of the servers which sentinels name. A Secret's URL is not read. */}}
+{{- define "relay.storePorts" -}}
+{{- $url := dig "store" "url" "" .Values.config -}}
+{{- $sentinels := contains "+sentinel:" $url -}}
+{{- $ports := dict -}}
+{{- range regexReplaceAll "^[a-z+]*://([^/?#]*@)?([^/?#]*).*$" $url "${2}" | splitList "," -}}
+{{- $own := regexFind ":[0-9]+$" . | trimPrefix ":" -}}
+{{- $_ := set $ports ($own | default (ternary "26379" "6379" $sentinels)) true -}}
+{{- end -}}
+{{- if $sentinels }}{{- $_ := set $ports "6379" true }}{{- end -}}
+{{- keys $ports | sortAlpha | join " " -}}
+{{- end -}}
+
 {{- define "relay.valkeySecret" -}}
 {{- .Values.valkey.auth.existingSecret | default (printf "%s-valkey" (include "relay.fullname" .)) -}}
 {{- end -}}
