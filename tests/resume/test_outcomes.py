@@ -50,7 +50,8 @@ def replicas(upstream: ScriptedUpstream) -> Iterator[Replicas]:
         ],
         "drain": {"timeout": "0s"},
     }
-    with two_replicas(config, {}, {"retention": "300ms", "tombstone": "2s"}) as pair:
+    soon = {"patience": "200ms"}  # a stream without events gets its head then
+    with two_replicas(config, soon, {**soon, "retention": "300ms", "tombstone": "2s"}) as pair:
         yield pair
 
 
