@@ -89,10 +89,11 @@ class Committer:
 
     # -- what queues tell -----------------------------------------------------------------------------------------
 
-    def answered(self, item: Item, code: int, top: int) -> None:
-        """The log has answered an append."""
+    def answered(self, item: Item, code: int, top: int, visits: int = 0) -> None:
+        """The log has answered an append; with an end, how often readers have come on other replicas."""
         writer, sent, ended = item
         writer.queued = False
+        writer.visits = visits
         if self._delayed:
             self._clear_delay(writer)
         try:

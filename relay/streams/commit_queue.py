@@ -170,7 +170,7 @@ class CommitQueue:
         left: list[LogWriter] = []
         for item, reply in zip(batch, replies, strict=True):
             if type(reply) is list:
-                committer.answered(item, reply[0], reply[1])
+                committer.answered(item, *reply)
             elif not committer.refused(item, reply, self._node):
                 self._tell_refusal(item[0], str(reply))
                 left.append(item[0])

@@ -284,29 +284,22 @@ class Registry:
         self.learning.store_returned()
 
     def on_ended(self, producer: Producer) -> None:
+        account, shown = producer.account, self.owners.shown(producer.owner)
         self._running.discard(producer)
-        producer.account.request.span.end(span_end(producer), self.owners.shown(producer.owner))
+        account.request.span.end(span_end(producer), shown)
         self._began.discard(producer.first_stream)
         self.learning.ended(producer)
         self._abandonment.forget(producer)
         self.listing.ended(producer)
         self.orphans.ended(producer.stream, producer.outcome if producer.is_persisted else None)
         if self.producers.pop(producer.stream, None) is not None:
-            producer.account.meter.streams_active.dec()
-        self.later(self._close_books(producer))
+            account.meter.streams_active.dec()
+        account.close(producer.writer.visits, shown)
         if self.webhooks is not None:
             self.webhooks.ended(producer.stream)
         self._streams_of[producer.owner] -= 1
         if self._streams_of[producer.owner] <= 0:
             del self._streams_of[producer.owner]
-
-    async def _close_books(self, producer: Producer) -> None:
-        readers = 0
-        try:
-            if producer.logged:
-                readers = await self.log.remote_readers(producer.stream)
-        finally:
-            producer.account.close(readers, self.owners.shown(producer.owner))
 
     # -- leases -------------------------------------------------------------------------------------------
 

@@ -83,7 +83,8 @@ _HELD_BACK = 256 << 10
 
 class LogWriter:
     """`feed` has every frame, of which the log is known to hold the first `acked`. `queued` is the commit's mark.
-    `offsets` are those of a relay upstream, None where another replica does not need them."""
+    `offsets` are those of a relay upstream, None where another replica does not need them; `visits` is how often
+    readers have come on other replicas, once the log holds the end."""
 
     __slots__ = (
         "_ahead",
@@ -112,6 +113,7 @@ class LogWriter:
         "state",
         "stream",
         "unacked",
+        "visits",
     )
 
     def __init__(
@@ -136,6 +138,7 @@ class LogWriter:
         self.end: End | None = None
         self.outcome = ""
         self.queued = False
+        self.visits = 0
         self.held = False  # nothing is to be appended yet: the stream is being made again, or a name of its own
         self.state = WRITING if logged else UNLOGGED
         self.offsets: Offsets | None = None

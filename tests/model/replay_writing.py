@@ -46,9 +46,9 @@ class WritingMoves(Harness):
     async def appends(self, s: State) -> None:
         """A renewal's top is of no use to a producer whose append is on its way: that is told the top, too."""
         wanted = self._move.rsplit(": ", 1)[1].split()[0]
-        ((code, _),) = (await self._append()).deliver()
+        ((code, *_),) = (await self._append()).deliver()
         if CODES[code] == "MISMATCH" != wanted:
-            ((code, _),) = (await self._append()).deliver()
+            ((code, *_),) = (await self._append()).deliver()
         self._check(CODES[code], wanted)
 
     async def append_reply_lost(self, s: State) -> None:
@@ -62,7 +62,7 @@ class WritingMoves(Harness):
 
     async def late_executed(self, s: State) -> None:
         assert self._late is not None
-        ((code, _),) = self._late.execute()
+        ((code, *_),) = self._late.execute()
         self._late = None
         self._check(CODES[code], self._move.rsplit(": ", 1)[1])
 

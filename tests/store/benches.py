@@ -93,17 +93,17 @@ class Bench:
 
     async def append(
         self, stream: str, expected: int, frames: list[bytes], *, outcome: str = "", usage: str = "", fence: str = "1"
-    ) -> tuple[int, int]:
+    ) -> tuple[int, ...]:
         """What the group commit sends for one stream."""
         sent = [*frames, End(outcome).encode()] if outcome else frames
         return await self.append_raw(stream, [fence, expected, outcome, usage, len(sent), *sent])
 
-    async def append_raw(self, stream: str, args: list[Any]) -> tuple[int, int]:
+    async def append_raw(self, stream: str, args: list[Any]) -> tuple[int, ...]:
         settings = self.log.settings
         args = [millis(settings.retention), millis(settings.tombstone), *args]
         link = self.topology.node_of(log_key(stream)).commit
-        ((code, top),) = await link.call("EVALSHA", scripts.APPEND.sha, 2, log_key(stream), meta_key(stream), *args)
-        return code, top
+        (reply,) = await link.call("EVALSHA", scripts.APPEND.sha, 2, log_key(stream), meta_key(stream), *args)
+        return tuple(reply)
 
     async def made(self, frames: int = 0, outcome: str = "") -> str:
         """A stream of so many frames, and its end if it has one."""

@@ -146,7 +146,9 @@ class LogMachine(RuleBasedStateMachine):
         sent = [frame(n) for n in range(expected + 1, upto + 1)] + ([end.encode()] if end else [])
         note = (end.outcome, "1/2") if end else ("", "")
         args = [RETENTION, TOMBSTONE, fence, expected, *note, len(sent), *sent]
-        ((code, top),) = self.twins.run(scripts.APPEND, [self.log, self.meta], *args)
+        ((code, top, *visits),) = self.twins.run(scripts.APPEND, [self.log, self.meta], *args)
+        came = self.twins("HGET", self.meta, "visits")
+        assert visits == ([int(came)] if code == OK and end and came else [])
         return code, top
 
     def _predict(self, expected: int, upto: int, *, fence: str = "1") -> tuple[int, int]:

@@ -3,7 +3,7 @@
 -- ARGV: retention ms, tombstone ms; then for each: fence, expected top, outcome ('' while it goes on), usage to note
 -- with it or, while it goes on, where the upstream stands at the last of the frames ('' where that is as it was), number
 -- of frames, the frames; with an outcome the end mark's content is the last of them.
--- Answers, for each: {code, top}.
+-- Answers, for each: {code, top}; with an end that stands, and where readers have come on other replicas, how often.
 --   1 OK        the frames stand at expected top + 1 …, and the end mark where an outcome was given
 --   2 FENCED    someone else has ended this stream, or has taken it over: stop, emit nothing more
 --   3 MISMATCH  the log's top is not the expected one: a reply was lost (top is higher) or entries were (lower)
@@ -55,7 +55,11 @@ for k = 1, #KEYS, 2 do
     end
     redis.call('SPUBLISH', log, '')
   end
+  local visits
+  if outcome ~= '' and code == 1 then
+    visits = tonumber(redis.call('HGET', meta, 'visits') or '')
+  end
   a = a + n
-  out[#out + 1] = { code, top }
+  out[#out + 1] = { code, top, visits }
 end
 return out
