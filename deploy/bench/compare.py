@@ -52,7 +52,8 @@ class Comparison:
         if not self.quick:
             return plan
         plan = replace(plan, streams=min(plan.streams, 10), total=min(plan.total, 50), length=min(plan.length, 40))
-        return replace(plan, rate=max(plan.rate, 20.0), repeats=5, rounds=1, settle=0.0)
+        plan = replace(plan, running=min(plan.running, 10), settle=0.0 if plan.mode != "beside" else 0.5)
+        return replace(plan, rate=max(plan.rate, 20.0), repeats=min(plan.repeats, 5), rounds=1)
 
     def relay(self, stack: ExitStack, **options: Any) -> tuple[Target, str]:
         return stack.enter_context(peers.relay(self.bench.upstream_url, self.core, self.store_core, **options))
@@ -134,8 +135,8 @@ def scale(c: Comparison) -> None:
 def memory(c: Comparison) -> None:
     """Of live streams, of the log, and over many streams."""
     with ExitStack() as stack:
-        relay, _ = c.relay(stack)
-        c.measure("idle", c.plan(mode="idle", streams=1000, length=2, rounds=1), [relay])
+        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        c.measure("idle", c.plan(mode="idle", streams=1000, length=2, rounds=1), targets)
     with ExitStack() as stack:
         relay, url = c.relay(stack)
         client = stack.enter_context(redis.Redis.from_url(url))
@@ -166,12 +167,30 @@ def resume(c: Comparison) -> None:
             c.measure(row, plan, [relay], direct=False)
 
 
-def burst(c: Comparison) -> None:
-    """1,000 connections at once."""
+def fleet(c: Comparison) -> None:
+    """1,000 readers come back at once, each to a stream of its own."""
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
-        plan = c.plan(mode="burst", streams=1000, rate=1.0, length=3)
-        c.measure("burst", plan, [relay, *c.others(stack, "nginx")])
+        plan = c.plan(mode="resume", streams=1000, length=1000, total=1000, repeats=20, rounds=1)
+        c.measure("fleet", plan, [relay], direct=False)
+
+
+def begin(c: Comparison) -> None:
+    """What a stream costs to begin and end: at a steady rate over kept connections, and 300 at once on new ones."""
+    with ExitStack() as stack:
+        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        c.measure("begin", c.plan(mode="begin", streams=20, length=1, total=1600), targets)
+        c.measure("cold", c.plan(mode="cold", streams=300, length=1, repeats=3), targets)
+
+
+def burst(c: Comparison) -> None:
+    """1,000 connections at once; 600 begun beside streams that run, in the same moment and within 3 s."""
+    with ExitStack() as stack:
+        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        c.measure("burst", c.plan(mode="burst", streams=1000, rate=1.0, length=3), targets)
+        plan = c.plan(mode="beside", streams=600, running=100, length=3, settle=5.0)
+        c.measure("beside", replace(plan, ramp=0.0), targets)
+        c.measure("beside_ramp", replace(plan, ramp=3.0), targets)
 
 
 def asgi(c: Comparison) -> None:
@@ -195,7 +214,10 @@ def guarded(c: Comparison) -> None:
         c.measure("guarded_churn", plan, targets, direct=False)
 
 
-ROWS = {row.__name__: row for row in (cpu, latency, first, unpaced, scale, memory, resume, burst, asgi, guarded)}
+ROWS = {
+    row.__name__: row
+    for row in (cpu, latency, first, unpaced, scale, begin, burst, memory, resume, fleet, asgi, guarded)
+}
 
 
 def main() -> int:

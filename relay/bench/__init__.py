@@ -5,7 +5,7 @@ every event with its number and its send time; the generator checks every number
 take turns in one run, beside the upstream without a gateway (`direct`), whose delays are taken off.
 
 `wire` what upstream and generator say to each other · `upstream` · `http`, `stream` one answer as it is read ·
-`jobs`, `load` the generator · `procs` CPU and memory · `measure` the run · `figures` · `report` · `gateways`
+`jobs`, `begins`, `load` the generator · `procs` CPU and memory · `measure` the run · `figures` · `report` · `gateways`
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _DEFAULTS = {
     "resume": (1000, 1000, 1),
     "idle": (1000, 2, 1),
     "churn": (100, 20, 1),
+    "begin": (20, 1, 1),
+    "cold": (300, 1, 1),
+    "beside": (600, 3, 1),
 }
 
 
@@ -66,11 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--unpaced", action="store_true", help="events as fast as they are taken")
     mode.add_argument("--first", type=_positive, metavar="N", help="N single requests, idle: the first event's delay")
     mode.add_argument("--burst", type=_positive, metavar="N", help="N connections at once")
+    mode.add_argument("--beside", type=_positive, metavar="N", help="N streams at once beside --running ones")
+    mode.add_argument("--begin", type=_positive, metavar="N", help="N streams begun and ended, connections kept")
+    mode.add_argument("--cold", type=_positive, metavar="N", help="the same, N at once on new connections, 5 times")
     mode.add_argument("--idle", type=_positive, metavar="N", help="memory of N live streams without an event")
     mode.add_argument("--churn", type=_positive, metavar="N", help="memory while N streams begin and end")
     mode.add_argument("--resume", action="store_true", help="a stream read again, also by --streams readers at once")
     load = parser.add_argument_group("the load")
     load.add_argument("--streams", type=_positive, metavar="N", help="at once")
+    load.add_argument("--running", type=_positive, default=100, metavar="N", help="paced streams beside --beside's")
+    load.add_argument("--starts", type=float, default=200.0, metavar="N_PER_S", help="streams begun a second")
     load.add_argument("--rate", type=float, default=20.0, metavar="EVENTS_PER_S", help="of each stream (default 20)")
     load.add_argument("--length", type=_positive, metavar="EVENTS", help="of each stream")
     load.add_argument("--duration", type=float, metavar="S", help="of a paced stream: its length, in seconds")
@@ -186,23 +194,30 @@ def _plan(arguments: argparse.Namespace) -> Any:
     mode = chosen[0] if chosen else "paced"
     streams, length, rounds = _DEFAULTS[mode]
     count = int(getattr(arguments, mode, 0))
-    if mode in ("burst", "idle"):
+    if mode in ("burst", "idle", "beside", "cold"):
         streams = count
     if arguments.duration is not None:
         length = max(1, round(arguments.duration * arguments.rate))
     length = arguments.length or length
     if length > MAX_LENGTH or arguments.rate <= 0:
         raise BenchError(f"--length may be up to {MAX_LENGTH:,}, and --rate must be above 0 (see --unpaced)")
+    streams, rounds = arguments.streams or streams, arguments.rounds or rounds
+    total = {"churn": count, "begin": count, "resume": -(-streams // 50)}
+    repeats = {"first": max(1, count // rounds), "cold": 5}
     return Plan(
         mode=mode,
         api=arguments.api,
-        streams=arguments.streams or streams,
+        streams=streams,
         rate=arguments.rate,
         length=length,
         payload=arguments.payload,
-        rounds=arguments.rounds or rounds,
-        total=count if mode == "churn" else -(-(arguments.streams or streams) // 50) if mode == "resume" else 0,
-        repeats=max(1, count // (arguments.rounds or rounds)) if mode == "first" else 50,
+        rounds=rounds,
+        total=total.get(mode, 0),
+        running=arguments.running if mode == "beside" else 0,
+        starts=arguments.starts,
+        ramp=0.0 if mode == "beside" else None,
+        repeats=repeats.get(mode, 50),
+        settle=5.0 if mode == "beside" else 1.0,
     )
 
 

@@ -14,9 +14,12 @@ The figures of one target, as `summary` makes them; what was not measured is nul
     cpu_us_per_event            CPU of the target's processes in the window, per event, without its store
     store_cpu_us_per_event      of the store in its process tree
     cpu_ms_per_stream           CPU of a stream's start and end: all of the run less its events at the price above
+    store_cpu_ms_per_stream     of the store, where streams do nothing but begin and end; all CPU then counts here
     cpu_share, store_cpu_share  of one core, in the window
     events_per_cpu_s            events per second of the target's CPU
     load                        generator_share, upstream_share: their CPU, of one core
+    others_share                CPU that anything else on the machine used meanwhile, in cores; the worst of the rounds
+    meanwhile                   of beginnings beside running streams: event_ms of those, before (calm) and then (burst)
     memory                      rss and store_rss per stream, or step by step, by the mode
     together                    of a resume: all readers at once
 """
@@ -31,6 +34,8 @@ from relay.bench.stream import ERRORS
 
 BUSY = 0.8
 FULL = 0.95
+QUIET = 0.05
+"""Of a core: so much may others use of a machine that is quiet."""
 _TIMES = {
     "event_ms": "delay_us",
     "first_event_ms": "first_us",
@@ -53,6 +58,8 @@ def summary(mode: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
     found["added_event_ms"] = found["added_first_event_ms"] = None
     found |= _use(answers)
     found["memory"] = _memory(mode, answers)
+    found["meanwhile"] = _meanwhile([a["meanwhile"] for a in answers if "meanwhile" in a])
+    found["others_share"] = max((a.get("others_share", 0.0) for a in answers), default=0.0)
     found["together"] = _together([a["together"] for a in answers if "together" in a])
     return found
 
@@ -84,6 +91,11 @@ def warnings(mode: str, targets: Mapping[str, dict[str, Any]], *, load_on_one: b
             found.append(
                 f"{name}: its core was full, so its delays are those of a queue. Use fewer streams or a lower rate"
             )
+        if target["others_share"] > QUIET:
+            found.append(
+                f"{name}: the machine was not quiet, others used {target['others_share']:.0%} of a core. "
+                "End what else runs, and measure again"
+            )
         if any(target["errors"].values()):
             found.append(f"{name}: errors. {'; '.join(target['samples'])}")
     return found
@@ -110,6 +122,8 @@ def _percentiles(histograms: Iterable[Mapping[str, int]]) -> dict[str, float] | 
 
 
 def _use(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    if any("begun" in a for a in answers):
+        return _begun([a["begun"] for a in answers])
     wholes = [a["whole"] for a in answers if a.get("whole")]
     steady = [a["steady"] for a in answers if a.get("steady")]
     windows = steady if len(steady) == len(wholes) else wholes
@@ -123,17 +137,49 @@ def _use(answers: list[dict[str, Any]]) -> dict[str, Any]:
         starts = max(0.0, (all_cpu - per_event * (_sum(wholes, "events") or 0)) / streams * 1000)
     return {
         "events_per_s": _ratio(events, seconds),
-        "cpu_us_per_event": None if per_event is None else per_event * 1e6,
-        "store_cpu_us_per_event": None if store is None or not events else store / events * 1e6,
+        "cpu_us_per_event": _times(1e6, per_event),
+        "store_cpu_us_per_event": _times(1e6, _ratio(store, events)),
         "cpu_ms_per_stream": starts,
-        "cpu_share": _ratio(cpu, seconds),
-        "store_cpu_share": _ratio(store, seconds),
+        "store_cpu_ms_per_stream": None,
         "events_per_cpu_s": _ratio(events, cpu),
+        **_shares(windows),
+    }
+
+
+def _begun(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of windows in which streams do nothing but begin and end."""
+    streams = _sum(windows, "streams")
+    return {
+        "events_per_s": _ratio(_sum(windows, "events"), _sum(windows, "seconds")),
+        "cpu_us_per_event": None,
+        "store_cpu_us_per_event": None,
+        "cpu_ms_per_stream": _times(1e3, _ratio(_sum(windows, "cpu"), streams)),
+        "store_cpu_ms_per_stream": _times(1e3, _ratio(_sum(windows, "store_cpu"), streams)),
+        "events_per_cpu_s": None,
+        **_shares(windows),
+    }
+
+
+def _shares(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = _sum(windows, "seconds")
+    return {
+        "cpu_share": _ratio(_sum(windows, "cpu"), seconds),
+        "store_cpu_share": _ratio(_sum(windows, "store_cpu"), seconds),
         "load": {
             "generator_share": _ratio(_sum(windows, "generator_cpu"), seconds),
             "upstream_share": _ratio(_sum(windows, "upstream_cpu"), seconds),
         },
     }
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
+
+
+def _meanwhile(answers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not answers:
+        return None
+    return {when: _percentiles(a[f"{when}_us"] for a in answers) for when in ("calm", "burst")}
 
 
 def _sum(windows: list[dict[str, Any]], name: str) -> float | None:

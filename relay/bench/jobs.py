@@ -16,6 +16,7 @@ _SETTLED = 0.5
 _SHORTEST = 0.2
 _OPEN_AT_ONCE = 100
 _CHURN_STEPS = 10
+_GENERATED_AT_ONCE = 20
 
 
 async def paced(run: Run) -> None:
@@ -63,9 +64,11 @@ async def unpaced(run: Run) -> None:
 async def burst(run: Run) -> None:
     """Connections and requests all at once; first events count from the moment of the burst."""
     job = run.job
+    whole = run.usage()
     asked = time.monotonic_ns()
     work = asyncio.gather(*(run.stream(run.order(), asked=asked) for _ in range(job.streams)))
     await run.watched(work, job.streams * job.length)
+    run.result["whole"] = run.spent(whole)
 
 
 async def first(run: Run) -> None:
@@ -138,20 +141,25 @@ async def resume(run: Run) -> None:
     """Streams are generated once (`total` of them), then read again: one after the other, then all at once."""
     job, tally = run.job, run.tally
     made: list[tuple[Order, str, bytes]] = []
-    for _ in range(job.total):
-        order = run.order(rate=0)
-        reader = await run.connect()
-        if reader is None:
-            return
-        body = bytearray()
-        await run.watched(asyncio.ensure_future(run.ask(reader, order, keep=body)), job.total * job.length)
-        name = reader.response.headers.get(b"relay-stream-id", b"").decode()
-        run.drop(reader)
-        if not name:
-            tally.sample("no Relay-Stream-Id header: only a relay can be measured with --resume")
-            tally.errors["refused"] += 1
-            return
-        made.append((order, name, bytes(body)))
+    limit = asyncio.Semaphore(_GENERATED_AT_ONCE)
+
+    async def make() -> None:
+        async with limit:
+            order = run.order(rate=0)
+            reader = await run.connect()
+            if reader is None:
+                return
+            body = bytearray()
+            await run.ask(reader, order, keep=body)
+            run.drop(reader)
+            name = reader.response.headers.get(b"relay-stream-id", b"").decode()
+            made.append((order, name, bytes(body)))
+
+    await run.watched(asyncio.gather(*(make() for _ in range(job.total))), job.total * job.length)
+    if not made or not all(name for _, name, _ in made):
+        tally.sample("no Relay-Stream-Id header: only a relay can be measured with --resume")
+        tally.errors["refused"] += 1
+        return
 
     def again(i: int, asked: int | None = None) -> Coroutine[Any, Any, Any]:
         order, name, body = made[i % len(made)]
@@ -164,11 +172,12 @@ async def resume(run: Run) -> None:
     alone = (tally.first_byte[:], tally.whole[:])
     tally.first_byte.clear()
     tally.whole.clear()
-    before = run.usage()
+    before, failed = run.usage(), sum(tally.errors.values())
     asked = time.monotonic_ns()
     await run.watched(asyncio.gather(*(again(i, asked) for i in range(job.streams))), job.streams * job.length)
     run.result["together"] = run.spent(before) | {
         "readers": len(tally.whole),
+        "errors": sum(tally.errors.values()) - failed,
         "first_byte_ms": _ends(tally.first_byte),
         "whole_ms": _ends(tally.whole),
     }

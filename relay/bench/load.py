@@ -14,15 +14,15 @@ import json
 import resource
 import sys
 import time
-from collections import Counter
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import uvloop
 
-from relay.bench import jobs
-from relay.bench.procs import Group, Used
-from relay.bench.stream import Again, Check, Reader, Tally
+from relay.bench import begins, jobs
+from relay.bench.procs import Group, Used, machine
+from relay.bench.stream import Again, Check, Reader, Tally, histogram
 from relay.bench.wire import APIS, STREAMS, Api, Order
 
 
@@ -31,7 +31,7 @@ class Job:
     """One measurement of one target. Times are seconds."""
 
     kind: str
-    """The coroutine of `relay.bench.jobs` that does it."""
+    """The coroutine that does it, see `KINDS`."""
     host: str
     port: int
     tls: bool = False
@@ -51,6 +51,10 @@ class Job:
     """The streams begin evenly over so long."""
     total: int = 0
     """Streams to run, never more than `streams` at once."""
+    running: int = 0
+    """Paced streams that run beside those that are measured."""
+    starts: float = 100.0
+    """Streams begun in a second."""
     repeats: int = 50
     """Single requests, one after the other."""
     settle: float = 1.0
@@ -79,6 +83,23 @@ class Run:
         self._api: Api = APIS[job.api]
         self._upstream = Group([job.upstream_pid] if job.upstream_pid else [])
         self._live: set[Reader] = set()
+
+    def beside(self, streams: int, length: int) -> Self:
+        """What runs beside: streams of its own numbers, whose delays are told apart. See `add`."""
+        found = type(self)(
+            replace(self.job, streams=streams, length=length), (self.next_stream + STREAMS // 2) % STREAMS
+        )
+        return found
+
+    def add(self, beside: Run) -> None:
+        """Count what ran beside, too; its delays and times stay its own."""
+        mine, its = self.tally, beside.tally
+        for name in ("events", "expected", "streams", "body_bytes"):
+            setattr(mine, name, getattr(mine, name) + getattr(its, name))
+        mine.errors.update(its.errors)
+        for text in its.samples:
+            mine.sample(text)
+        self.requests += beside.requests
 
     def request(self, order: Order, headers: dict[str, str] | None = None) -> bytes:
         body = self._api.body(self.job.model, order)
@@ -213,8 +234,30 @@ class Run:
             writer.close()
 
 
-def _histogram(nanoseconds: list[int]) -> dict[int, int]:
-    return Counter([value // 1000 for value in nanoseconds])
+class Others:
+    """What else uses the machine while a job is done: CPU that is neither the load's nor the target's."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        _, now, generator, upstream, target = self._run.usage()
+        return now, machine() - generator - upstream - target.cpu - target.store_cpu
+
+    def share(self) -> float:
+        """In cores."""
+        ended = self._now()
+        return max(0.0, ended[1] - self._began[1]) / max(1.0, ended[0] - self._began[0])
+
+
+KINDS: dict[str, Callable[[Run], Coroutine[Any, Any, None]]] = {
+    kind.__name__: kind
+    for kind in (
+        *(jobs.paced, jobs.unpaced, jobs.burst, jobs.first, jobs.idle, jobs.churn, jobs.resume),
+        *(begins.begin, begins.cold, begins.beside),
+    )
+}
 
 
 def _answer(run: Run, generations: int) -> dict[str, Any]:
@@ -226,10 +269,10 @@ def _answer(run: Run, generations: int) -> dict[str, Any]:
         "body_bytes": tally.body_bytes,
         "errors": {**tally.errors, "repeated": max(0, generations - run.requests)},
         "samples": tally.samples,
-        "delay_us": _histogram(tally.delays),
-        "first_us": _histogram(tally.first),
-        "first_byte_us": _histogram(tally.first_byte),
-        "whole_us": _histogram(tally.whole),
+        "delay_us": histogram(tally.delays),
+        "first_us": histogram(tally.first),
+        "first_byte_us": histogram(tally.first_byte),
+        "whole_us": histogram(tally.whole),
         **run.result,
     }
 
@@ -249,10 +292,12 @@ async def _work() -> None:
         try:
             run = Run(job, first_stream)
             before = (await run.upstream("GET", "/bench/stats"))["generations"]
-            await getattr(jobs, job.kind)(run)
+            others = Others(run)
+            await KINDS[job.kind](run)
+            shared = others.share()
             after = (await run.upstream("GET", "/bench/stats"))["generations"]
             first_stream = run.next_stream
-            _say({"result": _answer(run, after - before)})
+            _say({"result": {**_answer(run, after - before), "others_share": shared}})
         except (OSError, asyncio.IncompleteReadError) as error:
             _say({"error": f"{type(error).__name__}: {error}"})
 

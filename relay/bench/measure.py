@@ -26,8 +26,6 @@ from relay.processes import start, stop
 
 DIRECT = "direct"
 _WARM_UP = {"kind": "unpaced", "streams": 10, "length": 20}
-# Of the rate at which one core and a gateway of some 2 ms per request can take new streams.
-_STARTS_PER_SECOND = 200.0
 
 
 class BenchError(Exception):
@@ -72,14 +70,22 @@ class Plan:
     payload: int = 0
     rounds: int = 3
     total: int = 0
-    """Streams: of a churn in all, of a resume to be generated."""
+    """Streams: of a churn and of beginnings in all, of a resume to be generated."""
+    running: int = 0
+    """Streams that run beside those that begin."""
+    starts: float = 200.0
+    """Streams begun in a second: at this rate one core and a gateway of some 2 ms per request can take new ones."""
+    ramp: float | None = None
+    """Seconds in which the streams begin; None: as `starts` says."""
     repeats: int = 50
     settle: float = 1.0
     """Seconds of silence before memory is read."""
 
     def job(self) -> dict[str, Any]:
-        kept = ("api", "streams", "rate", "length", "payload", "total", "repeats", "settle")
-        ramp = max(1.0 / self.rate, self.streams / _STARTS_PER_SECOND) if self.rate else 0.0
+        kept = ("api", "streams", "rate", "length", "payload", "total", "running", "starts", "repeats", "settle")
+        ramp = self.ramp
+        if ramp is None:
+            ramp = max(1.0 / self.rate, self.streams / self.starts) if self.rate else 0.0
         return {"kind": self.mode, "ramp": ramp, **{name: getattr(self, name) for name in kept}}
 
 

@@ -86,6 +86,19 @@ class Group:
                 os.sched_setaffinity(int(thread.name), {core})
 
 
+def machine() -> float:
+    """Seconds of CPU that all processes of the machine have used, and that its host has taken from it; 0 without /proc.
+
+    What the kernel does in interrupts is nobody's and left out.
+    """
+    try:
+        words = (_PROC / "stat").read_text().split("\n", 1)[0].split()
+    except FileNotFoundError:
+        return 0.0
+    user, nice, system, _idle, _waiting, _hard, _soft, stolen = (int(word) for word in words[1:9])
+    return (user + nice + system + stolen) / _TICK
+
+
 def _stat(pid: int) -> list[str]:
     """The fields behind the process's name, the state first; nothing for a process that is gone."""
     try:

@@ -54,6 +54,9 @@ def _headline(plan: dict[str, Any], results: dict[str, Any]) -> str:
         "first": f"{plan['repeats']:,} single requests, idle",
         "resume": f"streams of {length:,} events read again: {plan['repeats']} one by one, then {streams:,} at once",
         "idle": f"{streams:,} live streams without an event",
+        "begin": f"{plan['total']:,} streams of {length:,} events, {plan['starts']:g} a second, connections kept",
+        "cold": f"{streams:,} streams of {length:,} events at once on new connections, {plan['repeats']:,} times",
+        "beside": f"{streams:,} streams at once beside {plan['running']:,} that run",
         "churn": f"{plan['total']:,} streams of {length:,} events, {streams:,} at a time",
     }[mode]
     machine = results.get("machine", {})
@@ -95,9 +98,15 @@ def _rows(mode: str, targets: dict[str, dict[str, Any]]) -> list[tuple[str, list
         ("CPU per event, µs", number("cpu_us_per_event", ".1f")),
         ("  its store, µs", number("store_cpu_us_per_event", ".1f")),
         ("CPU per stream begun and ended, ms", number("cpu_ms_per_stream", ".2f")),
+        ("  its store, ms", number("store_cpu_ms_per_stream", ".2f")),
         ("CPU, of one core", number("cpu_share", ".0%")),
         ("events per second of CPU", number("events_per_cpu_s", ",.0f")),
     ]
+    if mode == "beside":
+        rows += [
+            (f"events of running streams, {label}, ms: p50 / p99 / max", _meanwhile(all_of, key))
+            for label, key in _WHEN
+        ]
     if mode == "idle":
         rows += [(f"{label}, KiB per live stream", _per_stream(all_of, key)) for label, key in _MEMORY]
     if mode == "churn":
@@ -106,6 +115,7 @@ def _rows(mode: str, targets: dict[str, dict[str, Any]]) -> list[tuple[str, list
     return rows
 
 
+_WHEN = (("before", "calm"), ("meanwhile", "burst"))
 _MEMORY = (("memory", "rss"), ("memory of its store", "store_rss"))
 
 
@@ -116,6 +126,11 @@ def _errors(errors: dict[str, int]) -> str:
 def _at_once(target: dict[str, Any]) -> str | None:
     together = target["together"]
     return f"{together['whole_ms']['max']:.0f}" if together and together["whole_ms"] else None
+
+
+def _meanwhile(targets: list[dict[str, Any]], key: str) -> list[str | None]:
+    found = [(t["meanwhile"] or {}).get(key) for t in targets]
+    return [None if not times else " / ".join(f"{times[name]:.2f}" for name in times) for times in found]
 
 
 def _per_stream(targets: list[dict[str, Any]], key: str) -> list[str | None]:

@@ -51,6 +51,11 @@ class Tally:
             self.samples.append(text)
 
 
+def histogram(nanoseconds: list[int]) -> dict[int, int]:
+    """How many there are of each microsecond."""
+    return Counter([value // 1000 for value in nanoseconds])
+
+
 class Check:
     """The events of one stream, in the order in which they come."""
 

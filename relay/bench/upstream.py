@@ -5,7 +5,8 @@
 Promises: each event is one write and one chunk, stamped with its send time immediately before; it is due at the
 stream's start + n / rate, whatever happened to the events before it; a reader that takes nothing is waited
 for; every stream has its number of events and a terminal event. `GET /bench/stats` counts the generations
-that were ordered, `POST /bench/release` sends the rest of those that hold after their first event.
+that were ordered, `POST /bench/release` sends the rest of those that hold after their first event, `POST /bench/close`
+closes the connections that have none, so that who comes next has to open one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class _Server:
 
     def __init__(self) -> None:
         self.generations = 0
+        self.open: set[_Connection] = set()
         self.live: set[_Connection] = set()
+        """Those that have a stream."""
 
     def stats(self) -> dict[str, int]:
         return {"generations": self.generations, "live": len(self.live), "pid": os.getpid()}
@@ -52,6 +55,12 @@ class _Server:
         for connection in held:
             connection.release()
         return len(held)
+
+    def close(self, asking: _Connection) -> int:
+        idle = self.open - self.live - {asking}
+        for connection in idle:
+            connection.close()
+        return len(idle)
 
 
 class _Connection(asyncio.Protocol):
@@ -69,8 +78,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclass of it
+        self._server.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._server.open.discard(self)
         self._server.live.discard(self)
         self._transport = None
         if self._timer is not None:
@@ -121,10 +132,17 @@ class _Connection(asyncio.Protocol):
             self._json(200, self._server.stats())
         elif path == "/bench/release":
             self._json(200, {"released": self._server.release()})
+        elif path == "/bench/close":
+            self._json(200, {"closed": self._server.close(self)})
         elif path.endswith("/models"):
             self._json(200, {"object": "list", "data": [{"id": "bench", "object": "model", "owned_by": "bench"}]})
         else:
             self._json(400, {"error": {"message": _NO_ORDER, "type": "invalid_request_error", "code": "no_order"}})
+
+    def close(self) -> None:
+        """What was written is sent before."""
+        if self._transport is not None:
+            self._transport.close()
 
     def _json(self, status: int, fields: object) -> None:
         body = json.dumps(fields).encode()
