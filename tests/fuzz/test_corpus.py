@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import fuzz_event_id, fuzz_headers, fuzz_json, fuzz_sse
+from tests.fuzz import fuzz_compact, fuzz_event_id, fuzz_headers, fuzz_json, fuzz_sse
 from tests.fuzz.run import CORPUS, TARGETS
 from tests.protocol.test_sse import bodies
 
@@ -77,7 +77,18 @@ def test_any_json(steps: bytes, text: str) -> None:
     fuzz_json.one(steps.ljust(3, b"\0") + text.encode())
 
 
+@given(
+    st.integers(0, 255),
+    st.lists(
+        st.sampled_from([*'{}":,\\ 1n', '","', '"text":"', "data: ", "\n\n", "\0", "the same for each", "12345"]),
+        max_size=60,
+    ).map("".join),
+)
+def test_any_events(first: int, text: str) -> None:
+    fuzz_compact.one(bytes([first]) + text.encode())
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
-    for target in (fuzz_sse, fuzz_event_id, fuzz_headers, fuzz_json):
+    for target in (fuzz_sse, fuzz_event_id, fuzz_headers, fuzz_json, fuzz_compact):
         target.one(data)

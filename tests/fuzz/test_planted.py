@@ -39,6 +39,12 @@ FAULTS = {
         'odd = (len(text) - len(text.rstrip(b"\\\\"))) & 1',
         "odd = 0",
     ),
+    "what stands around a text may overlap": (
+        "compact",
+        "relay/protocol/compact.py",
+        'return self.head + frame[start:stop] if start <= stop else b""',
+        "return self.head + frame[start:stop]",
+    ),
     "an answer's header may end its line": (
         "headers",
         "relay/protocol/headers.py",
@@ -60,6 +66,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
         "sse": b"\x01\x02\x01\x10data: 1\n\n",
         "event_id": b"st_" + b"Aa0_-" * 4 + b"Zz.7",
         "json": b'\x01\x02\x03{"model":"m","a":"\\\\n"}',
+        "compact": b"\0data: 1\n\n\0A A A A A x A A A A A\n\n\0A A A A A y A A A A A\n\n\0A A A A A\n\n",
         "headers": b"x-a: 1\nconnection: x-b\nx-b: 2",
     }
     (tmp_path / "tests/fuzz/corpus" / target).mkdir(parents=True)
