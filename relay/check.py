@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import orjson
+from yarl import URL
 
 from relay.config import Settings, UpstreamSettings
 from relay.protocol.errors import ApiError
@@ -14,6 +15,7 @@ from relay.store.health import node_faults
 from relay.store.link import StoreDown
 from relay.store.topology import connect
 from relay.upstream.client import UpstreamClient, body_of
+from relay.upstream.connections import proxy_for
 from relay.upstream.routing import Route
 
 _TIMEOUT = 10.0
@@ -53,11 +55,21 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
             except (ApiError, TimeoutError) as error:
                 why = error.__cause__ or error
                 yield (
-                    f"upstream {upstream.name}: cannot be reached ({type(why).__name__}: {why}); check its base_url, "
-                    "and proxy, ca_file and client_cert where it needs them"
+                    f"upstream {upstream.name}: cannot be reached{_by(upstream)} ({type(why).__name__}: {why}); check "
+                    "its base_url, and proxy, ca_file and client_cert where it needs them"
                 )
     finally:
         await client.close()
+
+
+def _by(upstream: UpstreamSettings) -> str:
+    """Which proxy stands between, if one does: the environment's is easily forgotten."""
+    try:
+        proxy, _ = proxy_for(upstream, URL(upstream.base_url))
+    except ApiError:
+        return ""
+    whose = ", which the environment names" if upstream.proxy == "env" else ""
+    return "" if proxy is None else f" through the proxy {proxy}{whose}"
 
 
 async def _store_faults(url: str) -> list[str]:

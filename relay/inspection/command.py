@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -27,6 +28,7 @@ from relay.store.stories import Sight
 _CLEAR = "\x1b[H\x1b[J"
 # One stream and look costs the store 4 to 5 µs: so many streams a second are a hundredth of its core.
 _SECONDS_PER_STREAM = 1 / 2000
+_LEAST = 0.1
 
 
 async def run(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -59,7 +61,13 @@ def _refusal(given: str) -> str:
     return ""
 
 
+def _named(given: str) -> str:
+    """Of an address (`Location`, `Relay-Stream-Url`) the id in it."""
+    return urlsplit(given).path.rpartition("/streams/")[2] if "/streams/" in given else given
+
+
 def _stream(given: str) -> str:
+    given = _named(given)
     position = parse_event_id(given)
     return given if position is None else position.stream
 
@@ -118,7 +126,7 @@ async def _top(view: View, arguments: argparse.Namespace) -> int:
         if looks == arguments.count:
             return 0
         try:
-            async with asyncio.timeout(max(interval, len(sights) * _SECONDS_PER_STREAM)):
+            async with asyncio.timeout(max(interval, _LEAST, len(sights) * _SECONDS_PER_STREAM)):
                 await over.wait()
             return 0
         except TimeoutError:
@@ -204,7 +212,7 @@ async def _stop(view: View, arguments: argparse.Namespace) -> int:
 async def _tail(view: View, arguments: argparse.Namespace) -> int:
     if (sight := await _find(view, arguments)) is None:
         return 1
-    position = parse_event_id(arguments.id)
+    position = parse_event_id(_named(arguments.id))
     n = 0 if position is None else position.n
     try:
         async for page in view.pages(sight, n):

@@ -13,7 +13,7 @@ from relay.auth.owners import Owners, of_key
 from relay.config import Settings
 from relay.encryption import Binding
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
-from relay.protocol.outcomes import Ending
+from relay.protocol.outcomes import Cause, Ending
 from relay.store.link import StoreDown
 from relay.store.log import Log, Page
 from relay.store.pubsub import ShardSubscriptions
@@ -31,7 +31,7 @@ _SHORTEST_OWNER = 6
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which streams: of an owner (a name, or the begin of what stands for a credential), of models and upstreams
-    (patterns), in a state (`live`, `ended`, `all`, or an outcome); that have ended since so many seconds; so many."""
+    (patterns), in a state (`live`, `ended`, `failed`, `all`, or an outcome); ended since so many seconds; so many."""
 
     owner: str = ""
     model: str = "*"
@@ -108,6 +108,8 @@ class View:
             stands = not sight.outcome
         elif wanted.state == "ended":
             stands = bool(sight.outcome)
+        elif wanted.state == "failed":
+            stands = sight.outcome in list(Cause)
         else:
             stands = wanted.state in ("all", sight.state)
         return (

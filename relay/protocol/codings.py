@@ -94,6 +94,15 @@ def of_header(value: str | None) -> list[str]:
     return [item for item in reversed(listed) if item not in ("", "identity")]
 
 
+# What servers write there that is none, and clients take for none.
+_NONE = frozenset(("none", "utf-8", "utf8", "chunked", "7bit", "8bit", "binary", "text", "plain"))
+
+
+def of_answer(value: str | None) -> list[str]:
+    """The codings of an upstream's answer, without those words that are no coding's."""
+    return [coding for coding in of_header(value) if coding not in _NONE]
+
+
 def sniffed(start: bytes) -> str | None:
     """The coding of bytes whose head does not tell one; "" where they have none, None where more must come to tell."""
     for magic, coding in _MAGIC.items():

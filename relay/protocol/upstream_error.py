@@ -18,6 +18,9 @@ import orjson
 JsonObject = dict[str, Any]
 
 _LONGEST = 2000
+# Of a text, what is looked at: an event may have megabytes, and nobody reads them.
+_LOOKED_AT = 16 * 1024
+_LONGEST_BEAT = 1024
 _NOTHING = frozenset(
     ("", "null", "none", "nil", "undefined", "false", "0", "200", "ok", "success", "successful", "no error", "no_error",
      "{}", "[]")
@@ -71,8 +74,11 @@ _FAILS = re.compile(
 )
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*s?")
 _STATUS = re.compile(r"(?<![\w.])([45]\d\d)(?![\w.])")
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.I | re.S)
-_TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.I | re.S)
+# Each of these looks at every character once, whatever it is given.
+_TITLE = re.compile(r"<title\b[^<>]*>([^<]*)", re.I)
+_TAG = re.compile(r"<[^<>]*>")
+_UNSHOWN = re.compile(r"<(script|style)\b", re.I)
+_SHOWN_AGAIN = {name: re.compile(f"</{name}", re.I) for name in ("script", "style")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,8 @@ class UpstreamError:
 
 def is_keep_alive(data: bytes) -> bool:
     """Is this data, which is no JSON, only there to keep the connection alive?"""
+    if len(data) > _LONGEST_BEAT:
+        return data[:_LONGEST_BEAT].lstrip()[:1] == b":"
     return _KEEP_ALIVE.fullmatch(data) is not None
 
 
@@ -127,7 +135,7 @@ def read_object(value: object, *, named: bool = False) -> UpstreamError | None:
 
 def read_text(data: bytes) -> UpstreamError | None:
     """The error that data which is no JSON tells in plain words, None where it does not look like one."""
-    text = data.decode("utf-8", "replace")
+    text = data[:_LOOKED_AT].decode("utf-8", "replace")
     if _TEXT_ERROR.match(text) is None:
         return None
     _, found, rest = text.partition(":")
@@ -147,7 +155,7 @@ def read_body(body: bytes, *, status: int, retry_after: str = "") -> UpstreamErr
     try:
         parsed = orjson.loads(body)
     except ValueError:
-        found = _of_text(body.decode("utf-8", "replace")) if body.strip() else None
+        found = _of_text(body[:_LOOKED_AT].decode("utf-8", "replace")) if body.strip() else None
     else:
         found = read_object(parsed, named=status >= 400)
         if found is None:
@@ -281,16 +289,30 @@ def _retry_after(told: JsonObject) -> str:
 def _status(name: str) -> int | None:
     if name.isdigit():
         return int(name) if len(name) == 3 and 400 <= int(name) < 600 else None
-    return _STATUSES.get(re.sub(r"[\W_]", "", name.rpartition("#")[2]).lower()[:40])
+    return _STATUSES.get(re.sub(r"[\W_]", "", name[:200].rpartition("#")[2]).lower()[:40])
 
 
 def _of_text(text: str) -> UpstreamError:
     if "<" in text[:200]:
         title = _TITLE.search(text)
-        text = html.unescape(title[1] if title and title[1].strip() else _TAGS.sub(" ", text))
+        text = html.unescape(title[1] if title and title[1].strip() else _TAG.sub(" ", _shown(text)))
     text = " ".join(text.split())
     status = _STATUS.search(text[:200])
     return UpstreamError(_cut(text) or "no message", int(status[1]) if status else None)
+
+
+def _shown(page: str) -> str:
+    """A page without its scripts and styles."""
+    parts, at = [], 0
+    for begins in _UNSHOWN.finditer(page):
+        if begins.start() < at:
+            continue
+        ends = _SHOWN_AGAIN[begins[1].lower()].search(page, begins.end())
+        if ends is None:
+            break
+        parts.append(page[at : begins.start()])
+        at = ends.start()
+    return "".join([*parts, page[at:]])
 
 
 def _cut(text: str) -> str:

@@ -18,7 +18,7 @@ import httpx
 from yarl import URL
 
 from relay.config import UpstreamSettings
-from relay.protocol.codings import Broken, Decoder, Unknown, of_header, sniffed
+from relay.protocol.codings import Broken, Decoder, Unknown, of_answer, sniffed
 from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
 from relay.upstream.connections import Connections, proxy_for
@@ -303,7 +303,7 @@ def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]]
     kind = response.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "text/event-stream":
         return head, []
-    listed = of_header(response.headers.get("content-encoding"))
+    listed = of_answer(response.headers.get("content-encoding"))
     try:
         decoders = [Decoder(coding) for coding in listed]
     except Unknown:

@@ -13,7 +13,7 @@ import select
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.request import getproxies_environment
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -23,6 +23,8 @@ from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.config.tls import context
+from relay.protocol.errors import UpstreamUnreachable
+from relay.upstream.no_proxy import is_direct
 
 # Of a body that its client does not take; aiohttp reads on to twice as much, and its own default is 256 KiB.
 _READ_AHEAD = 16 * 1024
@@ -150,16 +152,24 @@ class Connections:
 
 
 def proxy_for(upstream: UpstreamSettings, url: URL) -> tuple[URL | None, str | None]:
-    """The proxy on the way to a URL, and its `Proxy-Authorization` (RFC 9110, section 11.7.2)."""
+    """The proxy on the way to a URL, and its `Proxy-Authorization` (RFC 9110, section 11.7.2).
+
+    Raises UpstreamUnreachable where the environment names one that does not speak HTTP.
+    """
     address = upstream.proxy
     if address == "off":
         return None, None
     if address == "env":
         proxies = getproxies_environment()
         address = proxies.get(url.scheme) or proxies.get("all", "")
-        if not address or proxy_bypass_environment(f"{url.host}:{url.port}", proxies):
+        if not address or is_direct(url, proxies):
             return None, None
     proxy = URL(address if "://" in address else f"http://{address}")
+    if proxy.scheme not in ("http", "https"):
+        raise UpstreamUnreachable(
+            f"The environment's proxy for this upstream does not speak HTTP ({proxy.scheme}). Set the upstream's "
+            "`proxy` to one that does, or to off."
+        )
     if proxy.user is None:
         return proxy, None
     shown = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()

@@ -129,6 +129,16 @@ def test_an_event_stream_by_another_name(scene: Scene, api: Api, status: int, ki
 
 
 @each_api
+@pytest.mark.parametrize("coding", ["none", "UTF-8", "identity", "binary", "utf-8, identity"])
+def test_a_content_encoding_that_is_none(scene: Scene, api: Api, coding: str) -> None:
+    sample = SAMPLES[api]
+    head = Head(200, {"content-type": "text/event-stream", "content-encoding": coding})
+    with start(scene.relay, sample, scene.play(head, *map(Send, sample.frames), End())) as answer:
+        assert "content-encoding" not in answer.headers
+        assert [plain(event) for event in answer.events()] == bodies(sample, len(sample.frames))
+
+
+@each_api
 @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])
 def test_a_text_that_is_no_event_stream_is_told(scene: Scene, api: Api, kind: str) -> None:
     sample = SAMPLES[api]

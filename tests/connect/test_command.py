@@ -92,7 +92,7 @@ def test_the_environment_and_the_flags_say_otherwise() -> None:
 
 @pytest.mark.parametrize("bad", ["relay.example", "ftp://relay.example", ""])
 def test_what_is_no_address(bad: str) -> None:
-    with pytest.raises(SettingsError, match="^URL: "):
+    with pytest.raises(SettingsError, match=r"^URL: "):
         settings_of(Options(bad), HOME)
 
 

@@ -275,12 +275,35 @@ def test_a_list_is_narrowed(upstream: ScriptedUpstream, store: Store, relays: Re
         assert found("--state", "live") == ["slow"]
         assert found("--state", "completed", "--limit", "2") == ["gpt-5", "claude"]
         assert found("--state", "ended", "--since", "1ms") == []
+        assert found("--state", "failed") == []
+        finished = ids["team-a", "claude"]
+        for given in (f"/streams/{finished}", f"{relay.url}/streams/{finished}?ticket=x", f"{finished}.1"):
+            assert operator.run("show", given).startswith(finished)
         table = operator.run("ls", "--owner", "team-b").splitlines()
         assert table[0].split()[:4] == ["STREAM", "STATE", "OWNER", "UPSTREAM"]
         assert [line.split()[:5] for line in table[1:]] == [
             [name_of(live), "live", "team-b", "up", "slow"],
             [ids["team-b", "gpt-5"], "completed", "team-b", "up", "gpt-5"],
         ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("ls", "--state", "faild"), "Did you mean failed?"),
+        (("ls", "--state", "nope"), "there is no state 'nope'. The states: all, live,"),
+        (("ls", "--limit", "0"), "'0' is no whole number above 0"),
+        (("top", "--count", "-1"), "'-1' is no whole number above 0"),
+        (("show", "/streams/x"), "is no stream's id"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["streams", *words])
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status > 0
+    assert told in capsys.readouterr().err
 
 
 def test_top_refreshes_and_ends_at_an_interrupt(

@@ -384,6 +384,12 @@ def test_who_has_gone_on_with_a_message_is_its_model() -> None:
     assert of_messages(block_start(0, start))["model"] == "claude-y"
 
 
+@pytest.mark.parametrize("kind", [["x"], {"x": 1}, 5, None])
+def test_a_deltas_type_that_is_no_name(kind: object) -> None:
+    found = of_messages(*text_block(0, ["a"])[:-1], block_delta(0, {"type": kind, "text": "b", "marks": [1]}))
+    assert found["content"] == [{"type": "text", "text": "ab", "marks": [1]}]
+
+
 def test_deltas_without_a_start_are_not_lost() -> None:
     found = of_messages(block_delta(0, {"type": "text_delta", "text": "a"}))
     assert found["content"] == [{"type": "text", "text": "a"}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -163,6 +164,38 @@ def test_what_was_sent_as_an_event_stream_and_is_none() -> None:
     words = read_unframed(b"upstream connect error or disconnect/reset before headers")
     assert words is not None
     assert words.message.startswith("upstream connect error")
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("<html><body><h1>Busy</h1> &amp; <b>late</b></body>", "Busy & late"),
+        ("<script>var a = '<b>';</script><p>Busy</p><STYLE>p { x }</style>", "Busy"),
+        ("<p>Busy</p><script>var", "Busy var"),
+        ("<title>\n</title><p>Busy", "Busy"),
+        ("<TITLE lang=en>Busy &lt;1&gt;</TITLE><p>late", "Busy <1>"),
+        ("<script></style></script >Busy<style></script>x</style>", "Busy"),
+        ("<" * 9 + "p>Busy", "<<<<<<<< Busy"),
+    ],
+)
+def test_the_words_of_a_page(page: str, words: str) -> None:
+    assert read_body(page.encode(), status=500).message == words
+
+
+@pytest.mark.parametrize(
+    "part", ["<script ", "<title>", "<style>", "<", "<!--", "!", "error ", "[", "ping!", " ", "a", "4", "&lt"]
+)
+def test_no_text_takes_long(part: str) -> None:
+    """A search that began anew at every `<` took hours for the 8 MiB that an event may have."""
+    text = ("<" + part * (4_000_000 // len(part)) + "x").encode()
+    began = time.process_time()
+    for data in (text, text[1:]):
+        is_keep_alive(data)
+        read_text(data)
+        read_body(data, status=502)
+        read_unframed(data)
+        read_object({"error": {"message": "x", "code": data.decode()}})
+    assert time.process_time() - began < 5
 
 
 _JSON = st.recursive(

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -64,6 +66,18 @@ class TestProxy:
             ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "llm.example:8443"}, "https://llm.example:8443/", None),
             ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "llm.example:8443"}, "https://llm.example/", "http://p:1"),
             ({"HTTPS_PROXY": "http://p:1", "no_proxy": "*"}, "https://llm.example/v1/x", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "x, *.example"}, "https://llm.example/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*.example"}, "https://example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*.ample"}, "https://llm.example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "LLM.Example."}, "https://llm.example/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "m.example."}, "https://llm.example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "."}, "https://llm.example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "https://10.1.2.3:8443/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "https://11.1.2.3/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, "https://llm.example/", "http://p:1"),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "[::1],fd00::/8"}, "https://[::1]:8443/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "[::1],fd00::/8"}, "https://[fd12::1]/", None),
+            ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/99,/,"}, "https://10.1.2.3/", "http://p:1"),
         ],
     )
     def test_the_environment_says_which(
@@ -90,6 +104,21 @@ class TestProxy:
         with pytest.raises(SettingsError, match=r"upstreams\.0\.proxy") as told:
             load(flags={"upstreams": [{"name": "u", "base_url": "http://u", "proxy": "socks5://me:secret@p"}]})
         assert "secret" not in str(told.value)
+
+    def test_one_of_the_environment_that_speaks_no_http_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@p:1080")
+        with pytest.raises(UpstreamUnreachable, match=r"does not speak HTTP \(socks5\)\. Set the upstream's `proxy`"):
+            proxy_for(settings(), URL("https://llm.example/"))
+        assert proxy_for(settings(proxy="off"), URL("https://llm.example/")) == (None, None)
+
+    def test_check_tells_of_the_one_that_stands_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
+        told = subprocess.run(
+            [sys.executable, "-m", "relay", "check", "--upstream", "https://llm.example", "--store", "redis://127.0.0.1:1"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert "through the proxy http://127.0.0.1:1, which the environment names" in told.stdout
+        assert "secret" not in told.stdout
 
     def test_the_request_goes_there_with_its_whole_address(self) -> None:
         asked: list[bytes] = []

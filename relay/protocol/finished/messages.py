@@ -79,7 +79,7 @@ class _Block:
         self._input: Text | None = None
 
     def add(self, delta: JsonObject) -> None:
-        kind = delta.get("type")
+        kind = kind_of(delta, "")
         for key, value in delta.items():
             if key == "type" or value is None:
                 continue
