@@ -29,6 +29,7 @@ from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
 from relay.http.acknowledged import taken, unheard
+from relay.http.chunks import Chunks
 from relay.http.contract import (
     ABORT,
     DIRECT,
@@ -40,7 +41,7 @@ from relay.http.contract import (
     ConnectionCut,
     HalfClose,
 )
-from relay.http.http1 import CORK, SLICE, Context
+from relay.http.http1 import CORK, Context
 from relay.http.protocol import Protocol
 from relay.http.unsent import AGAIN, AT_ONCE, BOUND, SEND, SHARE, Account, Sending, Taking, Waiting
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -48,7 +49,6 @@ from relay.protocol.headers import MAX_HEADER_BYTES
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
 _HTTP2_STREAMS = 1000
-_WRITE_AHEAD = 64 * 1024
 _MAX_READ = 64 * 1024
 # Of what nobody asks for yet; the connection is read on to twice as much.
 _READ_AHEAD = 16 * 1024
@@ -60,47 +60,11 @@ _SETTLE = 0.25
 _CROSSING = 1.0
 
 
-class _Chunks:
-    """A `DirectWriter` on a connection of Hypercorn's, whose state does not change between a head and an end. For the
-    same bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
-
-    def __init__(self, writer: asyncio.StreamWriter, account: Account) -> None:
-        self._writer = writer
-        self._transport = writer.transport
-        self._account = account
-
-    def write(self, data: bytes) -> bool:
-        transport = self._transport
-        if transport.is_closing():
-            return False
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return transport.get_write_buffer_size() < _WRITE_AHEAD
-
-    async def send(self, data: bytes) -> None:
-        try:
-            if len(data) <= SLICE:
-                if data:
-                    self.write(data)
-                await self._writer.drain()
-            else:
-                with self._account.holding(len(data)):
-                    await self._send_slices(memoryview(data))
-        except (ConnectionError, RuntimeError):
-            raise ConnectionCut from None
-
-    async def _send_slices(self, data: memoryview) -> None:
-        for at in range(0, len(data), SLICE):
-            part = data[at : at + SLICE]
-            if self._transport.is_closing():
-                raise ConnectionCut
-            self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
-            await self._writer.drain()
-
-
 class _Connection(TCPServer):
     """Raises OSError where the client has gone by now."""
 
-    protocol: Protocol
+    protocol: Protocol  # type: ignore[assignment]
+    context: Context
 
     def __init__(
         self,
@@ -117,7 +81,7 @@ class _Connection(TCPServer):
         state = {
             ABORT: writer.transport.abort,
             CORK: functools.partial(_cork, writer),
-            DIRECT: _Chunks(writer, account),
+            DIRECT: Chunks(writer, account),
             GIVEN_UP: lambda: self._given_up,
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
@@ -128,6 +92,9 @@ class _Connection(TCPServer):
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
         self._looks: asyncio.TimerHandle | None = None
+        self._idle = True
+        self._idle_until = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Event | None = None
         connection = self.writer.get_extra_info("socket")
         self._ends = [
@@ -145,11 +112,11 @@ class _Connection(TCPServer):
                 self._task_group = group
                 state = ConnectionState(self.state)
                 self.protocol = Protocol(
-                    self.app, self.config, self.context, group, state, False, client, server, self.protocol_send
+                    self.app, self.config, self.context, group, state, client, server, self.protocol_send
                 )
                 self._look()
                 await self.protocol.initiate()
-                await self.idle_task.restart(group, self._idle_timeout)
+                self._begin_idling()
                 await self._read_data()
         except OSError:
             pass  # the client has gone
@@ -157,8 +124,9 @@ class _Connection(TCPServer):
             try:
                 await self._close()
             finally:
-                if self._looks is not None:
-                    self._looks.cancel()
+                for timer in (self._looks, self._idle_timer):
+                    if timer is not None:
+                        timer.cancel()
 
     def _in_order(self) -> list[Waiting]:
         return sorted(self.protocol.waiting(), key=lambda answer: answer.kept_pace)
@@ -184,7 +152,6 @@ class _Connection(TCPServer):
             else:
                 await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
-        await self.idle_task.stop()
 
     async def _read_more(self) -> bool:
         """False at the end. What was read is held by nobody but the protocol while the next bytes are awaited."""
@@ -213,20 +180,46 @@ class _Connection(TCPServer):
                 self.loop.remove_reader(resets.fileno())
 
     async def protocol_send(self, event: Event) -> None:
-        await super().protocol_send(event)
+        if isinstance(event, Updated):
+            self._idle = event.idle
+            if event.idle:
+                self._begin_idling()
+        else:
+            await super().protocol_send(event)
         if self._over is not None and isinstance(event, Closed | Updated):
             self._over.set()
 
-    async def _idle_timeout(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout):
-                await self.protocol.until_to_be_closed()
-                if self._request_is_coming():
-                    await self.context.terminated.wait()
-        except TimeoutError:
-            pass
-        self.writer.close()  # before the loop can read anything more
-        await asyncio.shield(self._initiate_server_close())
+    def _begin_idling(self) -> None:
+        """One timer for all of a connection's idle times: it is set again when it fires, not at each request."""
+        self._idle = True
+        limit = self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout
+        self._idle_until = self.loop.time() + limit
+        timer = self._idle_timer
+        if timer is None or timer.when() > self._idle_until:
+            if timer is not None:
+                timer.cancel()
+            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+        if self.context.draining.is_set():
+            self.loop.call_soon(self.end_if_idle)  # the last answer's end is sent first
+
+    def _idled(self) -> None:
+        self._idle_timer = None
+        if not self._idle:
+            return
+        if self.loop.time() >= self._idle_until:
+            self.writer.close()
+        else:
+            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+
+    def end_if_idle(self) -> None:
+        """For the server's end, as far as that has come."""
+        if not self._idle:
+            return
+        if self.send_lock.locked():
+            self.loop.call_later(AGAIN, self.end_if_idle)
+            return
+        if self.context.terminated.is_set() or (self.protocol.is_to_be_closed and not self._request_is_coming()):
+            self.writer.close()  # before the loop can read anything more
 
     def _request_is_coming(self) -> bool:
         """Has a part of one arrived, be it in the kernel only? Then it will be answered."""
@@ -298,7 +291,7 @@ class Server:
             await self._stop_accepting()
         await self._send_away()
         await self._ended(_CROSSING)
-        await self._context.settled.set()
+        await self._settle()
 
     async def answered(self) -> None:
         """In a drain: return when no request is under way any more."""
@@ -310,8 +303,8 @@ class Server:
         await self._stop_accepting()
         await self._send_away()
         await self._ended(_SETTLE)
-        await self._context.settled.set()
         await self._context.terminated.set()
+        await self._settle()
         await self._ended(_GRACE)
         left = [*self._connections, *self._going_away]
         for task in left:
@@ -341,6 +334,11 @@ class Server:
             task = asyncio.create_task(connection.protocol.go_away(_CROSSING))
             self._going_away.add(task)
             task.add_done_callback(self._going_away.discard)
+
+    async def _settle(self) -> None:
+        await self._context.settled.set()
+        for connection in list(self._connections.values()):
+            connection.end_if_idle()
 
     async def _ended(self, timeout: float) -> None:
         if self._connections:
