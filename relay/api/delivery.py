@@ -148,8 +148,8 @@ class Delivery:
 
     async def run(self, headers: Headers) -> None:
         """Returns at the stream's end. Raises ConnectionCut where this connection must not look complete."""
-        gone = asyncio.create_task(self._watch())
         try:
+            self._exchange.presence.when_gone(self._reader.hang_up)
             await self._exchange.start(200, headers)
             self._exchange.when_half_closed(self._send_heartbeat)
             self._timer = self._loop.call_later(self._every, self._tick)
@@ -160,7 +160,7 @@ class Delivery:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            gone.cancel()
+            self._exchange.presence.when_gone(None)
             self._exchange.when_half_closed(None)
             self._reader.close()
         await self._exchange.end()
@@ -217,10 +217,6 @@ class Delivery:
             self._unheard = True
             self._exchange.abort()
             self._reader.hang_up()
-
-    async def _watch(self) -> None:
-        await self._exchange.until_gone()
-        self._reader.hang_up()
 
     def _send_heartbeat(self) -> None:
         self._beat = True

@@ -20,9 +20,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from relay.api.bodies import SLOW, Bodies, Charge
 from relay.api.json_body import JsonBody, too_large
+from relay.api.presence import Presence
 from relay.auth.gate import Caller
 from relay.http.contract import (
     ABORT,
+    CLIENT,
     DIRECT,
     GIVEN_UP,
     HALF_CLOSE,
@@ -94,8 +96,6 @@ class Exchange:
         """The span of one who comes to a stream that is there, from `told.reader_came` on."""
         self.started = False
         self.body_read = False
-        self.gone = False
-        """Has the client hung up, for all that was read so far?"""
         self.too_slow: RequestTimeout | None = None
         self.answer_headers: Headers = []
         """What every answer to this request carries."""
@@ -105,6 +105,12 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._waited = 0.0
+        self.presence = Presence(scope.get("state", {}).get(CLIENT), receive)
+
+    @property
+    def gone(self) -> bool:
+        """Has the client hung up, for all that was read so far?"""
+        return self.presence.gone
 
     def header(self, name: bytes) -> str | None:
         value = rules.value(self.headers, name)
@@ -145,7 +151,7 @@ class Exchange:
         self._declared(limit)
         total = 0
         while not self.body_read:
-            message = await self._next_message(total)
+            message = self.presence.message() or await self._next_message(total)
             if message["type"] != "http.request":
                 self.body_read = True
                 raise ClientGone
@@ -225,31 +231,12 @@ class Exchange:
             if total > _DRAIN_BYTES:
                 return
 
-    async def until_gone(self) -> None:
-        """Returns when the client has hung up."""
-        while not self.gone:
-            self.gone = (await self._receive())["type"] == "http.disconnect"
-
     async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What `work` returns. Where its client hangs up first, the work is cancelled. Raises ConnectionCut then.
 
         Before the body has been read nobody else may read the connection: then the work is awaited as it is.
         """
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(self.until_gone()) if self.body_read else None
-        try:
-            await asyncio.wait([task] if gone is None else [task, gone], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ConnectionCut
-            return task.result()
-        finally:
-            if gone is not None:
-                gone.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            # An error holds this frame: whatever it was about would stay until the collector comes.
-            del task, gone
+        return await (self.presence.unless_gone(work) if self.body_read else work)
 
     # -- the answer ---------------------------------------------------------------------------------------
 

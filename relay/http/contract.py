@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from starlette.types import Message
+
 # In the scope's state: a `HalfClose`.
 HALF_CLOSE = "relay.half_close"
 # In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `DirectWriter`.
@@ -23,6 +25,21 @@ UNHEARD = "relay.unheard"
 
 # In the scope's state: tells whether the server has ended the connection because its client took nothing.
 GIVEN_UP = "relay.given_up"
+
+
+# In the scope's state: a `Client`. Missing where the server does not say.
+CLIENT = "relay.client"
+
+
+class Client(Protocol):
+    """The client of one request, without a task that waits for it."""
+
+    def here(self) -> Message | None:
+        """What ASGI's `receive` would return at once; None where it would wait."""
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Have this called once, and this alone, when the client hangs up before its answer's end, at once where it
+        has; or nothing."""
 
 
 class DirectWriter(Protocol):

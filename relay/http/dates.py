@@ -7,7 +7,7 @@ import functools
 import time
 from email.utils import formatdate
 
-from hypercorn.protocol.events import Response
+from relay.protocol.headers import Headers
 
 
 def date() -> tuple[bytes, bytes]:
@@ -19,12 +19,9 @@ def _spelled(seconds: int) -> bytes:
     return formatdate(seconds, usegmt=True).encode()
 
 
-def dated(answer: Response) -> Response:
+def dated(head: Headers) -> Headers:
     """The same with one date, the first that it has. Names are in lower case by then."""
-    dates = [item for item in answer.headers if item[0] == b"date"]
+    dates = [item for item in head if item[0] == b"date"]
     if not dates:
-        answer.headers.append(date())
-    elif len(dates) > 1:
-        others = [item for item in answer.headers if item[0] != b"date"]
-        return Response(answer.stream_id, [*others, dates[0]], answer.status_code)
-    return answer
+        return [*head, date()]
+    return head if len(dates) == 1 else [*(item for item in head if item[0] != b"date"), dates[0]]

@@ -126,8 +126,9 @@ class Http2(H2Protocol):
         self._cancels = float(_CANCELS)
         self._counted = time.monotonic()
 
-    async def until_to_be_closed(self) -> None:
-        await self._told_to_go.wait()
+    @property
+    def is_to_be_closed(self) -> bool:
+        return self._told_to_go.is_set()
 
     def is_amid_a_head(self) -> bool:
         return False  # its client has been told that it will not be looked at
@@ -139,6 +140,8 @@ class Http2(H2Protocol):
         last = self.connection.highest_inbound_stream_id
         await self._told_to_go.set()
         await self.send(RawData(GoAwayFrame(0, last_stream_id=last).serialize()))
+        if not self.streams:
+            await self.send(Updated(idle=True))
 
     async def handle(self, event: IOEvent) -> None:
         if isinstance(event, Closed):
@@ -167,7 +170,9 @@ class Http2(H2Protocol):
             if buffer is not None and not buffer.complete:
                 self._forget(event.stream_id)
                 await self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
-        await super().stream_send(dated(event) if isinstance(event, Response) else event)
+        if isinstance(event, Response):
+            event = Response(event.stream_id, dated(event.headers), event.status_code)
+        await super().stream_send(event)
 
     async def _wake(self, stream_id: int) -> None:
         self.priority.unblock(stream_id)

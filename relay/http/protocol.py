@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.config import Config
 from hypercorn.events import Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
+from hypercorn.typing import ConnectionState
 
 from relay.http.http1 import Context, Http1
 from relay.http.http2 import Http2
@@ -16,18 +18,29 @@ from relay.http.unsent import Waiting
 # For a request that was on its way to a connection which has begun in a drain.
 _CROSSING = 1.0
 
-_P = TypeVar("_P")
 
-
-class Protocol(ProtocolWrapper):
+class Protocol:
     """A connection that begins as HTTP/1.1 and is HTTP/2 once its client says so."""
 
-    context: Context
-    protocol: Http1 | Http2
+    def __init__(
+        self,
+        app: Any,
+        config: Config,
+        context: Context,
+        task_group: TaskGroup,
+        state: ConnectionState,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        self._context = context
+        self._task_group = task_group
+        self._send = send
+        self._arguments = (app, config, context, task_group, state, False, client, server, send)
+        self.protocol: Http1 | Http2 = Http1(*self._arguments)
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.protocol = self._made(Http1)
+    async def initiate(self) -> None:
+        """Nothing is sent before a client has."""
 
     @property
     def begun(self) -> bool:
@@ -38,9 +51,15 @@ class Protocol(ProtocolWrapper):
         """The answers that cannot go on before their client takes something."""
         return self.protocol.waiting()
 
-    async def until_to_be_closed(self) -> None:
-        """Return when this connection, which is idle, is to be closed for the server's end."""
-        await self.protocol.until_to_be_closed()
+    @property
+    def is_to_be_closed(self) -> bool:
+        """Is this connection, where it is idle, to be closed for the server's end?"""
+        return self.protocol.is_to_be_closed
+
+    @property
+    def is_idle(self) -> bool:
+        """Is what comes next, over HTTP/1.1, a request's beginning?"""
+        return isinstance(self.protocol, Http1) and self.protocol.is_idle
 
     @property
     def owes_an_answer(self) -> bool:
@@ -60,23 +79,10 @@ class Protocol(ProtocolWrapper):
         try:
             await self.protocol.handle(event)
         except H2ProtocolAssumedError as known:
-            self.protocol = self._made(Http2)
+            self.protocol = Http2(*self._arguments)
             await self.protocol.initiate()
-            await self.send(Updated(idle=True))
-            if self.context.draining.is_set():
-                self.task_group.spawn(self.protocol.go_away, _CROSSING)
+            await self._send(Updated(idle=True))
+            if self._context.draining.is_set():
+                self._task_group.spawn(self.protocol.go_away, _CROSSING)
             if known.data:
                 await self.protocol.handle(RawData(known.data))
-
-    def _made(self, kind: Callable[..., _P]) -> _P:
-        return kind(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.state,
-            self.ssl,
-            self.client,
-            self.server,
-            self.send,
-        )

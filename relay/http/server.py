@@ -28,7 +28,10 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
+from relay.http.accepting import Accepting
 from relay.http.acknowledged import taken, unheard
+from relay.http.beginnings import Beginnings
+from relay.http.chunks import Chunks
 from relay.http.contract import (
     ABORT,
     DIRECT,
@@ -40,7 +43,7 @@ from relay.http.contract import (
     ConnectionCut,
     HalfClose,
 )
-from relay.http.http1 import CORK, SLICE, Context
+from relay.http.http1 import CORK, Context
 from relay.http.protocol import Protocol
 from relay.http.unsent import AGAIN, AT_ONCE, BOUND, SEND, SHARE, Account, Sending, Taking, Waiting
 from relay.protocol.headers import MAX_HEADER_BYTES
@@ -48,10 +51,11 @@ from relay.protocol.headers import MAX_HEADER_BYTES
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
 _HTTP2_STREAMS = 1000
-_WRITE_AHEAD = 64 * 1024
 _MAX_READ = 64 * 1024
 # Of what nobody asks for yet; the connection is read on to twice as much.
 _READ_AHEAD = 16 * 1024
+# Requests of connections over HTTP/1.1 that are read in one turn of the loop.
+_AT_ONCE = 4
 # How often in `limits.write_timeout` a client is looked at that does not take all that it is sent.
 _LOOKS = 4
 _GRACE = 3.0
@@ -60,52 +64,19 @@ _SETTLE = 0.25
 _CROSSING = 1.0
 
 
-class _Chunks:
-    """A `DirectWriter` on a connection of Hypercorn's, whose state does not change between a head and an end. For the
-    same bytes its own way from `send` to the socket was a fifth of the CPU of an event."""
-
-    def __init__(self, writer: asyncio.StreamWriter, account: Account) -> None:
-        self._writer = writer
-        self._transport = writer.transport
-        self._account = account
-
-    def write(self, data: bytes) -> bool:
-        transport = self._transport
-        if transport.is_closing():
-            return False
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return transport.get_write_buffer_size() < _WRITE_AHEAD
-
-    async def send(self, data: bytes) -> None:
-        try:
-            if len(data) <= SLICE:
-                if data:
-                    self.write(data)
-                await self._writer.drain()
-            else:
-                with self._account.holding(len(data)):
-                    await self._send_slices(memoryview(data))
-        except (ConnectionError, RuntimeError):
-            raise ConnectionCut from None
-
-    async def _send_slices(self, data: memoryview) -> None:
-        for at in range(0, len(data), SLICE):
-            part = data[at : at + SLICE]
-            if self._transport.is_closing():
-                raise ConnectionCut
-            self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
-            await self._writer.drain()
-
-
 class _Connection(TCPServer):
     """Raises OSError where the client has gone by now."""
 
-    protocol: Protocol
+    protocol: Protocol  # type: ignore[assignment]
+    context: Context
+    _idle = False  # once it is over
+    _at_hand = False  # a part of a request, whose turn it is not yet
 
     def __init__(
         self,
         limits: LimitSettings,
         whole: Account,
+        beginnings: Beginnings,
         writer: asyncio.StreamWriter,
         reader: asyncio.StreamReader,
         *more: Any,
@@ -117,7 +88,7 @@ class _Connection(TCPServer):
         state = {
             ABORT: writer.transport.abort,
             CORK: functools.partial(_cork, writer),
-            DIRECT: _Chunks(writer, account),
+            DIRECT: Chunks(writer, account),
             GIVEN_UP: lambda: self._given_up,
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
@@ -127,7 +98,11 @@ class _Connection(TCPServer):
         }
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
+        self._beginnings = beginnings
         self._looks: asyncio.TimerHandle | None = None
+        self._idle = True
+        self._idle_until = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Event | None = None
         connection = self.writer.get_extra_info("socket")
         self._ends = [
@@ -145,11 +120,11 @@ class _Connection(TCPServer):
                 self._task_group = group
                 state = ConnectionState(self.state)
                 self.protocol = Protocol(
-                    self.app, self.config, self.context, group, state, False, client, server, self.protocol_send
+                    self.app, self.config, self.context, group, state, client, server, self.protocol_send
                 )
                 self._look()
                 await self.protocol.initiate()
-                await self.idle_task.restart(group, self._idle_timeout)
+                self._begin_idling()
                 await self._read_data()
         except OSError:
             pass  # the client has gone
@@ -157,8 +132,9 @@ class _Connection(TCPServer):
             try:
                 await self._close()
             finally:
-                if self._looks is not None:
-                    self._looks.cancel()
+                for timer in (self._looks, self._idle_timer):
+                    if timer is not None:
+                        timer.cancel()
 
     def _in_order(self) -> list[Waiting]:
         return sorted(self.protocol.waiting(), key=lambda answer: answer.kept_pace)
@@ -184,12 +160,15 @@ class _Connection(TCPServer):
             else:
                 await self.protocol.handle(RawData(b""))
         await self.protocol.handle(Closed())
-        await self.idle_task.stop()
 
     async def _read_more(self) -> bool:
         """False at the end. What was read is held by nobody but the protocol while the next bytes are awaited."""
         data = await self.reader.read(_MAX_READ)
         if data:
+            if self.protocol.is_idle:
+                self._at_hand = True
+                await self._beginnings.turn(self)
+                self._at_hand = False
             await self.protocol.handle(RawData(data))
         return bool(data)
 
@@ -213,24 +192,52 @@ class _Connection(TCPServer):
                 self.loop.remove_reader(resets.fileno())
 
     async def protocol_send(self, event: Event) -> None:
-        await super().protocol_send(event)
+        if isinstance(event, Updated):
+            self._idle = event.idle
+            if event.idle:
+                self._begin_idling()
+        else:
+            await super().protocol_send(event)
         if self._over is not None and isinstance(event, Closed | Updated):
             self._over.set()
 
-    async def _idle_timeout(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout):
-                await self.protocol.until_to_be_closed()
-                if self._request_is_coming():
-                    await self.context.terminated.wait()
-        except TimeoutError:
-            pass
-        self.writer.close()  # before the loop can read anything more
-        await asyncio.shield(self._initiate_server_close())
+    def _begin_idling(self) -> None:
+        """One timer for all of a connection's idle times: it is set again when it fires, not at each request."""
+        self._idle = True
+        limit = self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout
+        self._idle_until = self.loop.time() + limit
+        timer = self._idle_timer
+        if timer is None or timer.when() > self._idle_until:
+            if timer is not None:
+                timer.cancel()
+            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+        if self.context.draining.is_set():
+            self.loop.call_soon(self.end_if_idle)  # the last answer's end is sent first
+
+    def _idled(self) -> None:
+        self._idle_timer = None
+        if not self._idle:
+            return
+        if self._at_hand:
+            self._idle_timer = self.loop.call_later(AGAIN, self._idled)
+        elif self.loop.time() >= self._idle_until:
+            self.writer.close()
+        else:
+            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+
+    def end_if_idle(self) -> None:
+        """For the server's end, as far as that has come."""
+        if not self._idle:
+            return
+        if self.send_lock.locked():
+            self.loop.call_later(AGAIN, self.end_if_idle)
+            return
+        if self.context.terminated.is_set() or (self.protocol.is_to_be_closed and not self._request_is_coming()):
+            self.writer.close()  # before the loop can read anything more
 
     def _request_is_coming(self) -> bool:
         """Has a part of one arrived, be it in the kernel only? Then it will be answered."""
-        if self.protocol.protocol.is_amid_a_head() or self.reader._buffer:  # type: ignore[attr-defined]
+        if self._at_hand or self.protocol.protocol.is_amid_a_head() or self.reader._buffer:  # type: ignore[attr-defined]
             return True
         descriptor = self.writer.get_extra_info("socket").fileno()
         return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
@@ -279,13 +286,14 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._config = _config()
         self._context = Context()
-        self._accepting: asyncio.Server | None = None
+        self._accepting: Accepting | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._going_away: set[asyncio.Task[None]] = set()
         self._unsent = Account(BOUND, self._waiting)
+        self._beginnings = Beginnings(_AT_ONCE)
 
     async def start(self) -> None:
-        self._accepting = await self._loop.create_server(self._protocol, sock=self._listener, backlog=_BACKLOG)
+        self._accepting = Accepting(self._listener, _BACKLOG, self._protocol)
 
     async def drain(self, *, listening: bool) -> None:
         """Have every connection end as soon as no request runs on it, and return when what was on its way is here.
@@ -298,7 +306,7 @@ class Server:
             await self._stop_accepting()
         await self._send_away()
         await self._ended(_CROSSING)
-        await self._context.settled.set()
+        await self._settle()
 
     async def answered(self) -> None:
         """In a drain: return when no request is under way any more."""
@@ -310,8 +318,8 @@ class Server:
         await self._stop_accepting()
         await self._send_away()
         await self._ended(_SETTLE)
-        await self._context.settled.set()
         await self._context.terminated.set()
+        await self._settle()
         await self._ended(_GRACE)
         left = [*self._connections, *self._going_away]
         for task in left:
@@ -319,19 +327,9 @@ class Server:
         await asyncio.gather(*left, return_exceptions=True)
 
     async def _stop_accepting(self) -> None:
-        """Close the listener. Connections that the kernel has accepted are taken over first: it would reset them, with
-        requests that their clients may have sent."""
-        if self._accepting is None:
-            return
-        waiting = []
-        with contextlib.suppress(OSError):
-            while True:
-                waiting.append(self._listener.accept()[0])
-        self._accepting.close()
-        self._accepting = None
-        for connection in waiting:
-            with contextlib.suppress(OSError):
-                await self._loop.connect_accepted_socket(self._protocol, connection)
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
+            await accepting.stop()
 
     async def _send_away(self) -> None:
         if self._context.draining.is_set():
@@ -341,6 +339,11 @@ class Server:
             task = asyncio.create_task(connection.protocol.go_away(_CROSSING))
             self._going_away.add(task)
             task.add_done_callback(self._going_away.discard)
+
+    async def _settle(self) -> None:
+        await self._context.settled.set()
+        for connection in list(self._connections.values()):
+            connection.end_if_idle()
 
     async def _ended(self, timeout: float) -> None:
         if self._connections:
@@ -364,14 +367,25 @@ class Server:
         assert task is not None
         try:
             connection = _Connection(
-                self._limits, self._unsent, writer, reader, self._app, self._loop, self._config, self._context
+                self._limits,
+                self._unsent,
+                self._beginnings,
+                writer,
+                reader,
+                self._app,
+                self._loop,
+                self._config,
+                self._context,
             )
         except OSError:
             writer.close()
             return
         self._connections[task] = connection
-        task.add_done_callback(self._connections.pop)
-        await connection
+        try:
+            await connection
+        finally:
+            del self._connections[task]
+            vars(connection).clear()  # else its parts, which know each other, wait for the collector of garbage
 
 
 async def serve(

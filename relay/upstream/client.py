@@ -21,7 +21,7 @@ from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_answer, sniffed
 from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
-from relay.upstream.connections import Connections, proxy_for
+from relay.upstream.connections import Connections
 
 CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
@@ -349,7 +349,7 @@ class UpstreamClient:
         section 15).
         """
         address = URL(url, encoded=True)
-        proxy, authorization = proxy_for(upstream, address)
+        proxy, authorization = self._connections.proxy_for(upstream, address)
         to_proxy = {} if authorization is None else {"proxy-authorization": authorization}
         lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy

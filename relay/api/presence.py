@@ -1,0 +1,88 @@
+"""Is the client of a request still there? Asked without a task where the server tells by a call (`relay.http`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.types import Message, Receive
+
+from relay.http.contract import Client, ConnectionCut
+
+_T = TypeVar("_T")
+
+
+class Presence:
+    """`gone`: the client has hung up, for all that is known. Nothing is to be asked before the body has been read."""
+
+    def __init__(self, client: Client | None, receive: Receive) -> None:
+        self.gone = False
+        self._client = client
+        self._receive = receive
+        self._listening: asyncio.Task[None] | None = None
+
+    def message(self) -> Message | None:
+        """The next part of the body, where it is here."""
+        return None if self._client is None else self._client.here()
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Have this called when the client hangs up, in place of what was to be called so far; or nothing. Where it has
+        gone by now it is called at once."""
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+        if call is None:
+            if self._client is not None:
+                self._client.when_gone(None)
+            return
+
+        def gone() -> None:
+            self.gone = True
+            call()
+
+        if self.gone:
+            call()
+        elif self._client is not None:
+            self._client.when_gone(gone)
+        else:
+            self._listening = asyncio.ensure_future(self._until_gone(gone))
+
+    async def _until_gone(self, gone: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._listening = None
+        gone()
+
+    async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` returns. Where the client hangs up first, it is cancelled. Raises ConnectionCut then."""
+        task = asyncio.current_task()
+        assert task is not None
+        asked = task.cancelling()
+        cut = False
+
+        def cancel() -> None:
+            nonlocal cut
+            cut = True
+            if running:
+                task.cancel()
+
+        running = False
+        self.when_gone(cancel)
+        if cut:
+            work.close()
+            raise ConnectionCut
+        running = True
+        try:
+            result = await work
+        except BaseException as error:
+            # Whoever else has cancelled this task is not to be kept from it.
+            if not cut or (task.uncancel() > asked and isinstance(error, asyncio.CancelledError)):
+                raise
+            raise ConnectionCut from None
+        finally:
+            self.when_gone(None)
+        if cut:
+            task.uncancel()
+            raise ConnectionCut
+        return result

@@ -1,0 +1,165 @@
+"""A client that hangs up is told of by a call, and by a task that reads where the server does not call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from starlette.types import Message
+
+from relay.api.presence import Presence
+from relay.http.contract import ConnectionCut
+
+
+class Server:
+    """A client's request at a server that calls, or does not."""
+
+    def __init__(self, *, calls: bool) -> None:
+        self.call: Callable[[], None] | None = None
+        self.is_gone = False
+        self._gone = asyncio.Event()
+        self.presence = Presence(self if calls else None, self.receive)
+
+    def here(self) -> Message | None:
+        return None
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        self.call = call
+        if self.is_gone and call is not None:
+            call()
+
+    async def receive(self) -> Message:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    def hang_up(self) -> None:
+        self.is_gone = True
+        self._gone.set()
+        if self.call is not None:
+            call, self.call = self.call, None
+            call()
+
+
+both_ways = pytest.mark.parametrize("calls", [True, False])
+
+
+@both_ways
+def test_work_that_ends_first_gives_its_result(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        assert await server.presence.unless_gone(asyncio.sleep(0, "done")) == "done"
+        server.hang_up()
+        await asyncio.sleep(0)
+        assert not server.presence.gone  # nobody asks any more
+
+    asyncio.run(scene())
+
+
+@both_ways
+def test_work_is_cancelled_where_the_client_goes_first(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            asyncio.get_running_loop().call_soon(server.hang_up)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(ConnectionCut):
+            await server.presence.unless_gone(work())
+        assert cancelled.is_set()
+        assert server.presence.gone
+        assert not task.cancelling()
+        await asyncio.sleep(0)  # the cancellation is spent
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("way", ["returns", "raises"])
+def test_work_that_ends_by_itself_when_it_is_cancelled_is_cut_all_the_same(way: str) -> None:
+    async def scene() -> None:
+        server = Server(calls=True)
+
+        async def work() -> str:
+            asyncio.get_running_loop().call_soon(server.hang_up)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if way == "raises":
+                    raise ValueError from None
+            return "a result that nobody wants"
+
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(ConnectionCut):
+            await server.presence.unless_gone(work())
+        assert not task.cancelling()
+
+    asyncio.run(scene())
+
+
+def test_who_has_gone_before_gets_no_work_done() -> None:
+    async def scene() -> None:
+        server = Server(calls=True)
+        server.hang_up()
+        begun = False
+
+        async def work() -> None:
+            nonlocal begun
+            begun = True
+
+        with pytest.raises(ConnectionCut):
+            await server.presence.unless_gone(work())
+        assert not begun
+
+    asyncio.run(scene())
+
+
+@both_ways
+def test_another_s_cancellation_stays_one(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        task = asyncio.ensure_future(server.presence.unless_gone(asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scene())
+
+
+def test_a_cancellation_at_the_moment_of_a_hang_up_stays_one() -> None:
+    async def scene() -> None:
+        server = Server(calls=True)
+        task = asyncio.ensure_future(server.presence.unless_gone(asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        task.cancel()
+        server.hang_up()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scene())
+
+
+@both_ways
+def test_whoever_asked_last_is_called_and_nobody_else(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        called: list[int] = []
+        server.presence.when_gone(lambda: called.append(1))
+        server.presence.when_gone(lambda: called.append(2))
+        await asyncio.sleep(0)
+        server.hang_up()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert called == [2]
+        server.presence.when_gone(lambda: called.append(3))
+        assert called == [2, 3]
+
+    asyncio.run(scene())
