@@ -3,6 +3,9 @@
 The node is asked of the topology at each send, so what one call learns from MOVED all others know. ASK holds for the
 one command; TRYAGAIN and CLUSTERDOWN are waited for, for a moment. All commands that come this way may be repeated, so
 a lost reply is asked for again, once.
+
+What every stream sends as it begins goes along with the appends (`send`): a write to a connection and the server's turn
+for it cost more than the command.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +21,7 @@ import redis.exceptions
 from redis.exceptions import AskError, ClusterDownError, MovedError, ReadOnlyError, TryAgainError
 
 from relay.protocol.errors import StoreUnavailable
-from relay.store.link import REROUTE, Link, StoreDown
+from relay.store.link import REROUTE, Command, Link, StoreDown
 from relay.store.node import Node
 from relay.store.scripts import Script
 from relay.store.topology import Topology
@@ -43,11 +46,57 @@ def refuses_writes(error: Exception) -> bool:
     return isinstance(error, redis.exceptions.OutOfMemoryError) or str(error).startswith(_WRITE_REFUSALS)
 
 
+class NotSent(Exception):
+    """What was to go along with appends did not leave, or was not done: it is for the node's other connection."""
+
+
+Along = Callable[[Node, Command], "asyncio.Future[Any] | None"]
+"""Sends a command with a node's next appends, in front of them; None where none can leave now. The future raises what
+`Link.call` does, and NotSent."""
+
+
+def _not_along(node: Node, command: Command) -> asyncio.Future[Any] | None:
+    return None
+
+
+class Sent:
+    """A command that is on its way; `first` is its first attempt. Awaited, it is followed and asked for again like any
+    other."""
+
+    __slots__ = ("_channel", "_command", "_commands", "_key", "_node", "first")
+
+    def __init__(self, commands: Commands, key: bytes, command: Command, channel: bytes | None) -> None:
+        self._commands = commands
+        self._key = key
+        self._command = command
+        self._channel = channel
+        self._node = node = commands.topology.node_of(key)
+        self.first = commands.along(node, command) or node.query.call(*command)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        call = self._commands.perform(self._key, self._command, False, self._channel, (self._node, self.first))
+        return call.__await__()
+
+
+async def all_of(*sent: Sent) -> None:
+    """Returns when all have been done. Raises StoreUnavailable. No task is made for any, while the store answers."""
+    failed = []
+    for one in sent:
+        try:
+            await one.first
+        except Exception:
+            failed.append(one)
+    if failed:
+        await asyncio.gather(*failed)
+
+
 class Commands:
-    """On one topology. Every call raises StoreUnavailable where the key's node cannot serve it."""
+    """On one topology. Every call raises StoreUnavailable where the key's node cannot serve it. `along` is the way of
+    what is to go along with appends."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
+        self.along: Along = _not_along
         self._refused_at: WeakKeyDictionary[Node, float] = WeakKeyDictionary()  # when a node last took no writes
 
     @property
@@ -57,11 +106,19 @@ class Commands:
 
     async def run(self, key: bytes, script: Script, keys: list[bytes], args: list[Any], *, reads: bool = False) -> Any:
         """A script on the node of a key."""
-        return await self._call(key, ("EVALSHA", script.sha, len(keys), *keys, *args), reads, keys[0])
+        return await self.perform(key, ("EVALSHA", script.sha, len(keys), *keys, *args), reads, keys[0])
+
+    def send(self, key: bytes, *command: Any) -> Sent:
+        """Send a command at once, with the next appends where that can be, whether its answer is awaited or not."""
+        return Sent(self, key, command, None)
+
+    def send_script(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Sent:
+        """As `send`."""
+        return Sent(self, key, ("EVALSHA", script.sha, len(keys), *keys, *args), keys[0])
 
     async def call(self, key: bytes, *command: Any, reads: bool = False) -> Any:
         """A command on the node of a key; `reads` sends it over the link for pages of events."""
-        return await self._call(key, command, reads, None)
+        return await self.perform(key, command, reads, None)
 
     async def confirm(self, key: bytes) -> None:
         """Is the server that has just answered still the one that holds the key, as the others see it? A primary that
@@ -93,7 +150,15 @@ class Commands:
         it may hold less than it did."""
         return time.monotonic() - self.topology.node_of(key).returned_at
 
-    async def _call(self, key: bytes, command: tuple[Any, ...], reads: bool, channel: bytes | None) -> Any:
+    async def perform(
+        self,
+        key: bytes,
+        command: Command,
+        reads: bool,
+        channel: bytes | None,
+        sent: tuple[Node, asyncio.Future[Any]] | None = None,
+    ) -> Any:
+        """A command, to its answer; `sent` is its first attempt, where that is on its way."""
         failures = redirections = 0
         asked: Node | None = None  # the node that an ASK has named for this one command
         give_up = time.monotonic() + _UNSETTLED_FOR
@@ -102,12 +167,17 @@ class Commands:
             node = asked or owner
             link = node.read if reads else node.query
             try:
+                if sent is not None:
+                    (node, first), sent = sent, None
+                    return await first
                 if asked is None:
                     return await link.call(*command)
                 reply = await call_asking(link, command)
                 if channel is not None:
                     republish(owner, channel)
                 return reply
+            except NotSent:
+                continue
             except AskError as error:
                 redirections += 1
                 if redirections > _REDIRECTIONS:

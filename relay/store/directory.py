@@ -19,7 +19,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from relay.config import StreamSettings
 from relay.encryption import Cipher, Tampered
 from relay.protocol.errors import EncryptionKeyMissing, ResponseIdAmbiguous, StoreUnavailable
 from relay.store import scripts
-from relay.store.commands import millis
+from relay.store.commands import Sent, millis
 from relay.store.names import Names
 from relay.store.scripts import Script
 
@@ -40,7 +40,12 @@ _SILENT_FOR = 0.75
 
 
 class Commands(Protocol):
-    """What this needs of the store: one command, or one script, at the node of a key."""
+    """What this needs of the store: one command, or one script, at the node of a key. What a stream needs as it begins
+    and ends is sent, along with appends where that can be."""
+
+    def send(self, key: bytes, *command: Any) -> Sent: ...
+
+    def send_script(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Awaitable[Any]: ...
 
     async def call(self, key: bytes, *command: Any) -> Any: ...
 
@@ -112,7 +117,7 @@ class Directory:
             "1" if completed else "0",
             claim.at,
         ]
-        found = _claim(await self._commands.run(key, scripts.CLAIM, [key], args))
+        found = _claim(await self._commands.send_script(key, scripts.CLAIM, [key], args))
         if not claim.at and found.stream == claim.stream:  # claimed anew: was it there where others look for it?
             await self._commands.confirm(key)
         return found
@@ -126,7 +131,7 @@ class Directory:
     async def release(self, name: str, stream: str) -> None:
         """Give a name back, where it is this stream's."""
         key = self._names.name_key(name)
-        await self._commands.run(key, scripts.RELEASE, [key], [stream])
+        await self._commands.send_script(key, scripts.RELEASE, [key], [stream])
 
     def returned_for(self, name: str) -> float:
         """Seconds since this replica reached the name's node again after a loss: what is not there may be about to be
@@ -139,7 +144,7 @@ class Directory:
         """Give a stream a name of its own; a name that a second stream is given leads nowhere."""
         key = self._names.name_key(name)
         proof = self._cipher.proof(key, stream)
-        await self._commands.run(key, scripts.ALIAS, [key], [stream, self._longest, proof])
+        await self._commands.send_script(key, scripts.ALIAS, [key], [stream, self._longest, proof])
 
     async def resolve_alias(self, name: str) -> str | None:
         """The stream that has the name; none where no relay has given it that name, but whoever else can write to the
@@ -167,12 +172,12 @@ class Directory:
         """Note a generation under a name, beside others."""
         key = self._names.name_key(name)
         text = f"{noted.request} {noted.turns} {noted.messages or '-'} {noted.replica}"
-        await self._commands.run(key, scripts.NOTE, [key], [noted.stream, text, self._joinable])
+        await self._commands.send_script(key, scripts.NOTE, [key], [noted.stream, text, self._joinable])
 
     async def forget(self, name: str, stream: str) -> None:
         """What is noted of a generation under a name."""
         key = self._names.name_key(name)
-        await self._commands.call(key, "HDEL", key, stream)
+        await self._commands.send(key, "HDEL", key, stream)
 
     async def noted(self, name: str) -> list[Noted]:
         """The generations that are noted under a name."""
@@ -201,11 +206,20 @@ class Directory:
     async def remove_replica(self, replica: str) -> None:
         await self._commands.call(self._names.replicas, "ZREM", self._names.replicas, replica)
 
-    async def add_stream(self, replica: str, stream: str) -> None:
-        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found. One that
-        has been silent for long, as a paused process is, says also that it lives: others may have struck it off."""
+    def note_stream(self, replica: str, stream: str) -> Sent:
+        """Note that a replica runs a stream, before the stream is made: a lost replica's streams can be found. It is on
+        its way when this returns, and followed by `say_alive`."""
         key = self._names.replica(replica)
-        await self._commands.call(key, "SADD", key, stream)
+        return self._commands.send(key, "SADD", key, stream)
+
+    async def add_stream(self, replica: str, stream: str) -> None:
+        """Both, one after the other."""
+        await self.note_stream(replica, stream)
+        await self.say_alive(replica)
+
+    async def say_alive(self, replica: str) -> None:
+        """A replica that has been silent for long, as a paused process is, says that it lives: others may have struck
+        it off, and nobody would look for its streams."""
         if time.monotonic() > self._announced_at + _SILENT_FOR * self._lease:
             await self.announce_replica(replica, self._lease)
 

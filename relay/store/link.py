@@ -174,6 +174,11 @@ class Link:
         self._silent_checks = 0
         self.up_since: float | None = None
 
+    @property
+    def usable(self) -> bool:
+        """Is it open?"""
+        return self._wire is not None and self._wire.usable
+
     def call(self, *command: Any) -> asyncio.Future[Any]:
         """Queue a command. The future gives its reply, raises the server's ResponseError, or StoreDown. Commands that
         are queued without an await in between go out one right after the other."""

@@ -18,8 +18,7 @@ from relay.config import LimitSettings, StreamSettings
 from relay.encryption import Cipher, Tampered
 from relay.protocol.errors import EncryptionKeyMissing
 from relay.store import scripts
-from relay.store.commands import millis
-from relay.store.directory import Commands
+from relay.store.commands import Commands, Sent, millis
 from relay.store.names import Names
 
 logger = logging.getLogger(__name__)
@@ -62,11 +61,11 @@ class Listings:
         entry = f"{stream} {replica} {digest or _NONE} {text} {proof}".encode()
         return Listed(stream, replica, digest, entry)
 
-    async def put(self, owner: str, listed: Listed) -> int:
-        """Put it there, or assert that it is; its `at`."""
+    def put(self, owner: str, listed: Listed) -> Sent:
+        """Put it there, or assert that it is: on its way when this returns. The answer is its `at`."""
         key = self._key(owner)
         args = [listed.entry, listed.at, self._longest, self._most]
-        return int(await self._commands.run(key, scripts.ENLIST, [key], args))
+        return self._commands.send_script(key, scripts.ENLIST, [key], args)
 
     async def remove(self, owner: str, listed: Listed) -> None:
         key = self._key(owner)

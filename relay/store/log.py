@@ -36,7 +36,7 @@ from relay.protocol.end_mark import End, decode_end
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.protocol.headers import Headers
 from relay.store import scripts
-from relay.store.commands import Commands, millis
+from relay.store.commands import Commands, Sent, millis
 from relay.store.directory import Directory
 from relay.store.names import Names
 from relay.store.node import Node
@@ -87,28 +87,28 @@ class Log:
         self._recent_bytes = 0
         self._pages: dict[_Place, asyncio.Future[Any]] = {}
 
-    async def create(
+    def create(
         self,
         stream: str,
         fields: dict[str, str],
         fence: str,
         headers: Headers = (),  # type: ignore[assignment]
         leg: bytes = b"",
-    ) -> None:
-        """Make a stream; no effect where it is there."""
+    ) -> Sent:
+        """Make a stream; no effect where it is there. It is on its way when this returns."""
         settings = self.settings
         longest = settings.max_duration + settings.retention + settings.tombstone
         binding = Binding(fields["owner"], fields["api"])
         flat = self._flat(stream, fields, headers, leg, binding)
         args = [millis(settings.lease), millis(longest), "fence", fence, *flat]
-        await self.commands.run(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
+        return self.commands.send_script(self.names.meta(stream), scripts.CREATE, [self.names.meta(stream)], args)
 
     async def learn(
         self, stream: str, fields: dict[str, str], fence: str, headers: Headers, binding: Binding, leg: bytes = b""
     ) -> None:
         """Write what is known of a stream only after it was made; no effect where another replica has ended it."""
         args = [fence, *self._flat(stream, fields, headers, leg, binding)]
-        await self.commands.run(self.names.meta(stream), scripts.LEARN, [self.names.meta(stream)], args)
+        await self.commands.send_script(self.names.meta(stream), scripts.LEARN, [self.names.meta(stream)], args)
 
     def _flat(self, stream: str, fields: dict[str, str], headers: Headers, leg: bytes, binding: Binding) -> list[Any]:
         found: dict[str, str | bytes] = {**fields}
@@ -192,7 +192,7 @@ class Log:
         """How often its replica was left without a reader, and up to which time one has come again; no effect where the
         stream is not there."""
         key = self.names.meta(stream)
-        await self.commands.run(key, scripts.ORPHAN, [key], [gone, taken])
+        await self.commands.send_script(key, scripts.ORPHAN, [key], [gone, taken])
 
     async def mark(self, stream: str, fields: dict[str, str | bytes]) -> None:
         """Note something of a stream; no effect where it is not there."""

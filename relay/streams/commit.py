@@ -60,6 +60,8 @@ class Committer:
         self._delayed: dict[LogWriter, _Delayed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._commands = log.commands
+        self._commands.along = self._along
         self.topology.on_change.append(self._topology_changed)
         self.topology.on_returned.append(self._node_returned)
 
@@ -72,6 +74,10 @@ class Committer:
         if queue is None:
             queue = self._queues[node] = CommitQueue(self, node)
         queue.add(writer)
+
+    def _along(self, node: Node, command: Command) -> asyncio.Future[Any] | None:
+        queue = self._queues.get(node)
+        return None if queue is None or self._closed else queue.along(command)
 
     async def close(self) -> None:
         self._closed = True

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
-from relay.store.link import REROUTE, StoreDown, pack
+from relay.store.commands import NotSent
+from relay.store.link import REROUTE, Command, StoreDown, pack
 from relay.store.node import Node
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class CommitQueue:
         self._topology = committer.topology
         self._waiting: list[LogWriter] = []
         self._in_flight: list[Item] = []
+        self._riders: list[tuple[bytes, asyncio.Future[Any]]] = []  # commands that go along with the next flush
+        self._riding: list[asyncio.Future[Any]] = []  # those that are in flight
         self._frames = 0
         self._started = 0.0
         self._busy = False
@@ -88,6 +91,17 @@ class CommitQueue:
             self._loop.call_soon(self._flush)
         elif self._away:
             self._loop.call_soon(self._notify_away, writer)
+
+    def along(self, command: Command) -> asyncio.Future[Any] | None:
+        """Send a command with the next flush, in front of its appends. None where none can leave now."""
+        if self._task is not None or self._closed or self._node.closed or not self._node.commit.usable:
+            return None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._riders.append((pack(*command), future))
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._flush)
+        return future
 
     def _notify_away(self, writer: LogWriter) -> None:
         if self._away:  # it may just have answered
@@ -110,13 +124,14 @@ class CommitQueue:
 
     async def close(self) -> None:
         self._closed = True
+        self._leave_riders(StoreDown("the link was closed"))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _flush(self) -> None:
         self._in_flight, self._frames = self._take()
-        if self._closed or not self._in_flight:
+        if self._closed or not (self._in_flight or self._riders):
             self._busy = False
             return
         self._started = time.monotonic()  # uvloop's own clock has whole milliseconds
@@ -124,12 +139,19 @@ class CommitQueue:
         try:
             if self._topology.sharded:
                 packed, count = b"".join([pack(*command([item])) for item in self._in_flight]), len(self._in_flight)
-            else:
+            elif self._in_flight:
                 packed, count = pack(*command(self._in_flight)), 1
+            else:
+                packed, count = b"", 0
         except Exception:  # of one of them, which `_recover` finds
             logger.warning("append: a fault of the relay's own; trying each stream by itself", exc_info=True)
             self._recover_from(None)
             return
+        if self._riders:
+            packed = b"".join([*(rider for rider, _ in self._riders), packed])
+            count += len(self._riders)
+            self._riding = [future for _, future in self._riders]
+            self._riders = []
         if not self._node.commit.flush(packed, count, self._answered):
             self._recover_from(None)
 
@@ -140,24 +162,51 @@ class CommitQueue:
             # Some of it may have been done. An append may be repeated: the log tells what it has.
             self._recover_from(result)
             return
-        if self._topology.sharded:
+        if self._riding:
+            result = self._tell_riders(result)
+        if not self._in_flight:
+            replies = []
+        elif self._topology.sharded:
             replies = [reply[0] if type(reply) is list else reply for reply in result]
         elif type(result[0]) is list:
             replies = result[0]
         else:
             self._recover_from(result[0])
             return
-        self._observe()
+        if replies:
+            self._observe()
         left = self._settle(replies)
         if left:
             self._waiting = [*left, *self._waiting]
             self._recover_from(None)
-        elif self._waiting:
+        elif self._waiting or self._riders:
             self._loop.call_soon(self._flush)
         else:
             self._busy = False
             if self._node.closed:
                 self._committer.forget(self._node)
+
+    def _tell_riders(self, result: list[Any]) -> list[Any]:
+        """Hand on the answers of what went along; those of the appends."""
+        riding, self._riding = self._riding, []
+        for future, reply in zip(riding, result, strict=False):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(NotSent() if isinstance(reply, NoScriptError) else reply)
+                future.exception()  # whoever waits hears it; nobody need
+            else:
+                future.set_result(reply)
+        return result[len(riding) :]
+
+    def _leave_riders(self, error: Exception) -> None:
+        """None can go along for now: what is in flight may have been done, and what waits has not left."""
+        riding, self._riding = self._riding, []
+        riders, self._riders = self._riders, []
+        for future in (*riding, *(future for _, future in riders)):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
 
     def _observe(self) -> None:
         self._metrics.append.observe(time.monotonic() - self._started)
@@ -187,6 +236,7 @@ class CommitQueue:
     def _recover_from(self, error: Exception | None) -> None:
         if error is not None:
             logger.info("append: %s; trying again", error)
+        self._leave_riders(error if isinstance(error, StoreDown) else NotSent())
         if self._clock is None:
             lost = min(time.monotonic() - self._started, _ATTEMPT_MAX)
             self._clock = HoldClock(self._loop, self._committer.hold, lost, self._hold_over)

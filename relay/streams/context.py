@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relay.config import StreamSettings
 from relay.encryption import Binding
 from relay.protocol.errors import StoreUnavailable
+from relay.store.commands import all_of
 from relay.store.log import Log
 from relay.store.stories import about
 from relay.streams.ahead import Ahead
@@ -27,8 +28,8 @@ class Host(Protocol):
     def on_making(self, producer: Producer) -> None:
         """Its stream is about to be made in the store, with all that is known by now."""
 
-    async def list(self, producer: Producer) -> None:
-        """Put it into the list of its owner's streams, where the store answers."""
+    def list(self, producer: Producer) -> asyncio.Future[Any] | None:
+        """Put it into the list of its owner's streams: done when it is there, or the store does not answer."""
 
     def on_created(self, producer: Producer) -> None:
         """The stream has come to be."""
@@ -62,7 +63,8 @@ class ProducerContext:
     host: Host
 
     async def put_into_store(self, producer: Producer) -> None:
-        """One flush: first that this replica runs it, then the stream itself, so that none is unaccounted for."""
+        """One flush, and no task: first that this replica runs it, then the stream itself, so that none is unaccounted
+        for."""
         self.host.on_making(producer)
         fields = {
             "api": producer.dialect.name,
@@ -72,17 +74,16 @@ class ProducerContext:
             **self.host.reading_fields(producer),
             **({"trace": span.traceparent} if (span := producer.account.request.span).traceparent else {}),
         }
-        await asyncio.gather(
-            self.log.directory.add_stream(self.replica, producer.stream),
-            self.log.create(
-                producer.stream,
-                fields | _upstream(producer),
-                producer.writer.fence,
-                producer.kept_headers,
-                _leg(producer),
-            ),
-            self.host.list(producer),
+        directory = self.log.directory
+        noted = directory.note_stream(self.replica, producer.stream)
+        made = self.log.create(
+            producer.stream, fields | _upstream(producer), producer.writer.fence, producer.kept_headers, _leg(producer)
         )
+        listed = self.host.list(producer)
+        await all_of(noted, made)
+        await directory.say_alive(self.replica)
+        if listed is not None and not listed.done():
+            await asyncio.wait((listed,))
 
     async def learn(self, producer: Producer) -> None:
         """Tell the store what has come of the request since the stream was made."""

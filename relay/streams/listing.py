@@ -8,14 +8,15 @@ be no stream leaves the list.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from relay.auth.owners import Owners, Use
 from relay.protocol.errors import ApiError, StoreUnavailable
+from relay.store.commands import Sent
 from relay.store.listings import Listed, Listings
 from relay.store.log import Log, Status
 from relay.streams.lookup import Lookup
@@ -76,24 +77,39 @@ class Listing:
     def _digest(self, owner: str, name: str) -> str:
         return self._owners.digest(Use.NAME, owner.encode(), name.encode())[:32]
 
-    async def put(self, producer: Producer) -> None:
-        """To be awaited where the stream is made: it is listed, or the store does not answer."""
+    def put(self, producer: Producer) -> asyncio.Future[Any] | None:
+        """Where the stream is made: it is listed, or the store does not answer, once this is done; None where it is
+        listed already. What has to be said for that is on its way when this returns."""
         held = self._held.get(producer)
-        if held is None:
-            return
+        if held is None or held.told:
+            return None
+        if held.named:  # its client may come by it
+            return self._later(self._told(producer, held))
+        sent = self._listings.put(producer.owner, held.listed)
+        sent.first.add_done_callback(partial(self._was_put, producer, held, sent))
+        return sent.first
+
+    async def _told(self, producer: Producer, held: _Held) -> None:
         if held.task is not None and not held.task.done():
             await asyncio.shield(held.task)
         if not held.told:
-            with contextlib.suppress(StoreUnavailable):
-                await self._tell(producer, held)
+            await self._tell(producer, held)
 
-    async def _tell(self, producer: Producer, held: _Held) -> None:
-        at = await self._listings.put(producer.owner, held.listed)
-        held.listed = dataclasses.replace(held.listed, at=at)
+    def _was_put(self, producer: Producer, held: _Held, sent: Sent, first: asyncio.Future[Any]) -> None:
+        if not first.cancelled() and first.exception() is None:
+            self._answered(producer, held, first.result())
+        elif self._held.get(producer) is held:
+            held.task = self._later(self._tell(producer, held, sent))
+
+    async def _tell(self, producer: Producer, held: _Held, sent: Sent | None = None) -> None:
+        self._answered(producer, held, await (sent or self._listings.put(producer.owner, held.listed)))
+
+    def _answered(self, producer: Producer, held: _Held, at: bytes) -> None:
+        held.listed = dataclasses.replace(held.listed, at=int(at))
         if self._held.get(producer) is held:
             held.told = True
         elif not _is_made(producer):  # it has ended meanwhile, and never was a stream
-            await self._listings.remove(producer.owner, held.listed)
+            self._later(self._listings.remove(producer.owner, held.listed))
 
     def ended(self, producer: Producer) -> None:
         held = self._held.pop(producer, None)

@@ -246,8 +246,8 @@ class Registry:
         producer.account.began(producer.stream, self.owners.shown(producer.owner))
         self.learning.made(producer)
 
-    async def list(self, producer: Producer) -> None:
-        await self.listing.put(producer)
+    def list(self, producer: Producer) -> asyncio.Future[Any] | None:
+        return self.listing.put(producer)
 
     def on_moved(self, producer: Producer) -> None:
         account, route = producer.account, producer.route

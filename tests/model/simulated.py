@@ -89,7 +89,10 @@ class Pending:
 
 
 class Link:
-    """One way to the store. Commands do not wait for one another."""
+    """One way to the store. Commands do not wait for one another: nothing goes along with appends, which is a way and
+    no other order (`tests/streams/test_going_along.py`)."""
+
+    usable = False
 
     def __init__(self, node: Node) -> None:
         self._node = node

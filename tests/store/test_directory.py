@@ -16,6 +16,7 @@ import redis.exceptions
 from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import ResponseIdAmbiguous, StoreUnavailable
 from relay.protocol.ids import new_stream_id
+from relay.store.commands import Sent
 from relay.store.directory import Claim, Directory, new_secret
 from relay.store.log import Log
 from relay.store.topology import Topology
@@ -38,6 +39,12 @@ class Bench:
         self.confirmed: list[bytes] = []
         self.moved: set[bytes] = set()  # keys that another server holds, as the others see it
         self.back: dict[bytes, float] = {}  # for how many seconds the node of a key has been back
+
+    def send(self, key: bytes, *command: Any) -> Sent:
+        return self.log.commands.send(key, *command)
+
+    def send_script(self, key: bytes, script: Any, keys: list[bytes], args: list[Any]) -> Sent:
+        return self.log.commands.send_script(key, script, keys, args)
 
     async def call(self, key: bytes, *command: Any) -> Any:
         return await self.log.commands.call(key, *command)
@@ -243,7 +250,7 @@ class TestAliases:
             async def call(self, key: bytes, *command: Any) -> Any:
                 sent.append(command)
 
-            async def run(self, key: bytes, script: Any, keys: list[bytes], args: list[Any]) -> Any:
+            async def send_script(self, key: bytes, script: Any, keys: list[bytes], args: list[Any]) -> Any:
                 sent.append((script.text, *args))
 
             def returned_for(self, key: bytes) -> float:

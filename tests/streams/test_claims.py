@@ -11,6 +11,7 @@ import pytest
 from relay.config import StoreSettings, StreamSettings
 from relay.protocol.errors import StoreUnavailable
 from relay.protocol.outcomes import Cause, Ending, Outcome
+from relay.store.commands import Sent
 from relay.store.directory import Claim, Directory
 from relay.store.log import Log
 from relay.store.scripts import Script
@@ -33,6 +34,12 @@ class Store:
         self.moved = False  # another server is the primary by now
         self._log = Log(FakeTopology(), SETTINGS, StoreSettings())  # type: ignore[arg-type]
         self.directory = Directory(self, self._log.names, SETTINGS)
+
+    def send(self, key: bytes, *command: Any) -> Sent:
+        return self._log.commands.send(key, *command)
+
+    def send_script(self, key: bytes, script: Script, keys: list[bytes], args: list[Any]) -> Awaitable[Any]:
+        return self.run(key, script, keys, args)
 
     async def call(self, key: bytes, *command: Any) -> Any:
         return await self._answer(lambda: self._log.commands.call(key, *command))

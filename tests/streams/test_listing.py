@@ -4,7 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,16 @@ from relay.streams.listing import Listing
 OWNER = "o" * 64
 
 
+class Sent:
+    """What is on its way to a store that is asked but once."""
+
+    def __init__(self, first: asyncio.Future[int]) -> None:
+        self.first = first
+
+    def __await__(self) -> Generator[Any, None, int]:
+        return self.first.__await__()
+
+
 class Store(Listings):
     """The lists in memory, of a store that can be away or lose all."""
 
@@ -31,11 +41,14 @@ class Store(Listings):
         self.away = False
         self.clock = 1
 
-    async def put(self, owner: str, listed: Listed) -> int:
+    def put(self, owner: str, listed: Listed) -> Any:
+        first: asyncio.Future[int] = asyncio.Future()
         if self.away:
-            raise StoreUnavailable
-        self.clock += 1
-        return self.kept.setdefault(listed.entry, listed.at or self.clock)
+            first.set_exception(StoreUnavailable())
+        else:
+            self.clock += 1
+            first.set_result(self.kept.setdefault(listed.entry, listed.at or self.clock))
+        return Sent(first)
 
     async def remove(self, owner: str, listed: Listed) -> None:
         self.kept.pop(listed.entry, None)
@@ -104,7 +117,9 @@ class Scene:
         return producer
 
     async def made(self, producer: Any, outcome: str = "") -> None:
-        await self.listing.put(producer)
+        listed = self.listing.put(producer)
+        if listed is not None:
+            await asyncio.wait((listed,))
         producer.created.set_result(True)
         self.statuses[producer.stream] = outcome
 
