@@ -26,7 +26,7 @@ cluster: .venv/.dev  ## a whole Kubernetes, the chart in it, and what operators 
 demo: .venv/.demo  ## two replicas, a store and a real model
 	$(BIN)/relay demo $(ARGS)
 
-bench: .venv/.bench  ## the relay beside nginx, LiteLLM and Portkey; needs two quiet cores
+bench: .venv/.bench  ## the relay beside nginx, Go's proxy, Envoy, LiteLLM and Portkey; two quiet cores, 30 min
 	$(BIN)/python deploy/bench/compare.py --write $(ARGS)
 
 agents: .venv/.dev  ## Codex, Claude Code, opencode and aider, cut in every place; writes the figures of deploy/agents; an hour

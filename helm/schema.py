@@ -55,6 +55,8 @@ class _AsWritten(GenerateJsonSchema):
         if form is not None:
             return dict(form)
         inner = super().function_before_schema(schema)
+        if function is units.to_workers:
+            return {"anyOf": [inner, {"enum": [units.AUTO]}]}
         if function is units.off_to_none:
             return {"anyOf": [*inner["anyOf"], {"enum": _OFF}]}
         if function is units.off_to_word:

@@ -165,16 +165,13 @@ def _settings_flags(parser: argparse.ArgumentParser, *, only: str = "") -> None:
         ("--upstream", "URL", "one upstream for every API and model, as the API's SDK is given it", "upstreams"),
         ("--store", "URL", "embedded, or a Redis URL", "store.url"),
         ("--data-dir", "DIR", "where the embedded store keeps its data", "store.data_dir"),
-        ("--workers", "N", "processes that share the address", "workers"),
+        ("--workers", "N", "processes that share the address, auto for one on each core", "workers"),
     ):
         if not setting.startswith(only):
             continue
         default = "none" if setting == "upstreams" else _default(setting)
-        kind = int if flag == "--workers" else str
         variable = "RELAY_" + setting.upper().replace(".", "__")
-        parser.add_argument(
-            flag, type=kind, metavar=metavar, help=f"{text} (default: {default}; environment: {variable})"
-        )
+        parser.add_argument(flag, metavar=metavar, help=f"{text} (default: {default}; environment: {variable})")
 
 
 def _default(setting: str) -> object:

@@ -1,4 +1,5 @@
-"""`make bench`: the relay beside nginx, LiteLLM and Portkey, each on one core, in one run; writes BENCHMARKS.md.
+"""`make bench`: the relay beside nginx, Go's proxy, Envoy, LiteLLM and Portkey, each on one core, in one run; writes
+BENCHMARKS.md.
 
     python deploy/bench/compare.py [--only ROW …] [--without PEER …] [--quick] [--write]
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+import proxies
 import redis
 import render
 
@@ -32,6 +35,9 @@ from relay.bench.report import Bar
 DOCUMENT = peers.ROOT / "deploy/BENCHMARKS.md"
 RESULTS = peers.HOME / "results.json"
 _RATE = 20.0
+_LOADS = (100, 300, 600, 1000)
+PEERS = ("nginx", "go", "envoy", "portkey", "litellm", "asgi")
+_PLAIN = PEERS[:3]
 _SCALE = {50: 80.0, 200: 20.0, 1000: 4.0, 2000: 2.0}
 """Streams and the rate of each: 4,000 events/s whatever their number."""
 
@@ -52,7 +58,7 @@ class Comparison:
         if not self.quick:
             return plan
         plan = replace(plan, streams=min(plan.streams, 10), total=min(plan.total, 50), length=min(plan.length, 40))
-        plan = replace(plan, running=min(plan.running, 10), settle=0.0 if plan.mode != "beside" else 0.5)
+        plan = replace(plan, running=min(plan.running, 10), settle=0.5 if plan.running else 0.0)
         return replace(plan, rate=max(plan.rate, 20.0), repeats=min(plan.repeats, 5), rounds=1)
 
     def relay(self, stack: ExitStack, **options: Any) -> tuple[Target, str]:
@@ -61,6 +67,8 @@ class Comparison:
     def others(self, stack: ExitStack, *names: str) -> list[Target]:
         start: dict[str, Callable[..., Any]] = {
             "nginx": gateways.nginx,
+            "go": lambda upstream, core: proxies.go(upstream, core, peers.HOME),
+            "envoy": proxies.envoy,
             "portkey": peers.portkey,
             "litellm": peers.litellm,
         }
@@ -79,10 +87,10 @@ def cpu(c: Comparison) -> None:
     """CPU per event, with streams of 20 events/s."""
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
-        others = c.others(stack, "nginx", "portkey")
+        others = c.others(stack, *_PLAIN, "portkey")
         c.measure("cpu_300", c.plan(streams=300), [relay, *others])
         # Portkey's core is full long before.
-        c.measure("cpu_600", c.plan(streams=600), [relay, *(o for o in others if o.name == "nginx")])
+        c.measure("cpu_600", c.plan(streams=600), [relay, *(o for o in others if o.name != "portkey")])
     with ExitStack() as stack:
         if few := c.others(stack, "litellm"):
             c.measure("cpu_litellm", c.plan(streams=20, rounds=2), few)
@@ -95,7 +103,7 @@ def latency(c: Comparison) -> None:
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
         streams = _half(c.rows["cpu_300"], "relay")
-        c.measure("latency", c.plan(streams=streams), [relay, *c.others(stack, "nginx", "portkey")])
+        c.measure("latency", c.plan(streams=streams), [relay, *c.others(stack, *_PLAIN, "portkey")])
     with ExitStack() as stack:
         if few := c.others(stack, "litellm"):
             streams = _half(c.rows["cpu_litellm"], "litellm")
@@ -112,7 +120,7 @@ def first(c: Comparison) -> None:
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
         plan = c.plan(mode="first", streams=1, length=1, repeats=50, rounds=6)
-        c.measure("first", plan, [relay, *c.others(stack, "nginx")])
+        c.measure("first", plan, [relay, *c.others(stack, *_PLAIN)])
 
 
 def unpaced(c: Comparison) -> None:
@@ -120,7 +128,7 @@ def unpaced(c: Comparison) -> None:
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
         plan = c.plan(mode="unpaced", streams=20, length=10_000, rounds=5)
-        c.measure("unpaced", plan, [relay, *c.others(stack, "nginx")])
+        c.measure("unpaced", plan, [relay, *c.others(stack, *_PLAIN)])
 
 
 def scale(c: Comparison) -> None:
@@ -132,10 +140,26 @@ def scale(c: Comparison) -> None:
             c.measure(f"scale_{streams}", c.plan(streams=streams, rate=rate, length=length, rounds=2), [relay])
 
 
+def neighbours(c: Comparison) -> None:
+    """100 small streams beside long prompts, events of 3 MB and requests of 31 MB."""
+    with ExitStack() as stack:
+        targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
+        plan = c.plan(mode="neighbours", streams=1, running=100, length=1, repeats=5, rounds=1, settle=5.0)
+        c.measure("neighbours", plan, targets)
+
+
+def fidelity(c: Comparison) -> None:
+    """Streams whose bytes are those that the upstream sent, under a load that the core cannot take at its end."""
+    with ExitStack() as stack:
+        targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
+        for streams in _LOADS:
+            c.measure(f"fidelity_{streams}", c.plan(mode="fidelity", streams=streams, length=60, rounds=1), targets)
+
+
 def memory(c: Comparison) -> None:
     """Of live streams, of the log, and over many streams."""
     with ExitStack() as stack:
-        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
         c.measure("idle", c.plan(mode="idle", streams=1000, length=2, rounds=1), targets)
     with ExitStack() as stack:
         relay, url = c.relay(stack)
@@ -178,7 +202,7 @@ def fleet(c: Comparison) -> None:
 def begin(c: Comparison) -> None:
     """What a stream costs to begin and end: at a steady rate over kept connections, and 300 at once on new ones."""
     with ExitStack() as stack:
-        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
         c.measure("begin", c.plan(mode="begin", streams=20, length=1, total=1600), targets)
         c.measure("cold", c.plan(mode="cold", streams=300, length=1, repeats=3), targets)
 
@@ -186,7 +210,7 @@ def begin(c: Comparison) -> None:
 def burst(c: Comparison) -> None:
     """1,000 connections at once; 600 begun beside streams that run, in the same moment and within 3 s."""
     with ExitStack() as stack:
-        targets = [c.relay(stack)[0], *c.others(stack, "nginx")]
+        targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
         c.measure("burst", c.plan(mode="burst", streams=1000, rate=1.0, length=3), targets)
         plan = c.plan(mode="beside", streams=600, running=100, length=3, settle=5.0)
         c.measure("beside", replace(plan, ramp=0.0), targets)
@@ -216,7 +240,10 @@ def guarded(c: Comparison) -> None:
 
 ROWS = {
     row.__name__: row
-    for row in (cpu, latency, first, unpaced, scale, begin, burst, memory, resume, fleet, asgi, guarded)
+    for row in (
+        *(cpu, latency, first, unpaced, scale, begin, burst, neighbours, fidelity, memory, resume, fleet),
+        *(asgi, guarded),
+    )
 }
 
 
@@ -242,11 +269,11 @@ def main() -> int:
 
 
 def _measure(arguments: argparse.Namespace, results: Path) -> None:
-    names = [name for name in ("nginx", "portkey", "litellm", "asgi") if name not in arguments.without]
+    names = [name for name in PEERS if name not in arguments.without]
     peers.install(names)
     core, load_core = two_cores() if arguments.cpu_target is None else (arguments.cpu_target, arguments.cpu_load)
     store_core = load_core if arguments.cpu_store is None else arguments.cpu_store
-    bar = Bar()
+    bar, load_average = Bar(), os.getloadavg()[0]
     with Bench(core=load_core, progress=bar) as bench:
         comparison = Comparison(bench, core, store_core, arguments.quick, arguments.without)
         wanted = {name: ROWS[name] for name in arguments.only or ROWS}
@@ -256,12 +283,14 @@ def _measure(arguments: argparse.Namespace, results: Path) -> None:
             comparison.rows |= json.loads(results.read_text())["rows"]
         for row in wanted.values():
             row(comparison)
+            disclosed = {**peers.DISCLOSED, **proxies.DISCLOSED}
             found = {
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
+                "load_average": load_average,
                 "cores": {"target": core, "load": load_core, "store": store_core},
                 "versions": peers.versions(names),
-                "disclosed": {name: text for name, text in peers.DISCLOSED.items() if name in ("relay", *names)},
+                "disclosed": {name: text for name, text in disclosed.items() if name in ("relay", *names)},
                 "rows": comparison.rows,
             }
             results.write_text(json.dumps(found, indent=1) + "\n")
@@ -271,7 +300,7 @@ def _measure(arguments: argparse.Namespace, results: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help="of nginx, portkey, litellm, asgi")
+    parser.add_argument("--without", nargs="+", default=[], metavar="PEER", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--quick", action="store_true", help="see that everything runs; the figures mean nothing")
     parser.add_argument("--render", action="store_true", help="measure nothing; show the results there are")
     parser.add_argument("--write", action="store_true", help="write the tables into deploy/BENCHMARKS.md")

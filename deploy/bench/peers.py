@@ -20,6 +20,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import proxies
 import redis
 
 from relay.bench import gateways
@@ -70,6 +71,10 @@ def install(names: list[str]) -> None:
         (HOME / "portkey").mkdir(exist_ok=True)
         (HOME / "portkey/package.json").write_text(json.dumps(manifest))
         _run("npm", "install", "--prefix", str(HOME / "portkey"), "--no-fund", "--no-audit", "--ignore-scripts")
+    if "go" in names:
+        proxies.install_go(HOME)
+    if "envoy" in names:
+        proxies.envoy_binary()
     if "asgi" in names and not (HOME / "asgi/granian").exists():
         _run(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(HOME / "asgi"), *ASGI_SERVERS)
 
@@ -85,6 +90,10 @@ def versions(names: list[str]) -> dict[str, str]:
     if "nginx" in names:
         said = subprocess.run([nginx_binary(), "-v"], capture_output=True, text=True, check=True).stderr
         found["nginx"] = said.strip().partition("/")[2]
+    if "go" in names:
+        found["go"] = proxies.go_version()
+    if "envoy" in names:
+        found["envoy"] = proxies.envoy_version()
     if "portkey" in names:
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
         found["portkey"] = f"{PORTKEY} on Node.js {node}"

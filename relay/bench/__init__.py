@@ -5,7 +5,8 @@ every event with its number and its send time; the generator checks every number
 take turns in one run, beside the upstream without a gateway (`direct`), whose delays are taken off.
 
 `wire` what upstream and generator say to each other · `upstream` · `http`, `stream` one answer as it is read ·
-`jobs`, `begins`, `load` the generator · `procs` CPU and memory · `measure` the run · `figures` · `report` · `gateways`
+`jobs`, `begins`, `neighbours`, `load` the generator · `procs` CPU and memory · `measure` the run · `figures` ·
+`report` · `gateways`
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _DEFAULTS = {
     "begin": (20, 1, 1),
     "cold": (300, 1, 1),
     "beside": (600, 3, 1),
+    "neighbours": (1, 1, 1),
+    "fidelity": (100, 100, 1),
 }
 
 
@@ -70,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--first", type=_positive, metavar="N", help="N single requests, idle: the first event's delay")
     mode.add_argument("--burst", type=_positive, metavar="N", help="N connections at once")
     mode.add_argument("--beside", type=_positive, metavar="N", help="N streams at once beside --running ones")
+    mode.add_argument(
+        "--neighbours",
+        action="store_true",
+        help="--running streams beside long prompts, events of 3 MB, bodies of 31 MB",
+    )
+    mode.add_argument("--fidelity", action="store_true", help="how many of --streams are equal byte by byte")
     mode.add_argument("--begin", type=_positive, metavar="N", help="N streams begun and ended, connections kept")
     mode.add_argument("--cold", type=_positive, metavar="N", help="the same, N at once on new connections, 5 times")
     mode.add_argument("--idle", type=_positive, metavar="N", help="memory of N live streams without an event")
@@ -77,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--resume", action="store_true", help="a stream read again, also by --streams readers at once")
     load = parser.add_argument_group("the load")
     load.add_argument("--streams", type=_positive, metavar="N", help="at once")
-    load.add_argument("--running", type=_positive, default=100, metavar="N", help="paced streams beside --beside's")
+    load.add_argument(
+        "--running", type=_positive, default=100, metavar="N", help="paced streams that run beside (default 100)"
+    )
     load.add_argument("--starts", type=float, default=200.0, metavar="N_PER_S", help="streams begun a second")
     load.add_argument("--rate", type=float, default=20.0, metavar="EVENTS_PER_S", help="of each stream (default 20)")
     load.add_argument("--length", type=_positive, metavar="EVENTS", help="of each stream")
@@ -203,7 +214,8 @@ def _plan(arguments: argparse.Namespace) -> Any:
         raise BenchError(f"--length may be up to {MAX_LENGTH:,}, and --rate must be above 0 (see --unpaced)")
     streams, rounds = arguments.streams or streams, arguments.rounds or rounds
     total = {"churn": count, "begin": count, "resume": -(-streams // 50)}
-    repeats = {"first": max(1, count // rounds), "cold": 5}
+    repeats = {"first": max(1, count // rounds), "cold": 5, "neighbours": 5}
+    beside = mode in ("beside", "neighbours")
     return Plan(
         mode=mode,
         api=arguments.api,
@@ -213,11 +225,11 @@ def _plan(arguments: argparse.Namespace) -> Any:
         payload=arguments.payload,
         rounds=rounds,
         total=total.get(mode, 0),
-        running=arguments.running if mode == "beside" else 0,
+        running=arguments.running if beside else 0,
         starts=arguments.starts,
         ramp=0.0 if mode == "beside" else None,
         repeats=repeats.get(mode, 50),
-        settle=5.0 if mode == "beside" else 1.0,
+        settle=5.0 if beside else 1.0,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from relay.bench.stream import histogram
 
@@ -83,22 +83,7 @@ async def beside(run: Run) -> None:
     """`running` paced streams, and `streams` more that begin beside them within `ramp` seconds, all at once if that is
     0; first events count from the moment at which each is due, connections among them."""
     job = run.job
-    lasting = job.running / job.starts + _SETTLED + _CALM + job.ramp + job.settle
-    before = run.beside(job.running, max(2, int(job.rate * lasting)))
-    began = run.loop.time()
-
-    async def paced(at: float) -> None:
-        await asyncio.sleep(at - run.loop.time())
-        await before.stream(before.order())
-
-    work = asyncio.gather(*(paced(began + i / job.starts) for i in range(job.running)))
-    watched = asyncio.ensure_future(before.watched(work, job.running * before.job.length))
-    await _unless(watched, before.all_begun)
-    await asyncio.sleep(_SETTLED)
-    before.tally.recording = True
-    await asyncio.sleep(_CALM)
-    calm = before.tally.delays[:]
-    before.tally.delays.clear()
+    running = await Running.begin(run, job.ramp + job.settle)
     whole = run.usage()
     due = run.loop.time()
     asked = time.monotonic_ns()
@@ -114,13 +99,51 @@ async def beside(run: Run) -> None:
             await asyncio.sleep(0)  # so that not this process is what holds up the events of the others
     watching = asyncio.ensure_future(run.watched(asyncio.gather(*beginning), job.streams * job.length))
     await _unless(watching, run.all_begun)
-    before.tally.recording = False
-    meanwhile = before.tally.delays[:]
-    run.result["meanwhile"] = {"calm_us": histogram(calm), "burst_us": histogram(meanwhile)}
+    running.note("burst")
     await watching
     run.result["whole"] = run.spent(whole)
-    await watched
-    run.add(before)
+    await running.end()
+
+
+class Running:
+    """The `running` paced streams of a job that run beside what it measures, and what their events are late by."""
+
+    def __init__(self, run: Run, streams: Run, watched: asyncio.Future[None]) -> None:
+        self._run, self._streams, self.watched = run, streams, watched
+        self._meanwhile: dict[str, dict[int, int]] = {}
+
+    @classmethod
+    async def begin(cls, run: Run, seconds: float) -> Self:
+        """They have begun, and were watched for a while without anything beside them; they last for so long."""
+        job = run.job
+        lasting = job.running / job.starts + _SETTLED + _CALM + seconds
+        streams = run.beside(job.running, max(2, int(job.rate * lasting)))
+        began = run.loop.time()
+
+        async def paced(at: float) -> None:
+            await asyncio.sleep(at - run.loop.time())
+            await streams.stream(streams.order())
+
+        work = asyncio.gather(*(paced(began + i / job.starts) for i in range(job.running)))
+        found = cls(run, streams, asyncio.ensure_future(streams.watched(work, job.running * streams.job.length)))
+        await _unless(found.watched, streams.all_begun)
+        await asyncio.sleep(_SETTLED)
+        streams.tally.recording = True
+        await asyncio.sleep(_CALM)
+        found.note("calm")
+        return found
+
+    def note(self, what: str) -> None:
+        """What happened since the last note."""
+        delays = self._streams.tally.delays
+        self._meanwhile[what] = histogram(delays)
+        delays.clear()
+
+    async def end(self) -> None:
+        self._streams.tally.recording = False
+        await self.watched
+        self._run.add(self._streams)
+        self._run.result["meanwhile"] = self._meanwhile
 
 
 async def _unless(over: asyncio.Future[None], event: asyncio.Event) -> None:

@@ -19,7 +19,9 @@ The figures of one target, as `summary` makes them; what was not measured is nul
     events_per_cpu_s            events per second of the target's CPU
     load                        generator_share, upstream_share: their CPU, of one core
     others_share                CPU that anything else on the machine used meanwhile, in cores; the worst of the rounds
-    meanwhile                   of beginnings beside running streams: event_ms of those, before (calm) and then (burst)
+    meanwhile                   event_ms of the streams that ran beside, by what happened then (calm: nothing)
+    faithful                    streams whose bytes were those that the upstream sent, of so many
+    connections                 live ones of each process that takes them, the most first
     memory                      rss and store_rss per stream, or step by step, by the mode
     together                    of a resume: all readers at once
 """
@@ -59,6 +61,8 @@ def summary(mode: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
     found |= _use(answers)
     found["memory"] = _memory(mode, answers)
     found["meanwhile"] = _meanwhile([a["meanwhile"] for a in answers if "meanwhile" in a])
+    found["faithful"] = _faithful([a["faithful"] for a in answers if "faithful" in a])
+    found["connections"] = next((a["connections"] for a in answers if a.get("connections")), None)
     found["others_share"] = max((a.get("others_share", 0.0) for a in answers), default=0.0)
     found["together"] = _together([a["together"] for a in answers if "together" in a])
     return found
@@ -91,13 +95,12 @@ def warnings(mode: str, targets: Mapping[str, dict[str, Any]], *, load_on_one: b
             found.append(
                 f"{name}: its core was full, so its delays are those of a queue. Use fewer streams or a lower rate"
             )
-        if target["others_share"] > QUIET:
-            found.append(
-                f"{name}: the machine was not quiet, others used {target['others_share']:.0%} of a core. "
-                "End what else runs, and measure again"
-            )
         if any(target["errors"].values()):
             found.append(f"{name}: errors. {'; '.join(target['samples'])}")
+    if (others := max((target["others_share"] for target in targets.values()), default=0.0)) > QUIET:
+        found.append(
+            f"the machine was not quiet: others used {others:.0%} of a core. End what else runs, and measure again"
+        )
     return found
 
 
@@ -179,7 +182,7 @@ def _times(factor: float, value: float | None) -> float | None:
 def _meanwhile(answers: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not answers:
         return None
-    return {when: _percentiles(a[f"{when}_us"] for a in answers) for when in ("calm", "burst")}
+    return {when: _percentiles(a[when] for a in answers) for when in answers[0]}
 
 
 def _sum(windows: list[dict[str, Any]], name: str) -> float | None:
@@ -209,6 +212,10 @@ def _per_stream(answers: list[dict[str, Any]]) -> dict[str, float] | None:
     if not found:
         return None
     return {key: max(one[key] for one in found) for key in found[0]}
+
+
+def _faithful(answers: list[dict[str, int]]) -> dict[str, int] | None:
+    return {name: sum(a[name] for a in answers) for name in ("equal", "streams")} if answers else None
 
 
 def _together(answers: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -51,11 +51,13 @@ http {{
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         keepalive_requests 1000000;
+        client_max_body_size 0;
         location / {{
             proxy_pass http://gateway;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
+            proxy_request_buffering off;
             proxy_read_timeout 300s;
         }}
     }}

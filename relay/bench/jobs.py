@@ -112,6 +112,7 @@ async def idle(run: Run) -> None:
     await asyncio.sleep(job.settle)
     run.result["streams_live"] = run.tally.events
     run.result["memory_before"], run.result["memory_live"] = before, run.memory()
+    run.result["connections"] = run.group.connections(job.port)
     await run.upstream("POST", "/bench/release")
     await run.watched(asyncio.gather(*(s for s in opening.result() if s is not None)), 2 * job.streams)
     await asyncio.sleep(job.settle)

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import uvloop
 
-from relay.bench import begins, jobs
+from relay.bench import begins, jobs, neighbours
 from relay.bench.procs import Group, Used, machine
 from relay.bench.stream import Again, Check, Reader, Tally, histogram
 from relay.bench.wire import APIS, STREAMS, Api, Order
@@ -80,6 +80,8 @@ class Run:
         self._begun = 0
         self.requests = 0
         """Generations that were asked for."""
+        self.bodies: Callable[[Order, bytes], None] | None = None
+        """Is given each stream's whole body at its end."""
         self._api: Api = APIS[job.api]
         self._upstream = Group([job.upstream_pid] if job.upstream_pid else [])
         self._live: set[Reader] = set()
@@ -101,8 +103,9 @@ class Run:
             mine.sample(text)
         self.requests += beside.requests
 
-    def request(self, order: Order, headers: dict[str, str] | None = None) -> bytes:
-        body = self._api.body(self.job.model, order)
+    def request(self, order: Order, headers: dict[str, str] | None = None, prompt: int = 0) -> bytes:
+        """`prompt`: bytes of text in it beside the order."""
+        body = self._api.body(self.job.model, order, prompt)
         # One key for 200 streams: a relay allows an owner 256 of them.
         key = f"Bearer bench-{order.stream // 200}"
         named = {
@@ -120,11 +123,12 @@ class Run:
         head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
         return f"POST {self.job.prefix}{self._api.path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
-    def order(self, rate: float | None = None, length: int | None = None) -> Order:
+    def order(self, rate: float | None = None, length: int | None = None, payload: int | None = None) -> Order:
         self.next_stream = (self.next_stream + 1) % STREAMS
         job = self.job
         rate = job.rate if rate is None else rate
-        return Order(self.next_stream, job.length if length is None else length, rate, job.payload)
+        length = job.length if length is None else length
+        return Order(self.next_stream, length, rate, job.payload if payload is None else payload)
 
     async def connect(self) -> Reader | None:
         """A connection, None where it was refused."""
@@ -140,13 +144,22 @@ class Run:
         return reader
 
     async def stream(
-        self, order: Order, headers: dict[str, str] | None = None, asked: int | None = None, known: bytes = b""
+        self,
+        order: Order,
+        headers: dict[str, str] | None = None,
+        asked: int | None = None,
+        known: bytes = b"",
+        request: bytes | None = None,
     ) -> Reader | None:
-        """One stream on a connection of its own, to its end; `known` is its body, where it was read before."""
+        """One stream on a connection of its own, to its end; `known` is its body, where it was read before, `request`
+        the whole request, where it was made before."""
         reader = await self.connect()
         if reader is not None:
-            await self.ask(reader, order, headers, asked, known=known)
+            keep = bytearray() if self.bodies is not None else None
+            await self.ask(reader, order, headers, asked, known=known, keep=keep, request=request)
             self.drop(reader)
+            if self.bodies is not None and keep is not None:
+                self.bodies(order, bytes(keep))
         return reader
 
     async def ask(
@@ -158,13 +171,14 @@ class Run:
         *,
         known: bytes = b"",
         keep: bytearray | None = None,
+        request: bytes | None = None,
     ) -> None:
         """One stream on this connection, to its end."""
         if reader.open:
             self.requests += headers is None
             numbers = Check(self.tally, self._api, order.stream, order.length, keep)
             check = Again(numbers, known, order.length, self.tally) if known else numbers
-            done = reader.ask(self.request(order, headers), check, order.length, asked)
+            done = reader.ask(request or self.request(order, headers), check, order.length, asked)
             reader.began.add_done_callback(self._count_begun)
             await done
         else:
@@ -255,7 +269,7 @@ KINDS: dict[str, Callable[[Run], Coroutine[Any, Any, None]]] = {
     kind.__name__: kind
     for kind in (
         *(jobs.paced, jobs.unpaced, jobs.burst, jobs.first, jobs.idle, jobs.churn, jobs.resume),
-        *(begins.begin, begins.cold, begins.beside),
+        *(begins.begin, begins.cold, begins.beside, neighbours.neighbours, neighbours.fidelity),
     )
 }
 

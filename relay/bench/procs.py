@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,14 @@ class Group:
             sums[is_store] += _rss(pid)
         return Used(rss=sums[False], store_rss=sums[True])
 
+    def connections(self, port: int) -> list[int]:
+        """How many established ones each process has on this port of its own, the most first. What only starts others
+        and takes none itself is left out."""
+        open_ = _established(port)
+        counts = {pid: len(open_ & _sockets(pid)) for pid, is_store in self._members.items() if not is_store}
+        parents = {int(fields[1]) for pid in counts if (fields := _stat(pid))}
+        return sorted((n for pid, n in counts.items() if n or pid not in parents), reverse=True)
+
     def pin(self, core: int) -> None:
         """Bind every thread to one core. Raises PermissionError for another user's process."""
         for pid in self._members:
@@ -105,6 +114,31 @@ def _stat(pid: int) -> list[str]:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _established(port: int) -> set[str]:
+    """The inodes of this host's connections on the port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (_PROC / "self/net" / table).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for fields in (line.split() for line in lines):
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "01":
+                found.add(fields[9])
+    return found
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for entry in (_PROC / str(pid) / "fd").iterdir():
+            with suppress(FileNotFoundError):
+                name = os.readlink(entry)
+                if name.startswith("socket:["):
+                    found.add(name[8:-1])
+    return found
 
 
 def _parents() -> dict[int, int]:

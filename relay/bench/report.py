@@ -57,6 +57,8 @@ def _headline(plan: dict[str, Any], results: dict[str, Any]) -> str:
         "begin": f"{plan['total']:,} streams of {length:,} events, {plan['starts']:g} a second, connections kept",
         "cold": f"{streams:,} streams of {length:,} events at once on new connections, {plan['repeats']:,} times",
         "beside": f"{streams:,} streams at once beside {plan['running']:,} that run",
+        "neighbours": f"{plan['running']:,} small streams beside {plan['repeats']:,} of each: prompts, events, bodies",
+        "fidelity": f"{streams:,} streams × {plan['rate']:g} events/s × {length:,} events, byte by byte",
         "churn": f"{plan['total']:,} streams of {length:,} events, {streams:,} at a time",
     }[mode]
     machine = results.get("machine", {})
@@ -102,20 +104,18 @@ def _rows(mode: str, targets: dict[str, dict[str, Any]]) -> list[tuple[str, list
         ("CPU, of one core", number("cpu_share", ".0%")),
         ("events per second of CPU", number("events_per_cpu_s", ",.0f")),
     ]
-    if mode == "beside":
-        rows += [
-            (f"events of running streams, {label}, ms: p50 / p99 / max", _meanwhile(all_of, key))
-            for label, key in _WHEN
-        ]
+    for when in next((t["meanwhile"] for t in all_of if t["meanwhile"]), {}):
+        rows.append((f"running streams' events, {when}, ms: p50 / p99 / max", _meanwhile(all_of, when)))
+    rows.append(("streams that were equal to the upstream's", [_faithful(t["faithful"]) for t in all_of]))
     if mode == "idle":
         rows += [(f"{label}, KiB per live stream", _per_stream(all_of, key)) for label, key in _MEMORY]
+        rows.append(("connections of each process", [_counts(t["connections"]) for t in all_of]))
     if mode == "churn":
         rows += [(f"{label}, MiB, by tenths", _steps(all_of, key)) for label, key in _MEMORY]
     rows.append(("load: generator / upstream CPU", [_load(t["load"]) for t in all_of]))
     return rows
 
 
-_WHEN = (("before", "calm"), ("meanwhile", "burst"))
 _MEMORY = (("memory", "rss"), ("memory of its store", "store_rss"))
 
 
@@ -131,6 +131,14 @@ def _at_once(target: dict[str, Any]) -> str | None:
 def _meanwhile(targets: list[dict[str, Any]], key: str) -> list[str | None]:
     found = [(t["meanwhile"] or {}).get(key) for t in targets]
     return [None if not times else " / ".join(f"{times[name]:.2f}" for name in times) for times in found]
+
+
+def _faithful(found: dict[str, int] | None) -> str | None:
+    return None if found is None else f"{found['equal']:,} / {found['streams']:,}"
+
+
+def _counts(found: list[int] | None) -> str | None:
+    return " ".join(str(count) for count in found) if found else None
 
 
 def _per_stream(targets: list[dict[str, Any]], key: str) -> list[str | None]:

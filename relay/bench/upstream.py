@@ -6,7 +6,8 @@ Promises: each event is one write and one chunk, stamped with its send time imme
 stream's start + n / rate, whatever happened to the events before it; a reader that takes nothing is waited
 for; every stream has its number of events and a terminal event. `GET /bench/stats` counts the generations
 that were ordered, `POST /bench/release` sends the rest of those that hold after their first event, `POST /bench/close`
-closes the connections that have none, so that who comes next has to open one.
+closes the connections that have none, so that who comes next has to open one, and `POST /bench/sums` tells the CRC-32
+of each stream that has ended since it was last asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from typing import cast
 
 import uvloop
@@ -46,6 +48,8 @@ class _Server:
         self.open: set[_Connection] = set()
         self.live: set[_Connection] = set()
         """Those that have a stream."""
+        self.sums: dict[int, int] = {}
+        """Of the streams that have ended."""
 
     def stats(self) -> dict[str, int]:
         return {"generations": self.generations, "live": len(self.live), "pid": os.getpid()}
@@ -70,7 +74,10 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._received = b""
+        self._received = bytearray()
+        self._wanted = 0
+        """Bytes that the next request has at least."""
+        self._sum = 0
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
         self._waiting = False
@@ -89,7 +96,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while self not in self._server.live and self._request():
+        while len(self._received) >= self._wanted and self not in self._server.live and self._request():
             pass
 
     def pause_writing(self) -> None:
@@ -103,21 +110,25 @@ class _Connection(asyncio.Protocol):
 
     def _request(self) -> bool:
         """Answer the next request if it is whole."""
-        head, found, rest = self._received.partition(b"\r\n\r\n")
-        if not found:
+        received = self._received
+        begin = received.find(b"\r\n\r\n") + 4
+        if begin < 4:
             return False
-        line, *fields = head.split(b"\r\n")
+        line, *fields = bytes(received[: begin - 4]).split(b"\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (f.partition(b":") for f in fields)}
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
-            body, found, rest = rest.partition(b"0\r\n\r\n")
-            if not found:
+            over = received.find(b"0\r\n\r\n", begin)
+            end = over + 5
+            if over < 0:
                 return False
         else:
-            length = int(headers.get(b"content-length", b"0"))
-            if len(rest) < length:
+            over = end = begin + int(headers.get(b"content-length", b"0"))
+            if len(received) < end:
+                self._wanted = end  # so that a long body is not looked through with each of its parts
                 return False
-            body, rest = rest[:length], rest[length:]
-        self._received = rest
+        body = bytes(received[begin:over])
+        del received[:end]
+        self._wanted = 0
         method, target, _ = line.split(b" ", 2)
         self._answer(method.decode(), target.decode("latin-1").partition("?")[0], body)
         return True
@@ -134,6 +145,9 @@ class _Connection(asyncio.Protocol):
             self._json(200, {"released": self._server.release()})
         elif path == "/bench/close":
             self._json(200, {"closed": self._server.close(self)})
+        elif path == "/bench/sums":
+            sums, self._server.sums = self._server.sums, {}
+            self._json(200, sums)
         elif path.endswith("/models"):
             self._json(200, {"object": "list", "data": [{"id": "bench", "object": "model", "owned_by": "bench"}]})
         else:
@@ -157,7 +171,8 @@ class _Connection(asyncio.Protocol):
         self._started = self._loop.time()
         self.held = order.rate < 0
         self._batch = 1 if order.rate else _BATCH
-        self._write(_HEAD + b"".join(_chunk(frame) for frame in api.opening) + self._stamped(1))
+        self._sum = 0
+        self._write(_HEAD + b"".join(self._chunk(frame) for frame in api.opening) + self._stamped(1))
         if order.length == 1:
             self._end()
         elif not self.held:
@@ -170,9 +185,9 @@ class _Connection(asyncio.Protocol):
         self._number += count
         now = time.monotonic_ns()
         if count == 1:
-            return _chunk(event(first, padding + STAMP_TEXT % (stream, first, now)))
+            return self._chunk(event(first, padding + STAMP_TEXT % (stream, first, now)))
         numbers = range(first, first + count)
-        return b"".join([_chunk(event(n, padding + STAMP_TEXT % (stream, n, now))) for n in numbers])
+        return b"".join([self._chunk(event(n, padding + STAMP_TEXT % (stream, n, now))) for n in numbers])
 
     def _schedule(self) -> None:
         if self._order.rate:
@@ -200,17 +215,18 @@ class _Connection(asyncio.Protocol):
         self._schedule()
 
     def _end(self) -> None:
-        self._write(b"".join(_chunk(frame) for frame in self._api.closing(self._number)) + b"0\r\n\r\n")
+        self._write(b"".join(self._chunk(frame) for frame in self._api.closing(self._number)) + b"0\r\n\r\n")
+        self._server.sums[self._order.stream] = self._sum
         self._server.live.discard(self)
         self._loop.call_soon(self.data_received, b"")  # a request that came meanwhile
+
+    def _chunk(self, frame: bytes) -> bytes:
+        self._sum = zlib.crc32(frame, self._sum)
+        return b"%x\r\n%b\r\n" % (len(frame), frame)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
-
-
-def _chunk(frame: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
 async def _serve(host: str, port: int, until_eof: bool) -> None:

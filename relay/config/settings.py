@@ -21,6 +21,7 @@ from relay.config.units import (
     Section,
     Size,
     SizeOrAuto,
+    Workers,
     off_to_word,
     variable,
 )
@@ -191,7 +192,11 @@ class Settings(BaseSettings):
         "another name point to it. Empty: on loopback the bind address and localhost, elsewhere every name. `/metrics` "
         "on loopback is to be had under these and localhost.",
     )
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Processes that share the address.")
+    workers: Workers = Field(
+        1,
+        description="Processes that share the address, each a replica on a core of its own. `auto`: one for each core "
+        "that the relay may use, by its binding and its control group's quota (a container's CPU limit), rounded down.",
+    )
     store: StoreSettings = StoreSettings()
     upstreams: list[UpstreamSettings] = Field(
         [], description="Where requests go, in order; the first whose `apis` and `models` match wins."

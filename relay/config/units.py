@@ -13,6 +13,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from relay import machine
+
 
 class Section(BaseModel):
     """A part of the settings: a key that it does not have is an error."""
@@ -70,10 +72,20 @@ def to_bytes(value: object) -> object:
 
 
 AUTO: Literal["auto"] = "auto"
+MOST_WORKERS = 256
 
 
 def to_bytes_or_auto(value: object) -> object:
     return AUTO if value == AUTO else to_bytes(value)
+
+
+def to_workers(value: object) -> object:
+    """`auto`: one for each core that this process may use."""
+    if value == AUTO:
+        return min(machine.cores(), MOST_WORKERS)
+    if isinstance(value, str) and not value.strip().isdecimal():
+        raise ValueError(f"write a whole number from 1 to {MOST_WORKERS}, or auto")
+    return value
 
 
 def parse_duration(text: str) -> float:
@@ -90,6 +102,7 @@ OrOff = Annotated[_T | None, BeforeValidator(off_to_none)]
 DurationOrNever = Annotated[float, BeforeValidator(to_seconds_or_never), Field(ge=0)]
 DurationOrOff = Annotated[float, BeforeValidator(to_seconds_or_never), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(to_bytes), Field(gt=0)]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), BeforeValidator(to_workers)]
 SizeOrAuto = Annotated[Literal["auto"] | Annotated[int, Field(gt=0)], BeforeValidator(to_bytes_or_auto)]
 
 

@@ -46,6 +46,29 @@ def test_cpu_is_that_of_the_steady_window_and_starts_are_what_is_left() -> None:
     assert found["load"] == {"generator_share": pytest.approx(0.1), "upstream_share": pytest.approx(0.2)}
 
 
+def test_all_cpu_counts_where_streams_only_begin_and_end() -> None:
+    window = {**_window(0, 10.0, 0.3, store_cpu=0.1), "streams": 100}
+    found = figures.summary("begin", [_answer(begun=window), _answer(begun=window)])
+    assert found["cpu_ms_per_stream"] == pytest.approx(3)
+    assert found["store_cpu_ms_per_stream"] == pytest.approx(1)
+    assert found["cpu_us_per_event"] is None
+    assert found["cpu_share"] == pytest.approx(0.03)
+
+
+def test_what_ran_beside_and_what_was_equal_is_of_all_rounds() -> None:
+    rounds = [
+        _answer(meanwhile={"calm": {"1000": 1}, "burst": {"3000": 1}}, faithful={"equal": 1, "streams": 2}),
+        _answer(meanwhile={"calm": {"2000": 1}, "burst": {"9000": 1}}, faithful={"equal": 2, "streams": 2}),
+    ]
+    found = figures.summary("beside", rounds)
+    assert {when: times["max"] for when, times in found["meanwhile"].items()} == {"calm": 2.0, "burst": 9.0}
+    assert found["faithful"] == {"equal": 3, "streams": 4}
+
+
+def test_the_worst_of_the_rounds_says_what_others_have_used() -> None:
+    assert figures.summary("paced", [_answer(others_share=0.01), _answer(others_share=0.4)])["others_share"] == 0.4
+
+
 def test_what_is_added_is_the_difference() -> None:
     direct = figures.summary("paced", [_answer(delay_us={"200": 1}, first_us={"500": 1})])
     target = figures.summary("paced", [_answer(delay_us={"700": 1}, first_us={"2500": 1})])
@@ -70,6 +93,8 @@ def test_memory_is_of_the_live_streams() -> None:
         ({"cpu_share": 0.7, "store_cpu_share": 0.3}, True, ["its core was full"]),
         ({"cpu_share": 2.5}, False, []),
         ({"errors": {"missing": 1}, "samples": ["lost"]}, True, ["errors. lost"]),
+        ({"others_share": 0.2}, True, ["not quiet: others used 20% of a core"]),
+        ({"others_share": 0.04}, True, []),
     ],
 )
 def test_warnings(changes: dict[str, Any], on_one: bool, warned: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,3 +114,23 @@ def test_a_process_that_does_not_run_is_named() -> None:
         process.wait(20)
         with pytest.raises(ProcessLookupError, match=str(process.pid)):
             Group([process.pid])
+
+
+def test_connections_are_counted_by_who_has_taken_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        ends = []
+        for _ in range(3):
+            ends += [socket.create_connection(address), listener.accept()[0]]
+        try:
+            assert Group([os.getpid()]).connections(address[1])[0] == 3
+        finally:
+            for end in ends:
+                end.close()
+
+
+def test_the_machine_has_used_what_a_process_has() -> None:
+    before = procs.machine()
+    with _child(_BURN.format(seconds=1.0)) as busy:
+        own = float(_line(busy))
+    assert procs.machine() - before >= own - _SLACK

@@ -36,6 +36,8 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
     "bad address": (config(bind="8080"), ("config", "bind")),
     "unknown scheme of a store": (config(store={"url": "http://redis"}) | {"store": {}}, ("store", "url")),
     "a word for a number": (good(replicaCount="two"), ("replicaCount", "integer")),
+    "a word for workers": (config(workers="many"), ("config", "workers")),
+    "all of a node's CPUs": (config(workers="auto"), ("config.workers", "resources.limits.cpu", "write a number")),
     "half a secretEnv": (good(secretEnv=[{"name": "KEY"}]), ("secretEnv", "secretName")),
     # What needs more than one value to see.
     "nothing set": ({}, ("config.upstreams", "name at least one")),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relay import machine
 from relay.store import memory
 
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -68,7 +69,7 @@ def laid_out(root: Path, files: dict[str, str]) -> Path:
 )
 def test_what_may_be_used(files: dict[str, str], usable: int, tmp_path: Path) -> None:
     root = laid_out(tmp_path, files)
-    assert memory.usable(root) == usable
+    assert machine.memory(root) == usable
     assert memory.of_store("auto", root) == usable // 4
 
 
@@ -78,4 +79,4 @@ def test_what_is_said_holds(tmp_path: Path) -> None:
 
 
 def test_of_this_machine() -> None:
-    assert 0 < memory.usable() <= MACHINE
+    assert 0 < machine.memory() <= MACHINE

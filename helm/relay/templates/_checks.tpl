@@ -87,6 +87,9 @@
 {{- if and .Values.autoscaling.enabled .Values.autoscaling.cpu.enabled (not (dig "requests" "cpu" "" .Values.resources)) -}}
 {{- fail "autoscaling.cpu is a share of resources.requests.cpu, which is not set; set it or disable autoscaling.cpu" -}}
 {{- end -}}
+{{- if and (eq (toString (default 1 $config.workers)) "auto") (not (dig "limits" "cpu" "" .Values.resources)) -}}
+{{- fail "config.workers: auto is one for each CPU of resources.limits.cpu, which is not set: it would be all of the node's; set it, or write a number" -}}
+{{- end -}}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled -}}
 {{- fail "metrics.serviceMonitor and metrics.podMonitor are both enabled, and everything would be counted twice; keep one" -}}
 {{- end -}}

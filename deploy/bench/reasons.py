@@ -1,0 +1,55 @@
+"""Why a row of the benchmark may be missed, and what it would take, by the row's `why`.
+
+Shown beside the figure where a row is missed, and nowhere else. Each says what a profile has found; one that no longer
+holds is taken out or written anew with the commit that changes it.
+"""
+
+REASONS = {
+    "cpu": (
+        "A quarter is the kernel's `read`, `write` and `epoll`, as in nginx. The rest is Python between two sockets, "
+        "in three equal parts: the upstream's bytes, the group commit, the readers' writes. At 300 streams a flush "
+        "carries few events; at 600 it carries more. It would take the path from socket to socket in a compiled "
+        "language: mypyc over the eleven hot modules, as they stand, gives 7 %."
+    ),
+    "store_cpu": (
+        "One script for each flush and stream: at 300 streams a flush carries about one event of each, so the call is "
+        "paid for by few. It would take scripts that carry many streams at once, which Redis Cluster forbids across "
+        "slots, or waiting for more events, which costs latency."
+    ),
+    "latency": (
+        "An event waits for the flush before it and for the store's answer: it is shown only when it is written. It "
+        "would take showing events before they are safe."
+    ),
+    "first": (
+        "A stream is created in the store before its first event is shown, one round trip more than a proxy has, and "
+        "what begins a stream is Python: see the CPU of a stream begun and ended."
+    ),
+    "unpaced": "One event costs what it costs in Python (see CPU per event); more cores are more workers.",
+    "scale": "More streams at the same rate mean fewer events of each in a flush.",
+    "begin": (
+        "Spread over the request's head and body, the upstream's request and answer, the claim and the log, and the "
+        "tasks and time limits of each, all of it Python. Cold streams add two connections each. It would take the "
+        "HTTP server and client in a compiled language."
+    ),
+    "burst": (
+        "The price of a beginning times the number: whoever comes last of N at once waits for the work of all before "
+        "(N times the CPU of a stream begun, cold), and a core does one thing at a time. It would take a cheaper "
+        "beginning, or more workers."
+    ),
+    "neighbours": (
+        "What is large passes through one event loop: a frame is parsed, packed, stored and written whole, and each "
+        "step holds the others up for as long as it takes to copy. It would take frames in parts in the log, too."
+    ),
+    "fidelity": "It must not be missed: look at the errors below and file a bug.",
+    "idle": "A live stream is a request, an answer, a producer, a feed, a reader and two connections, each with its "
+    "buffers and tasks, as Python objects. nginx has two connections and one request, in C. It would take fewer "
+    "objects.",
+    "bytes": "Each event is an entry of its own in the stream, with a header, and its text is new bytes in any case.",
+    "churn": (
+        "The allocator keeps what the first streams needed, and takes more until it has seen its largest moment: the "
+        "growth ends by itself."
+    ),
+    "resume": "The log is read in pages of 256 events over one connection.",
+    "fleet": "All readers share one core, and the store's answers are copied, checked and framed in Python: a million "
+    "events in three seconds are 3 µs for each.",
+}
