@@ -6,12 +6,16 @@ entry's position, the associated data its field. So an entry can be decrypted on
 in its own role, and for the owner and the API for whom it was written, whatever the stream's hash says of them. An end
 mark has the usage before the end.
 
+An event in the compact form (`relay.protocol.compact`) has the number of its base between name and salt, in the clear
+and bound to it, so that the store can send the base along. It has a name of its own for the same key: a replica that
+does not know the form lacks it.
+
 Version 0.1 bound its entries to the stream, and to no owner. Such are told by the key's name, of which each server key
 has one for either form, and are still read: whoever is to be safe from them takes a new server key with the upgrade. A
 replica of that version finds that it lacks the key of an entry in the new form, which sends readers to another replica.
 
-Promises: no nonce is used for two texts (a writer draws 64 random bits, and what it encrypts at a position does
-not change); what cannot be decrypted is never handed on.
+Promises: no nonce is used for two texts (an encryptor draws 64 random bits, and what it is given for a position does
+not change: `relay.streams.entries`); what cannot be decrypted is never handed on.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
+from relay.protocol.compact import BASE, COMPACT
 from relay.protocol.errors import EncryptionKeyMissing
 
 PLAIN = "none"
@@ -39,6 +44,8 @@ ENCRYPTED = b"\x01"
 _NAME = slice(1, 5)
 _SALT = slice(5, 13)
 _TEXT = 13
+_COMPACT_SALT = slice(9, 17)
+_COMPACT_TEXT = 17
 _NONCE = 12
 _MAC_CHARS = 64
 _STREAMS_KNOWN = 4096
@@ -62,12 +69,13 @@ UNBOUND = Binding()
 class Encryptor:
     """Encrypts the entries of one stream, for one writer."""
 
-    __slots__ = ("_aead", "_head", "_salt")
+    __slots__ = ("_aead", "_compact_head", "_head", "_salt")
 
-    def __init__(self, aead: AESGCM, name: bytes) -> None:
+    def __init__(self, aead: AESGCM, name: bytes, compact_name: bytes) -> None:
         self._aead = aead
         self._salt = os.urandom(8)
         self._head = ENCRYPTED + name + self._salt
+        self._compact_head = ENCRYPTED + compact_name
 
     def beside(self, field: bytes, content: bytes) -> bytes:
         """What stands beside the events, in a field of the stream's hash; with one encryptor one such."""
@@ -78,13 +86,17 @@ class Encryptor:
         text = b"%b\n%b" % (usage.encode(), content)
         return self._head + self._aead.encrypt(self._salt + (2 * n + 1).to_bytes(4), text, b"end")
 
-    def events(self, first: int, frames: Sequence[bytes]) -> list[bytes]:
-        """The events from number `first` on."""
-        head, salt, encrypt = self._head, self._salt, self._aead.encrypt
-        return [
-            head + encrypt(salt + position.to_bytes(4), frame, b"f")
-            for position, frame in zip(range(2 * first, 2 * (first + len(frames)), 2), frames, strict=True)
-        ]
+    def events(self, first: int, entries: Sequence[bytes]) -> list[bytes]:
+        """The events from number `first` on, in full or in the compact form."""
+        return [self._event(position, entry) for position, entry in enumerate(entries, first)]
+
+    def _event(self, n: int, entry: bytes) -> bytes:
+        nonce = self._salt + (2 * n).to_bytes(4)
+        if not entry.startswith(COMPACT):
+            return self._head + self._aead.encrypt(nonce, entry, b"f")
+        base = entry[BASE]
+        text = self._aead.encrypt(nonce, entry[BASE.stop :], b"compact" + base)
+        return b"".join((self._compact_head, base, self._salt, text))
 
 
 class Cipher:
@@ -95,6 +107,7 @@ class Cipher:
         words = [word.strip() for word in keys.split(",")]
         self._keys: dict[bytes, bytes] = {}
         self._keys_of_0_1: dict[bytes, bytes] = {}
+        self._compact_names: dict[bytes, bytes] = {}
         for place, word in enumerate(words, 1):
             if word == PLAIN:
                 continue
@@ -103,9 +116,13 @@ class Cipher:
                 raise ValueError(f"key {place} is there twice; take it out")
             self._keys[name] = _extracted(key)
             self._keys_of_0_1[_derived(key, b"relay key name")[:4]] = key
+            self._compact_names[name] = _derived(key, b"relay compact key name")[:4]
         self.reads_plain = PLAIN in words
         self._encrypts_with = None if words[0] == PLAIN else next(iter(self._keys))
         self._of_stream = lru_cache(_STREAMS_KNOWN)(self._derive)
+        self._of_compact = {compact: name for name, compact in self._compact_names.items()}
+        self.compact_heads = COMPACT + b"".join(ENCRYPTED + name for name in self._of_compact)
+        """What entries in the compact form begin with, five bytes each."""
 
     @property
     def names(self) -> list[str]:
@@ -119,17 +136,30 @@ class Cipher:
     def encryptor(self, stream: str, binding: Binding) -> Encryptor | None:
         """None where nothing is encrypted."""
         name = self._encrypts_with
-        return None if name is None else Encryptor(self._of_stream(name, stream, binding), name)
+        if name is None:
+            return None
+        return Encryptor(self._of_stream(name, stream, binding), name, self._compact_names[name])
 
     def decrypt(self, stream: str, n: int, field: bytes, content: bytes, binding: Binding) -> bytes:
-        """What was put into a field of event n. Raises Tampered, EncryptionKeyMissing."""
-        if not content.startswith(ENCRYPTED):
+        """What was put into a field of event n, in the compact form where it is in that. Raises Tampered,
+        EncryptionKeyMissing."""
+        if not content.startswith(ENCRYPTED) or content.startswith(COMPACT):
             if self.reads_plain:
                 return content
             raise Tampered
+        if (name := self._of_compact.get(content[_NAME])) is not None:
+            return self._decrypt_compact(name, stream, n, content, binding)
         nonce = content[_SALT] + (2 * n + (field == b"end")).to_bytes(4)
         try:
             return self._of_stream(content[_NAME], stream, binding).decrypt(nonce, content[_TEXT:], field)
+        except (InvalidTag, ValueError):
+            raise Tampered from None
+
+    def _decrypt_compact(self, name: bytes, stream: str, n: int, content: bytes, binding: Binding) -> bytes:
+        base, nonce = content[BASE], content[_COMPACT_SALT] + (2 * n).to_bytes(4)
+        try:
+            aead = self._of_stream(name, stream, binding)
+            return COMPACT + base + aead.decrypt(nonce, content[_COMPACT_TEXT:], b"compact" + base)
         except (InvalidTag, ValueError):
             raise Tampered from None
 

@@ -63,6 +63,12 @@ class StoreSettings(Section):
         "relay:",
         description="What its keys and channels there begin with; deployments that share a server have one each.",
     )
+    compact: bool = Field(
+        True,
+        description="Keep of an event only what differs from an earlier one of its stream: a tenth to a third of its "
+        "bytes. Limits count events as clients get them all the same. Replicas of version 0.2 and before cannot read "
+        "such events, and send readers to other replicas: `false` until none of them is left.",
+    )
     encryption_env: OrOff[Annotated[str, AfterValidator(variable)]] = Field(
         None,
         description="The environment variable that holds the keys under which events are kept: 32 bytes in base64 each "

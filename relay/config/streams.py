@@ -91,7 +91,7 @@ class StreamSettings(Section):
         "resume is told the error. `auto`: cut for agents that leave streaming at an error event (Claude Code).",
     )
     max_event_bytes: Size = Field(8 * 1024**2, description="The largest event.")
-    max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream.")
+    max_stream_bytes: Size = Field(64 * 1024**2, description="The largest stream, counted as clients get it.")
     attach_retries: Annotated[Literal["auto", "marked", "off"], BeforeValidator(to_attaching)] = Field(
         "auto",
         description="Which requests join the generation of an earlier one that is the same but for the order of its "

@@ -4,7 +4,8 @@ what is not one stream's is `store.directory`.
 Layout, one hash tag per stream:
 
 * `relay:{<stream id>}:log`  the Redis stream. Entry `<n>-0` holds event n as the field `f`, the frame as it
-  goes to clients; entry `<n>-1` is the end mark after event n, its field `end` what `protocol.closing` makes of it.
+  goes to clients, or with `store.compact` what differs from an earlier one (`relay.protocol.compact`); entry `<n>-1` is
+  the end mark after event n, its field `end` what `protocol.closing` makes of it.
   With `store.encryption_env` each content is encrypted (see `relay.encryption`), and what the hash says of owner, API,
   end and usage is believed only where the entries bear it out.
 * `relay:{<stream id>}:meta` a hash: api, owner, upstream, model, replica, headers, fence, top, lease, born, seen,
@@ -26,13 +27,13 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from relay.config import StoreSettings, StreamSettings
-from relay.encryption import ENCRYPTED, UNBOUND, Binding, Tampered
-from relay.protocol.end_mark import End, decode_end
+from relay.encryption import UNBOUND, Binding, Tampered
+from relay.protocol.end_mark import End
 from relay.protocol.errors import EncryptionKeyMissing, StoreUnavailable
 from relay.protocol.headers import Headers
 from relay.store import scripts
@@ -40,10 +41,12 @@ from relay.store.commands import Commands, Sent, millis
 from relay.store.directory import Directory
 from relay.store.names import Names
 from relay.store.node import Node
+from relay.store.opening import EntryReader
 from relay.store.records import Page as Page
 from relay.store.records import Renewed as Renewed
 from relay.store.records import Status as Status
 from relay.store.records import Succeeded
+from relay.store.restoring import Restorers
 from relay.store.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -60,17 +63,6 @@ HEADERS, LEG, AT = b"headers", b"leg", b"at"
 _Place = tuple[str, int, Binding]
 
 
-def _plain(entries: list[Any], after: int) -> list[bytes]:
-    """The frames, where entries are the next events and nothing else, none of them encrypted; else none.
-
-    Ids only rise, so the first and the last of them say that all are there.
-    """
-    if not entries or entries[0][0] != b"%d-0" % (after + 1) or entries[-1][0] != b"%d-0" % (after + len(entries)):
-        return []
-    frames = [content for _, (field, content) in entries if field == b"f"]
-    return frames if len(frames) == len(entries) and ENCRYPTED not in {frame[:1] for frame in frames} else []
-
-
 class Log:
     """The log on a topology. Every call raises StoreUnavailable where the store cannot be reached, and where it has
     just come back and does not know a stream: the stream's producer may be about to make it again."""
@@ -83,6 +75,8 @@ class Log:
         self.cipher = store.cipher()
         self.commands = Commands(topology)
         self.directory = Directory(self.commands, self.names, streams, self.cipher)
+        self._entries = EntryReader(self.cipher)
+        self._restorers = Restorers()
         self._recent: OrderedDict[_Place, Page] = OrderedDict()
         self._recent_bytes = 0
         self._pages: dict[_Place, asyncio.Future[Any]] = {}
@@ -172,7 +166,7 @@ class Log:
         if not self.cipher.names:
             return status
         entry = b"%d-1" % status.top
-        end, usage = self._open_end(status.stream, entry, status.top, status.end_mark, status.binding)
+        end, usage = self._entries.open_end(status.stream, entry, status.top, status.end_mark, status.binding)
         return replace(status, outcome=end.outcome, usage=status.usage if usage is None else usage)
 
     async def adopt(self, stream: str, replica: str, dead: Sequence[str] = ()) -> tuple[str, str, list[str]]:
@@ -258,65 +252,45 @@ class Log:
 
     async def _read(self, stream: str, after: int, binding: Binding) -> Page:
         log = self.names.log(stream)
-        keys, args = [log, self.names.meta(stream)], [after, _PAGE_EVENTS, _PAGE_BYTES]
+        known = self._restorers.bases(stream, binding)
+        keys = [log, self.names.meta(stream)]
+        args = [after, _PAGE_EVENTS, _PAGE_BYTES, self.cipher.compact_heads, *known]
         asked_at = time.monotonic()
-        top, ended, more, entries = await self.commands.run(log, scripts.READ, keys, args, reads=True)
+        top, ended, more, entries, bases = await self.commands.run(log, scripts.READ, keys, args, reads=True)
         if not entries:
             if top < 0:
                 self._check_settled(log, asked_at)
             return Page([], None, top < 0 or bool(ended), False)
-        if not self.cipher.names and (plain := _plain(entries, after)):
-            return Page(plain, None, False, bool(more))
-        frames: list[bytes] = []
-        for entry_id, (field, content) in entries:
-            n = int(entry_id.partition(b"-")[0])
-            try:
-                if field == b"end" and n == after + len(frames):
-                    return Page(frames, self._open_end(stream, entry_id, n, content, binding)[0], False, False)
-                content = self._open(stream, entry_id, n, field, content, binding)
-            except Tampered:
-                return Page(frames, None, True, False)
-            if n != after + len(frames) + 1 or field == b"end":
-                return Page(frames, None, True, False)
-            frames.append(content)
-        return Page(frames, None, False, bool(more))
-
-    def _open(self, stream: str, entry_id: bytes, n: int, field: bytes, content: bytes, binding: Binding) -> bytes:
-        with self._told(stream, entry_id):
-            return self.cipher.decrypt(stream, n, field, content, binding)
-
-    def _open_end(
-        self, stream: str, entry_id: bytes, n: int, content: bytes, binding: Binding
-    ) -> tuple[End, str | None]:
-        with self._told(stream, entry_id):
-            text, usage = self.cipher.decrypt_end(stream, n, content, binding)
-        return decode_end(text), usage
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _told(stream: str, entry_id: bytes) -> Iterator[None]:
-        try:
-            yield
-        except EncryptionKeyMissing as error:
-            logger.error(
-                "stream %s: entry %s was encrypted under key %s; give this replica that key, too "
-                "(store.encryption_env)",
-                stream,
-                entry_id.decode(),
-                error.key,
-            )
-            raise
-        except Tampered:
-            logger.error("stream %s: entry %s is not what a relay has put there", stream, entry_id.decode())
-            raise
+        contents, end, gap = self._entries.contents(stream, after, entries, binding)
+        earlier = dict(self._entries.event(stream, entry, binding) for entry in bases)
+        look_up = self._looked_up(stream, binding)
+        frames, damaged = await self._restorers.restore(stream, binding, after, contents, earlier, look_up, _PAGE_BYTES)
+        if damaged:
+            n = after + len(frames) + 1
+            logger.error("stream %s: event %d or its base is not what a relay has put there", stream, n)
+            return Page(frames, None, True, False)
+        if len(frames) < len(contents):
+            return Page(frames, None, False, True)
+        return Page(frames, end, gap, bool(more))
 
     async def frame(self, stream: str, n: int, binding: Binding = UNBOUND) -> bytes:
         """The frame of event n, empty where there is none that can be read."""
-        key, entry = self.names.log(stream), b"%d-0" % n
-        for entry_id, (field, content) in await self.commands.call(key, "XRANGE", key, entry, entry):
-            with contextlib.suppress(EncryptionKeyMissing, Tampered):
-                return self._open(stream, entry_id, n, field, content, binding)
+        with contextlib.suppress(EncryptionKeyMissing, Tampered):
+            look_up = self._looked_up(stream, binding)
+            if content := await look_up(n):
+                frames, _ = await self._restorers.restore(stream, binding, n - 1, [content], {}, look_up, _PAGE_BYTES)
+                return frames[0] if frames else b""
         return b""
+
+    def _looked_up(self, stream: str, binding: Binding) -> Callable[[int], Awaitable[bytes]]:
+        """What the entry of one event holds, empty where there is none, or none of the relay's."""
+        log = self.names.log(stream)
+
+        async def look_up(n: int) -> bytes:
+            found = await self.commands.call(log, "XRANGE", log, b"%d-0" % n, b"%d-0" % n)
+            return self._entries.event(stream, found[0], binding)[1] if found else b""
+
+        return look_up
 
     def by_node(self, streams: Sequence[str]) -> dict[Node, list[str]]:
         """The streams that each server holds now."""

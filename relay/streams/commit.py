@@ -176,14 +176,13 @@ class Committer:
             keys += writer.keys
             feed = writer.feed
             frames = feed.frames[writer.acked - feed.base : sent - feed.base]
-            if writer.encryptor is not None:
-                frames = writer.encryptor.events(writer.acked + 1, frames)
+            entries = writer.entries.events(writer.acked + 1, frames)
             if not ended:
                 note = "" if writer.offsets is None else writer.note(sent)
-                args += (writer.fence, writer.acked, "", note, len(frames), *frames)
+                args += (writer.fence, writer.acked, "", note, len(entries), *entries)
                 continue
             usage, end = writer.end_content(sent, writer.listener.usage_summary())
-            args += (writer.fence, writer.acked, writer.outcome, usage, len(frames) + 1, *frames, end)
+            args += (writer.fence, writer.acked, writer.outcome, usage, len(entries) + 1, *entries, end)
         return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *self._kept, *args)
 
     # -- single writers --------------------------------------------------------------------------------------------

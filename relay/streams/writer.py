@@ -27,6 +27,7 @@ from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
+from relay.streams.entries import EntryWriter
 from relay.streams.feed import Feed
 from relay.streams.listener import Listener as Listener
 from relay.streams.listener import Nobody
@@ -99,8 +100,8 @@ class LogWriter:
         "_submit",
         "_waits",
         "acked",
-        "encryptor",
         "end",
+        "entries",
         "feed",
         "fence",
         "held",
@@ -158,7 +159,7 @@ class LogWriter:
         self.stream = stream
         self._log = log
         self.keys = (log.names.log(stream), log.names.meta(stream))
-        self.encryptor = log.cipher.encryptor(stream, self._binding) if self.state != UNLOGGED else None
+        self.entries = EntryWriter(log, stream, self._binding)
         self._id = stream.encode() + b"."
 
     def take_over(self, fence: str, frames: list[bytes], offsets: Offsets) -> None:
@@ -250,8 +251,7 @@ class LogWriter:
     def end_content(self, n: int, usage: str) -> tuple[str, bytes]:
         """The usage that the stream's hash has, and what the log's end mark after event n holds."""
         assert self.end is not None
-        content = self.end.encode()
-        return (usage, content) if self.encryptor is None else ("", self.encryptor.end(n, content, usage))
+        return self.entries.end(n, self.end, usage)
 
     def release(self) -> None:
         """It may be appended to now."""
@@ -329,6 +329,7 @@ class LogWriter:
         self._show(sent)
 
     def _rewind(self, top: int) -> None:
+        self.entries.forget()
         self.acked = min(top, self.last)
         self.unacked = sum(map(len, self.feed.frames[self.acked - self.feed.base :]))
         self.balance()

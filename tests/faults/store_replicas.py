@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from tests.conftest import Relays
+from tests.support.entries import raw_entries
 from tests.support.oracle import DONE, PATH, check, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Head, Pause, ScriptedUpstream, Send, Step
@@ -188,11 +189,6 @@ def refusal(answer: RawStream) -> tuple[int, str]:
         return answer.status, str(answer.json["error"]["code"])
 
 
-def entries(client: redis.Redis, stream: str) -> list[tuple[str, dict[str, str]]]:
-    found: Any = client.xrange(f"relay:{{{stream}}}:log")
-    return list(found)
-
-
 def refused_again(relay: RelayProcess, last_id: str) -> tuple[int, str]:
     return refusal(ask_again(relay, last_id))
 
@@ -205,12 +201,12 @@ def check_log(client: redis.Redis, stream: str) -> tuple[int, str | None]:
     """Assert that the log is contiguous from 1 with at most one end, which is last: (top, outcome)."""
     top = 0
     outcome: str | None = None
-    for entry_id, fields in entries(client, stream):
+    for entry_id, fields in raw_entries(client, stream):
         assert outcome is None, f"an entry after the end: {entry_id}"
         number, _, kind = entry_id.partition("-")
         if kind == "1":
             assert int(number) == top, "an end takes no number"
-            outcome = fields["end"].partition("\n")[0]
+            outcome = fields["end"].partition(b"\n")[0].decode()
         else:
             top += 1
             assert int(number) == top

@@ -22,7 +22,6 @@ from tests.faults.store_replicas import (
     ask_again,
     check_log,
     config,
-    entries,
     eventually,
     log_end,
     paced,
@@ -34,6 +33,7 @@ from tests.faults.store_replicas import (
     whole,
 )
 from tests.support.cutting import Delay, DropReplies, FaultProxy, Narrow, Pass
+from tests.support.entries import raw_entries
 from tests.support.oracle import DONE
 from tests.support.scripted import Gate, Head, ScriptedUpstream, stream
 from tests.support.stores import Server, valkey_sentinel, valkey_server
@@ -109,7 +109,7 @@ class TestRestartWithFile:
             (file,) = (server.directory / "appendonlydir").glob("*.incr.aof")
             content = file.read_bytes()
             # From the middle of event 20 on, nothing has reached the disk.
-            file.write_bytes(content[: content.index(f"id: {here.stream}.20\n".encode()) + 10])
+            file.write_bytes(content[: content.index(b"\r\n20-0\r\n") + 10])
             server.start(wait=False)
             if silent:
                 server.wait_ready()
@@ -156,7 +156,7 @@ def _lose(server: Server, stream: str, count: int) -> None:
     """The store forgets the last entries of a stream."""
     client = server.client()
     log, meta = f"relay:{{{stream}}}:log", f"relay:{{{stream}}}:meta"
-    kept = entries(client, stream)[: -count or None]
+    kept = raw_entries(client, stream)[: -count or None]
     client.delete(log)
     for entry_id, fields in kept:
         server.command("XADD", log, entry_id, *(part for item in fields.items() for part in item))

@@ -34,6 +34,7 @@ from relay.upstream.routing import route_model
 from tests.model.simulated import Node, Pending, Server, Topology
 from tests.model.state import COMPLETED, FORCED, TOLD, Rules, State
 from tests.model.virtual import VirtualLoop
+from tests.support.entries import in_full
 
 OUTCOMES = {COMPLETED: Ending.COMPLETED.value, TOLD: Ending.STOPPED.value, FORCED: Cause.PRODUCER_LOST.value}
 CODES = {scripts.OK: "OK", scripts.MISMATCH: "MISMATCH", scripts.FENCED: "FENCED", scripts.GONE: "GONE"}
@@ -345,7 +346,8 @@ class Harness:
         if top is None:
             return None, "", False
         entries = self._edit("XRANGE", self._names.log(self._stream), "-", "+")
-        events = [_number(content, self._rules) for _, (field, content) in entries if field == b"f"]
+        contents = (content for _, (field, content) in entries if field == b"f")
+        events = [_number(frame, self._rules) for frame in in_full(self._stream, contents)]
         marks = [as_text(content).partition("\n")[0] for _, (field, content) in entries if field == b"end"]
         self._check(marks, [] if outcome is None else [as_text(outcome)])
         self._check(int(top), len(events))

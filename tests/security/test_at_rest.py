@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from relay.config import SettingsError, load
+from relay.protocol.compact import Restorer
 from tests.conftest import Relays
 from tests.support.ids import end_ids, event_ids
 from tests.support.processes import RelayProcess
@@ -152,14 +153,25 @@ class TestReading:
 
     def test_it_is_what_the_format_says(self, site: Site) -> None:
         """Opened by hand: AES-256-GCM, keys by HKDF-SHA256 of stream, owner and API, the position in the nonce, the
-        field authenticated."""
+        field authenticated; with what differs alone the number of the base as well."""
         name, said = site.said(site.relay())
         key = key_of(name, str(site.field(name, "owner")))
+        server_key = base64.b64decode(OLD)
+        compact = b"\x01" + HKDF(SHA256(), 32, None, b"relay compact key name").derive(server_key)[:4]
         opened = b""
+        bases = []
         for entry, pair in site.entries(name):
             n, mark = map(int, entry.split("-"))
             ((field, digits),) = pair.items()
             content = bytes.fromhex(digits)
+            if content.startswith(compact):
+                base, nonce = content[5:9], content[9:17] + (2 * n).to_bytes(4, "big")
+                text = AESGCM(key).decrypt(nonce, content[17:], b"compact" + base)
+                bases.append(int.from_bytes(base, "big"))
+                restorer = Restorer(name)
+                frame_of = [b"", *opened.replace(b"\n\n", b"\n\n\0").split(b"\0")].__getitem__
+                opened += restorer.restore(n, b"\x01\0\0\0\0" + base + text, frame_of)
+                continue
             nonce = content[5:13] + (2 * n + mark).to_bytes(4, "big")
             text = AESGCM(key).decrypt(nonce, content[13:], field.encode())
             if mark:
@@ -167,6 +179,7 @@ class TestReading:
             else:
                 opened += text
         assert opened == said
+        assert set(bases) == {2}
 
     def test_a_request_with_a_key_of_its_own_cannot_be_guessed(self, site: Site) -> None:
         relay = site.relay()

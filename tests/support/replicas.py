@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from tests.support.clients import TOKEN
+from tests.support.entries import entries_in_full
 from tests.support.oracle import DONE, PATH, frame
 from tests.support.processes import RelayProcess
 from tests.support.scripted import Gate, Pause, ScriptedUpstream, Step, stream
@@ -131,12 +132,12 @@ class StoreView:
         self._client.close()
 
     def log(self, stream_id: str) -> LogSeen:
-        entries: Any = self._client.xrange(f"relay:{{{stream_id}}}:log")
+        entries = entries_in_full(self._client, stream_id)
         written = [next(iter(fields.items())) for _, fields in entries]
-        frames = [content for field, content in written if field == b"f"]
-        marks = [content.partition(b"\n") for field, content in written if field == b"end"]
-        assert not marks or written[-1][0] == b"end", f"something stands after the end of {stream_id}"
-        wanted = [b"%d-0" % n for n in range(1, len(frames) + 1)] + [b"%d-1" % len(frames)] * len(marks)
+        frames = [content for field, content in written if field == "f"]
+        marks = [content.partition(b"\n") for field, content in written if field == "end"]
+        assert not marks or written[-1][0] == "end", f"something stands after the end of {stream_id}"
+        wanted = [f"{n}-0" for n in range(1, len(frames) + 1)] + [f"{len(frames)}-1"] * len(marks)
         assert [entry for entry, _ in entries] == wanted, "an end takes no number"
         return LogSeen(frames, [outcome.decode() for outcome, *_ in marks], b"".join(rest for *_, rest in marks))
 

@@ -72,7 +72,7 @@ def _audit(world: World) -> Iterator[Found]:
                 ended = True
                 continue
             n += 1
-            (event,) = Parser().feed(content.encode())
+            (event,) = Parser().feed(content)
             if event.id != f"{stream}.{n}" or (
                 n <= generation.total and (event.type, event.data) != generation.frame(n)
             ):

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import redis
 
+from tests.support.entries import Entry as Entry
+from tests.support.entries import entries_in_full
 from tests.support.processes import free_port
 from tests.support.stores import SentinelStore, Server, valkey_sentinel, valkey_server
 from tests.support.waiting import wait_until
 
 SETTLE_TIMEOUT = 40.0
 _CALM = 1.5
-Entry = tuple[str, dict[str, str]]
 
 
 class Backend(Protocol):
@@ -44,10 +45,7 @@ class Backend(Protocol):
 
 
 def entries_at(server: Server, stream: str, *, newest: bool) -> list[Entry]:
-    log = f"relay:{{{stream}}}:log"
-    client = server.client()
-    found: Any = client.xrevrange(log, count=1) if newest else client.xrange(log)
-    return [(name, dict(fields)) for name, fields in found]
+    return entries_in_full(server.client(), stream, newest=newest)
 
 
 def log_top(backend: Backend, stream: str) -> int | None:

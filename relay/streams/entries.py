@@ -1,0 +1,57 @@
+"""What a writer's log is to hold for its events: their frames, compact and encrypted as the settings have it.
+
+Promise: with one encryptor an event is written once. What is written again, after a reply that never came or a loss of
+the store's, is written with another one, and after nothing that may not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relay.encryption import Binding, Encryptor
+from relay.protocol.compact import Compactor
+from relay.protocol.end_mark import End
+from relay.store.log import Log
+
+
+class EntryWriter:
+    """Of one stream."""
+
+    __slots__ = ("_binding", "_compactor", "_encryptor", "_log", "_next", "_stream")
+
+    def __init__(self, log: Log, stream: str, binding: Binding) -> None:
+        self._log = log
+        self._stream = stream
+        self._binding = binding
+        self._next = 0
+        self._compactor: Compactor | None = None
+        self._encryptor: Encryptor | None = None
+
+    def forget(self) -> None:
+        """The log holds something else than what was written last."""
+        self._next = 0
+
+    def events(self, first: int, frames: list[bytes]) -> Sequence[bytes]:
+        """The entries of the events from number `first` on."""
+        if first != self._next:
+            self._begin()
+        self._next = first + len(frames)
+        compactor = self._compactor
+        if compactor is None:
+            entries = frames
+        elif len(frames) == 1:
+            entries = [compactor.write(first, frames[0])]
+        else:
+            entries = [compactor.write(n, frame) for n, frame in enumerate(frames, first)]
+        return entries if self._encryptor is None else self._encryptor.events(first, entries)
+
+    def end(self, n: int, end: End, usage: str) -> tuple[str, bytes]:
+        """The usage that the stream's hash has, and what the log's end mark after event n holds."""
+        if n + 1 != self._next:
+            self._begin()
+        content = end.encode()
+        return (usage, content) if self._encryptor is None else ("", self._encryptor.end(n, content, usage))
+
+    def _begin(self) -> None:
+        self._compactor = Compactor(self._stream) if self._log.store.compact else None
+        self._encryptor = self._log.cipher.encryptor(self._stream, self._binding)
