@@ -45,11 +45,12 @@ class Scene:
         return len(os.listdir(f"/proc/{self.relay.pid}/fd"))
 
     def keys(self) -> dict[str, int]:
-        """Every key and, for a log, its length; not what the replica signs for itself, whatever is asked of it."""
+        """Every key and, for a log, its length; not what the replica signs for itself, nor what it notes of the streams
+        of the fixture a while after their end, whatever is asked of it."""
         return {
             key: self.store.xlen(key) if self.store.type(key) == "stream" else 0
             for key in map(str, self.store.keys("*"))
-            if not key.startswith("relay:replica:")
+            if not key.startswith(("relay:replica:", "relay:recent"))
         }
 
 
