@@ -10,6 +10,7 @@ from yarl import URL
 
 from relay.config import Settings, UpstreamSettings
 from relay.protocol.errors import ApiError
+from relay.protocol.redirects import REDIRECTS, redirect
 from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
 from relay.store.health import node_faults
 from relay.store.link import StoreDown
@@ -114,6 +115,8 @@ async def models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
             await body_of(response).aclose()
     if upstream.is_application:  # it has no models, and says what it likes at its root
         return f"ok, GET {url} answers {response.status_code}"
+    if response.status_code in REDIRECTS:
+        return f"GET {url} answers {redirect(response.status_code, response.headers.get('location', ''))}"
     return found_at(url, response.status_code, body, has_key=key is not None)
 
 
