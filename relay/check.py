@@ -11,7 +11,7 @@ from yarl import URL
 from relay.config import Settings, UpstreamSettings
 from relay.protocol.errors import ApiError
 from relay.protocol.redirects import REDIRECTS, redirect
-from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, EmbeddedStoreInUse
 from relay.store.health import node_faults
 from relay.store.link import StoreDown
 from relay.store.topology import connect
@@ -37,6 +37,12 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
         store = EmbeddedStore(settings.store.data_dir)
         try:
             await asyncio.to_thread(store.start)
+        except EmbeddedStoreInUse as running:  # the relay that is checked
+            faults = await _store_faults(running.url)
+            for fault in faults:
+                yield fault
+            if not faults:
+                print(f"store: ok (embedded in {settings.store.data_dir}, of the relay with pid {running.owner})")
         except EmbeddedStoreError as error:
             yield f"store: {error}"
         else:
