@@ -10,7 +10,8 @@ from yarl import URL
 
 from relay.config import Settings, UpstreamSettings
 from relay.protocol.errors import ApiError
-from relay.store.embedded import EmbeddedStore, EmbeddedStoreError
+from relay.protocol.redirects import REDIRECTS, redirect
+from relay.store.embedded import EmbeddedStore, EmbeddedStoreError, EmbeddedStoreInUse
 from relay.store.health import node_faults
 from relay.store.link import StoreDown
 from relay.store.topology import connect
@@ -36,6 +37,12 @@ async def _faults(settings: Settings):  # type: ignore[no-untyped-def]
         store = EmbeddedStore(settings.store.data_dir)
         try:
             await asyncio.to_thread(store.start)
+        except EmbeddedStoreInUse as running:  # the relay that is checked
+            faults = await _store_faults(running.url)
+            for fault in faults:
+                yield fault
+            if not faults:
+                print(f"store: ok (embedded in {settings.store.data_dir}, of the relay with pid {running.owner})")
         except EmbeddedStoreError as error:
             yield f"store: {error}"
         else:
@@ -114,6 +121,8 @@ async def models_at(client: UpstreamClient, upstream: UpstreamSettings) -> str:
             await body_of(response).aclose()
     if upstream.is_application:  # it has no models, and says what it likes at its root
         return f"ok, GET {url} answers {response.status_code}"
+    if response.status_code in REDIRECTS:
+        return f"GET {url} answers {redirect(response.status_code, response.headers.get('location', ''))}"
     return found_at(url, response.status_code, body, has_key=key is not None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    _check_paths(arguments.paths or ())
     key = new_key()
     entry: dict[str, Any] = {"name": arguments.name, "hash": hash_of(key), "owner": arguments.owner}
     entry |= {name: getattr(arguments, name) for name in ("models", "paths", "rate", "concurrency")}
@@ -55,11 +57,26 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def _expiry(text: str) -> str:
+    """Raises SettingsError for what is no time to come: such a key would be good for nothing."""
+    now = datetime.now(UTC)
     try:
-        after = timedelta(seconds=parse_duration(text))
-    except ValueError:
-        return text
-    return (datetime.now(UTC) + after).strftime("%Y-%m-%dT%H:%M:%SZ")
+        at = now + timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            at = datetime.min
+    if at.tzinfo is None or at <= now:
+        wrong = "is not to come" if at.tzinfo else "is no time, or one without a zone"
+        raise SettingsError(f"--expires: {text!r} {wrong}; write in so long (90d), or a time (2027-01-31T00:00:00Z)")
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _check_paths(patterns: Sequence[str]) -> None:
+    """Raises SettingsError for a pattern that no path fits."""
+    for pattern in patterns:
+        if not pattern.startswith(("/v1/", "/v1*", "/*", "*", "?", "[")):
+            raise SettingsError(f"--paths: {pattern!r} fits no path; write whole ones, such as '/v1/files*'")
 
 
 def _hash(arguments: argparse.Namespace) -> int:

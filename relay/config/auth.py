@@ -48,7 +48,8 @@ def _label(text: str) -> str:
 
 
 def _instant(value: object) -> object:
-    if not isinstance(value, str | datetime):
+    number = isinstance(value, str) and value.strip().lstrip("+-").replace(".", "").isdigit()  # seconds since 1970
+    if number or not isinstance(value, str | datetime):
         raise ValueError("write a time with its zone, such as 2027-01-31T00:00:00Z")
     return value
 

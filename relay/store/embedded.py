@@ -82,6 +82,18 @@ class EmbeddedStoreError(RuntimeError):
     """The embedded store cannot run; the message says why and what to do, the same for the same reason."""
 
 
+class EmbeddedStoreInUse(EmbeddedStoreError):
+    """Another relay has the directory: `owner` is its pid, `url` its store's."""
+
+    def __init__(self, data_dir: Path, owner: str, url: str) -> None:
+        self.owner = owner
+        self.url = url
+        super().__init__(
+            f"{data_dir} is in use by the relay with pid {owner}. Share its store with --store {url}, or give this "
+            "relay another directory with --data-dir"
+        )
+
+
 class StartGivenUp(Exception):
     """Whoever wanted the store to start no longer does."""
 
@@ -213,10 +225,7 @@ class EmbeddedStore:
         try:
             if not _try_lock(lock):
                 owner, _, url = os.fsdecode(os.pread(lock, 4096, 0)).partition(" ")
-                raise EmbeddedStoreError(
-                    f"{self.data_dir} is in use by the relay with pid {owner or 'unknown'}. Share its store "
-                    f"with --store {url or self.url}, or give this relay another directory with --data-dir"
-                )
+                raise EmbeddedStoreInUse(self.data_dir, owner or "unknown", url or self.url)
             self._place_socket()
             os.ftruncate(lock, 0)
             os.pwrite(lock, os.fsencode(f"{os.getpid()} {self.url}"), 0)

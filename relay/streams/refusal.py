@@ -8,6 +8,7 @@ import httpx
 
 from relay.protocol.headers import of_stream
 from relay.protocol.outcomes import Cause, StreamFailure, refused_late
+from relay.protocol.redirects import REDIRECTS, redirect
 from relay.protocol.upstream_error import UpstreamError, read_body
 from relay.streams.answer import Failed
 from relay.streams.ingest import UpstreamIngest, no_events
@@ -25,7 +26,9 @@ async def read_refusal(response: httpx.Response) -> UpstreamError:
 
 
 def no_event_stream(response: httpx.Response, error: UpstreamError) -> str:
-    """The message about an answer whose status promised a stream."""
+    """The message about an answer that is neither a stream nor a refusal."""
+    if response.status_code in REDIRECTS:
+        return f"The upstream answered {redirect(response.status_code, response.headers.get('location', ''))}."
     kind = response.headers.get("content-type", "").split(";")[0].strip()[:100] or "something without a type"
     return (
         f"The upstream answered a streaming request with {kind}, which is no event stream: {error.message[:500]} "
@@ -59,6 +62,9 @@ def begins_with_error(response: httpx.Response, ingest: UpstreamIngest, more: Se
 
 def late_refusal(response: httpx.Response, error: UpstreamError) -> StreamFailure:
     """How a stream fails that was begun before the upstream answered so."""
+    if response.status_code in REDIRECTS:
+        told = redirect(response.status_code, response.headers.get("location", ""))
+        return StreamFailure(Cause.UPSTREAM_REFUSED, f"The upstream answered {told}.", error)
     if response.status_code != 200:
         told = refused_late(response.status_code, error.describe(), answered=True)
         return StreamFailure(Cause.UPSTREAM_REFUSED, told, error)

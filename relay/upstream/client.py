@@ -293,7 +293,8 @@ def body_of(response: httpx.Response) -> Body:
 def is_event_stream(response: httpx.Response) -> bool:
     """One that the relay can read: its codings are taken off, but for those that it does not know."""
     kind: str = response.headers.get("content-type", "text/event-stream")
-    return kind.split(";")[0].strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
+    first = kind.replace(",", ";").split(";")[0]  # some gateways say it twice
+    return first.strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
 
 
 def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[Decoder] | None]:

@@ -47,7 +47,11 @@ LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
     "401 of no JSON": ((Head(401, {}, "length"), Send(b"<html>no</html>")), "upstream_refused", "401"),
     "500 without a body": ((Head(500, {}, "length"),), "upstream_refused", "500"),
     "200 of JSON": (json_response(200, {"choices": []}), "upstream_malformed", ""),
-    "redirect": ((Head(307, {"location": "/v1/elsewhere"}, "length"),), "upstream_refused", "307"),
+    "redirect": (
+        (Head(307, {"location": "/v1/elsewhere"}, "length"),),
+        "upstream_refused",
+        "307, a redirect to /v1/else",
+    ),
     "200 of HTML": ((Head(200, {"content-type": "text/html"}), Send(b"<html>")), "upstream_malformed", ""),
     "compressed": ((UNREADABLE, Send(b"\x1f\x8b")), "upstream_malformed", ""),
     "a status that is none": ((Head(600, {}, "length"),), "upstream_malformed", "600"),
@@ -117,7 +121,7 @@ def test_success_that_is_no_stream(scene: Scene, api: Api, kind: str) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(200, "text/plain; charset=utf-8"), (200, "application/octet-stream"), (201, "text/event-stream"),
-     (206, "text/event-stream")],
+     (206, "text/event-stream"), (200, "text/event-stream, text/plain"), (200, "Text/Event-Stream ;charset=x")],
 )  # fmt: skip
 def test_an_event_stream_by_another_name(scene: Scene, api: Api, status: int, kind: str) -> None:
     """SDKs read one whatever its status of success and its type are, so a relay in between must not refuse it."""
@@ -126,6 +130,30 @@ def test_an_event_stream_by_another_name(scene: Scene, api: Api, status: int, ki
     with start(scene.relay, sample, model) as answer:
         assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         assert [plain(event) for event in answer.events()] == bodies(sample, len(sample.frames))
+
+
+@each_api
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("https://api.example/v1/x?key=secret", "a redirect to https://api.example, which"),
+        ("https://me:secret@api.example/", "a redirect to https://api.example, which"),
+        ("//api.example/x", "a redirect to //api.example, which"),
+        ("/elsewhere?key=secret", "a redirect to /elsewhere, which"),
+        ("https://[secret", "a redirect, which"),
+        ("", "a redirect, which"),
+    ],
+)
+def test_a_redirect_is_told_with_where_it_leads(scene: Scene, api: Api, status: int, location: str, words: str) -> None:
+    sample = SAMPLES[api]
+    model = scene.play(Head(status, {"location": location}, "length"), Send(b"<html>Moved"))
+    with open_stream(scene.relay.url + sample.path, headers=sample.headers(), body=sample.body(model)) as answer:
+        code, message = refusal_of(api, answer.read())
+        assert (answer.status, code) == (502, "upstream_malformed")
+        assert answer.headers["x-should-retry"] == "false"
+    assert f"answered {status}, {words} is not followed: set its base_url" in message
+    assert "secret" not in message
 
 
 @each_api

@@ -105,7 +105,19 @@ class TestCommand:
         assert KEY[:-1] not in wrong.stderr
 
     @pytest.mark.parametrize(
-        "words", [["--rate", "60"], ["--expires", "soon"], ["--concurrency", "0"], ["--name", "a b"]]
+        "words",
+        [
+            ["--rate", "60"],
+            ["--expires", "soon"],
+            ["--expires", "90"],
+            ["--expires", "0d"],
+            ["--expires", "2020-01-01T00:00:00Z"],
+            ["--expires", "2030-01-01T00:00:00"],
+            ["--expires", "99999999999d"],
+            ["--paths", "/v1/files*", "files"],
+            ["--concurrency", "0"],
+            ["--name", "a b"],
+        ],
     )
     def test_a_wrong_limit_makes_no_key(self, words: list[str]) -> None:
         made = relay("key", "new", "--owner", "team-a", *words)
@@ -124,6 +136,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a word misspelled": ({"hash": HASH, "owner": "a", "expire": "never"}, "auth.keys.0.expire: no such setting"),
     "a rate without a time": ({"hash": HASH, "owner": "a", "rate": "60"}, "60/m"),
     "a time without a zone": ({"hash": HASH, "owner": "a", "expires": "2030-01-01T00:00:00"}, "auth.keys.0.expires"),
+    "a number in quotes for a time": ({"hash": HASH, "owner": "a", "expires": "90"}, "2027-01-31T00:00:00Z"),
     "a number for a time": ({"hash": HASH, "owner": "a", "expires": 2030}, "2027-01-31T00:00:00Z"),
     "a key alone": (KEY, "auth.keys.0"),
     "no models": ({"hash": HASH, "owner": "a", "models": []}, "auth.keys.0.models"),

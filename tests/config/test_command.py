@@ -165,6 +165,18 @@ def test_a_base_with_the_version_or_without_is_the_same_and_check_says_what_it_f
 
 
 @pytest.mark.slow
+def test_check_beside_the_relay_that_runs(
+    upstream: ScriptedUpstream, relays: Relays, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    upstream.on_path("GET /v1/models", *json_response(200, {"data": []}))
+    folder = tmp_path / "data"
+    store = {"url": "embedded", "data_dir": str(folder)}
+    relay = relays.start({"upstreams": [{"name": "up", "base_url": upstream.url}], "store": store})
+    assert main(["check", "--upstream", upstream.url, "--data-dir", str(folder)]) == 0
+    assert f"store: ok (embedded in {folder}, of the relay with pid {relay.pid})" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_start_says_what_runs_and_the_end_how_long_it_may_take(upstream: ScriptedUpstream, relays: Relays) -> None:
     relay = relays.start({"upstreams": [{"name": "up", "base_url": upstream.url}], "playground": True})
     (line,) = [line for line in relay.log().splitlines() if "serving on" in line]

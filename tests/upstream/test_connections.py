@@ -20,7 +20,7 @@ from relay.config import SettingsError, UpstreamSettings, load
 from relay.protocol.errors import UpstreamUnreachable
 from relay.upstream.client import UpstreamClient, body_of
 from relay.upstream.connections import proxy_for
-from tests.support.scripted import ScriptedUpstream, json_response
+from tests.support.scripted import Head, ScriptedUpstream, json_response
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -289,6 +289,19 @@ class TestCheck:
 
     def test_without_a_key_a_refusal_is_none_of_the_relay_s_business(self) -> None:
         assert "which clients send" in found_at("http://u/v1/models", 403, b"", has_key=False)
+
+    def test_a_redirect_is_told_with_where_it_leads(self, upstream: ScriptedUpstream) -> None:
+        upstream.on_path("GET /v1/models", Head(301, {"location": "https://u.example/v1/models"}, "length"))
+
+        async def checked() -> str:
+            client = UpstreamClient()
+            try:
+                return await models_at(client, UpstreamSettings(name="a", base_url=upstream.url))
+            finally:
+                await client.close()
+
+        told = asyncio.run(checked())
+        assert "answers 301, a redirect to https://u.example, which is not followed: set its base_url" in told
 
     def test_an_application_is_asked_for_no_models(self, upstream: ScriptedUpstream) -> None:
         upstream.on_path("GET /app/", *json_response(404, {"error": "no such page"}))
