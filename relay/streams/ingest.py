@@ -16,6 +16,7 @@ from relay.protocol import sse
 from relay.protocol.dialect import DONE, Dialect, Watch, split_block
 from relay.protocol.ends import (
     DONE_LINE,
+    END,
     ENDS,
     ERROR,
     HIDDEN,
@@ -232,10 +233,15 @@ class UpstreamIngest:
         """The body has ended: what it says of the stream, with the event that lacks its blank line."""
         if self._state is State.NOTHING:
             self._unframed = read_unframed(self._parser.held)
+        uncertain = self._watch.verbatim and self._parser.incomplete and self.body.ends_with_connection
         event = self._parser.rest()
         if event is not None and (error is None or not self._watch.verbatim):
             try:
-                outcome = self._step(event, self._watch.see(event))
+                bits = self._watch.see(event)
+                if uncertain and not bits & (END | DONE_LINE):  # half an event, at the end of who knows what
+                    self._stop(Name.CUT)
+                    return
+                outcome = self._step(event, bits)
             except StreamFailure as failure:
                 if failure.cause is not Cause.UPSTREAM_MALFORMED:  # else it is half an event
                     self._fail(failure)
