@@ -16,6 +16,7 @@ from relay.protocol import sse
 from relay.protocol.dialect import DONE, Dialect, Watch, split_block
 from relay.protocol.ends import (
     DONE_LINE,
+    END,
     ENDS,
     ERROR,
     HIDDEN,
@@ -232,12 +233,15 @@ class UpstreamIngest:
         """The body has ended: what it says of the stream, with the event that lacks its blank line."""
         if self._state is State.NOTHING:
             self._unframed = read_unframed(self._parser.held)
+        uncertain = self._watch.verbatim and self._parser.incomplete and self.body.ends_with_connection
         event = self._parser.rest()
         if event is not None and (error is None or not self._watch.verbatim):
             try:
-                outcome = self._take_last(event)
+                outcome = self._take_last(event, uncertain)
             except StreamFailure as failure:
                 self._fail(failure)
+                return
+            if self.finished.done():
                 return
             if outcome is not None:
                 self._watch.end_missing = True
@@ -383,12 +387,16 @@ class UpstreamIngest:
                 self._silence.has_token = True
         return None
 
-    def _take_last(self, event: Event) -> Outcome | None:
-        """An event without its blank line, or several; half of one is none."""
+    def _take_last(self, event: Event, uncertain: bool) -> Outcome | None:
+        """An event without its blank line, or several; half of one is none, and a cut where nothing says that the body
+        was whole (`uncertain`)."""
         try:
             bits = self._watch.see(event)
         except StreamFailure:
             return self._take_each(split_block(event, cut=True))
+        if uncertain and not bits & (END | DONE_LINE):
+            self._stop(Name.CUT)
+            return None
         outcome = self._step(event, bits)
         self._watch.end_missing = self._watch.end_missing or self._state not in (State.NOTHING, State.BEGUN)
         return outcome

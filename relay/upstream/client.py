@@ -21,19 +21,16 @@ from relay.config import UpstreamSettings
 from relay.protocol.codings import Broken, Decoder, Unknown, of_answer, sniffed
 from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
-from relay.upstream.connections import Connections
+from relay.upstream.connections import Connections, ends_with_connection
 
 CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
-# Of an answer's end (RFC 9110, section 15).
-_FIRST_STATUS, _LAST_STATUS = 200, 599
+_FIRST_STATUS, _LAST_STATUS = 200, 599  # of an answer's end (RFC 9110, section 15)
 # The upstream waits while a client takes a piece that is larger.
 _LARGE = 4 * 1024
 # With these nothing of a request was sent.
 _NOT_CONNECTED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.ConnectionTimeoutError,
+    *(aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.ConnectionTimeoutError),
     ValueError,
 )
 
@@ -67,7 +64,8 @@ class _Pushing(aiohttp.StreamReader):
         sink: Sink = self._protocol.relay_sink  # type: ignore[attr-defined]
         self._protocol.relay_sink = None  # type: ignore[attr-defined]  # an idle connection would keep a whole stream
         super().feed_eof()
-        sink.eof_received(None)
+        if self._exception is None:  # else its connection broke
+            sink.eof_received(None)
 
     def set_exception(self, exc: Any, *cause: Any) -> None:
         over = self._eof or self._exception is not None
@@ -102,14 +100,17 @@ class Body(httpx.AsyncByteStream):
     that a direct client would see is lost whenever this process was busy as the connection died.
 
     `grace` is for how many seconds more than its upstream's limits say it may be silent: it is being gone on with.
+    `ends_with_connection`: nothing but the connection's end says where it ends.
     """
 
     grace = 0.0
+    ends_with_connection = False
 
     def __init__(self, response: aiohttp.ClientResponse, decoders: list[Decoder] | None = None) -> None:
         """`decoders` take its codings off; None where the first bytes of an event stream tell which those are."""
         self._response = response
         self._decoders = decoders
+        self.ends_with_connection = ends_with_connection(response)
 
     def push_to(self, sink: Sink) -> None:
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's

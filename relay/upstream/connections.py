@@ -47,10 +47,11 @@ class _Few(list[Any]):
 
 
 class _Handler(ResponseHandler):
-    """aiohttp's connection, whose time-out begins when the request is sent, with three differences. An upstream that
+    """aiohttp's connection, whose time-out begins when the request is sent, with four differences. An upstream that
     takes none of a request is as silent as one that does not answer. A process that was stopped does not take its
-    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first. And an answer
-    that only ever announces itself is none."""
+    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first. An answer
+    that only ever announces itself is none. And a body without a length, which ends with its connection, is not whole
+    where that broke."""
 
     _sent = False
     _interim = 0
@@ -77,6 +78,12 @@ class _Handler(ResponseHandler):
             if self.transport is not None:
                 self.transport.close()
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        payload = self._payload
+        if exc is not None and payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError(f"The connection broke within a body: {exc!r}"))
+        super().connection_lost(exc)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         super().start_timeout()
@@ -90,6 +97,11 @@ class _Handler(ResponseHandler):
 
     def _on_read_timeout(self) -> None:
         self._read_timeout_handle = self._loop.call_later(READ_FIRST, super()._on_read_timeout)
+
+
+def ends_with_connection(response: aiohttp.ClientResponse) -> bool:
+    """Does nothing but the end of its connection say where an answer's body ends (RFC 9112, section 6.3)?"""
+    return "content-length" not in response.headers and "transfer-encoding" not in response.headers
 
 
 class _Connector(TCPConnector):

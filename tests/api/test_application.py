@@ -18,7 +18,7 @@ import pytest
 from relay.config import load
 from tests.conftest import Relays
 from tests.support.processes import RelayProcess
-from tests.support.scripted import Cut, Gate, Head, ScriptedUpstream, Send, Step, json_response, stream
+from tests.support.scripted import Cut, Gate, Head, Reset, ScriptedUpstream, Send, Step, json_response, stream
 from tests.support.sseclient import RawEvent, RawStream, open_stream
 from tests.support.stores import valkey_server
 from tests.support.streams import chat
@@ -177,6 +177,31 @@ class TestStreams:
         assert first == ("", "a")
         assert error[0] == "error"
         assert json.loads(error[1])["error"]["code"] == "upstream_disconnected"
+
+    @pytest.mark.parametrize(
+        "rest", [(Send(b"data: hal"), Cut()), (Send(b"event: note\n"), Cut()), (Gate("close-reset"), Reset())]
+    )
+    def test_a_body_that_ends_with_its_connection_is_whole_only_where_nothing_is_broken(
+        self, site: Site, rest: tuple[Step, ...]
+    ) -> None:
+        head = Head(200, {"content-type": "text/event-stream"}, framing="close")
+        path = site.play(head, Send(A.encode()), *rest, under="/api/")
+        with ask(site.one, path) as answer:
+            (first,) = answer.events(1)
+            site.app.open("close-reset")
+            (error,) = answer.events()
+            assert answer.ended == "zero-chunk"
+        assert first.data == "a"
+        assert error.json["error"]["code"] == "upstream_disconnected"
+
+    @pytest.mark.parametrize("last", [C, C.rstrip("\n") + "\n"], ids=["whole", "without its blank line"])
+    def test_and_an_end_that_has_come_is_the_end(self, site: Site, last: str) -> None:
+        head = Head(200, {"content-type": "text/event-stream"}, framing="close")
+        path = site.play(head, Send(A.encode()), Send(B.encode()), Send(C.encode()), Cut(), under="/api/")
+        assert whole(ask(site.one, path)) == ABC
+        ending = last.replace("empty", "done")
+        path = site.play(head, Send(A.encode()), Send(ending.encode()), Cut(), under="/ends/")
+        assert whole(ask(site.one, path)) == [("", "a"), ("done", "")]
 
     def test_an_end_that_has_to_come_is_missed(self, site: Site) -> None:
         path = site.play(*stream(A), under="/ends/")

@@ -16,7 +16,7 @@ from tests.conftest import Relays
 from tests.support.http import chunk
 from tests.support.replicas import stream_id
 from tests.support.samples import CHAT_USAGE_EVENT, SAMPLES, masked
-from tests.support.scripted import Cut, End, Gate, Head, Send, json_response, stream
+from tests.support.scripted import Cut, End, Gate, Head, Reset, Send, json_response, stream
 from tests.support.sseclient import RawStream, open_stream
 from tests.support.streams import Api
 
@@ -264,6 +264,16 @@ def test_answer_that_breaks_off_breaks_off_here_too(scene: Scene, framing: Any) 
     gate = f"pass-broken-{framing}"
     head = Head(200, {"content-type": "audio/mpeg"}, framing)
     model = scene.play(head, Send(b"some of it"), Gate(gate), Cut(), Send(b"never sent"))
+    with open_stream(f"{scene.relay.url}/v1/audio/speech", body={"model": model}) as answer:
+        scene.main.wait_reached(gate)
+        scene.main.open(gate)
+        assert answer.read() == b"some of it"
+        assert answer.ended in ("fin", "reset")
+
+
+def test_an_answer_without_a_length_breaks_off_where_its_connection_broke(scene: Scene) -> None:
+    gate = "pass-reset"
+    model = scene.play(Head(200, {"content-type": "audio/mpeg"}, "close"), Send(b"some of it"), Gate(gate), Reset())
     with open_stream(f"{scene.relay.url}/v1/audio/speech", body={"model": model}) as answer:
         scene.main.wait_reached(gate)
         scene.main.open(gate)

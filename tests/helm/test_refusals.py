@@ -52,6 +52,10 @@ CASES: dict[str, tuple[chart.Values, tuple[str, ...]]] = {
         config(store={"url": "redis://:secret@redis:6379"}) | {"store": {}},
         ("config.store.url", "password", "store.existingSecret"),
     ),
+    "password of the sentinels in config": (
+        config(store={"url": "redis+sentinel://s1,s2/main?sentinel_password=secret"}) | {"store": {}},
+        ("config.store.url", "password", "store.existingSecret"),
+    ),
     "embedded store with two replicas": (
         config(store={"url": "embedded"}) | {"store": {}, "replicaCount": 2},
         ("embedded", "replicaCount: 1"),

@@ -23,7 +23,7 @@
 {{- if gt (len $stores) 1 -}}
 {{- fail (printf "%s are all set, but there is one store; keep one of them" (join " and " $stores)) -}}
 {{- end -}}
-{{- if regexMatch "://[^/@]*:[^/@]*@" $url -}}
+{{- if or (regexMatch "://[^/@]*:[^/@]*@" $url) (regexMatch "[?&](sentinel_)?password=" $url) -}}
 {{- fail "config.store.url holds a password, which a ConfigMap would show; put the URL in a Secret and name it in store.existingSecret" -}}
 {{- end -}}
 {{- if and (eq $url "embedded") (or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1)) -}}
