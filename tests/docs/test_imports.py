@@ -24,6 +24,7 @@ FLOORS = [
         "flags",
         "garbage",
         "machine",
+        "timers",
     },
     {"encryption", "client", "workers", "bench", "metrics"},
     {"config"},
