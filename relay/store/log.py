@@ -321,6 +321,23 @@ class Log:
         args = [millis(self.settings.lease), replica, *(fence for _, fence in batch)]
         return await self.commands.run(keys[0], scripts.RENEW, keys, args)
 
+    async def over_since(self, streams: Sequence[str]) -> list[float | None]:
+        """When each of them has ended, in Unix seconds, where that was more than a lease after its last renewal; 0.0
+        where it goes on, has only just ended, or its server does not answer; None where it is to be looked at by
+        itself: it is not there, or its producer is lost."""
+        size = 1 if self.topology.sharded else _RENEWED_AT_ONCE
+        batches = [streams[i : i + size] for i in range(0, len(streams), size)]
+        replies = await asyncio.gather(*map(self._over_since, batches))
+        return [None if ms < 0 else ms / 1000 for reply in replies for ms in reply]
+
+    async def _over_since(self, batch: Sequence[str]) -> list[int]:
+        keys = [self.names.meta(stream) for stream in batch]
+        try:
+            found: list[int] = await self.commands.run(keys[0], scripts.OVER, keys, [millis(self.settings.lease)])
+        except StoreUnavailable:
+            return [0] * len(batch)
+        return found
+
     async def force_end(
         self, stream: str, expected_top: int, outcome: str, binding: Binding = UNBOUND
     ) -> tuple[int, int]:

@@ -156,14 +156,17 @@ class Leases:
         streams = [stream for stream in listed if not self._running.runs(stream)]
         for first in range(0, len(streams), _SWEPT_AT_ONCE):
             some = streams[first : first + _SWEPT_AT_ONCE]
-            over = await asyncio.gather(*(self._over_since(stream) for stream in some), return_exceptions=True)
-            done = [(stream, at) for stream, at in zip(some, over, strict=True) if isinstance(at, float)]
+            found = dict(zip(some, await self._log.over_since(some), strict=True))
+            unclear = [stream for stream, at in found.items() if at is None]
+            done = [(stream, at) for stream, at in found.items() if at]
+            looks = await asyncio.gather(*map(self._look, unclear), return_exceptions=True)
+            done += [(stream, at) for stream, at in zip(unclear, looks, strict=True) if isinstance(at, float)]
             if done:
                 await directory.remove_streams(replica, [stream for stream, _ in done])
                 await self._chronicle.note_ended([(stream, at) for stream, at in done if at])
         return len(listed)
 
-    async def _over_since(self, stream: str) -> float | None:
+    async def _look(self, stream: str) -> float | None:
         """When it has ended, None where that is not so or not for long enough, 0.0 where it is not there. One whose
         producer is lost is taken over, or ended, now."""
         status = await self._log.get_status(stream)

@@ -159,6 +159,38 @@ class TestReadersElsewhere:
 
         play(story)
 
+    @pytest.mark.parametrize("of", [1, 3])
+    def test_what_is_over_is_told_of_many_at_once(self, play: Play, of: int) -> None:
+        """And of all that is not so simple, that it is to be looked at by itself."""
+
+        async def story(bench: Bench) -> None:
+            lease = SETTINGS.lease
+            rows: list[tuple[str, float | None]] = []
+            for outcome, age, wanted in (
+                ("", 0.5 * lease, 0.0),
+                ("", -0.5 * lease, 0.0),
+                ("", 1.5 * lease, None),  # its producer is lost
+                ("completed", 0.5 * lease, 0.0),
+                ("completed", 2.5 * lease, 1.0),
+                ("stopped", 1.5 * lease, 0.0),
+            ):
+                stream = await bench.made(frames=1, outcome=outcome)
+                seconds, micros = await bench.raw(stream, "TIME")
+                now = int(seconds) + int(micros) / 1e6
+                await bench.raw(stream, "HSET", meta_key(stream), "lease", int((now + lease - age) * 1000))
+                rows.append((stream, wanted))
+            rows.append((new_stream_id(), None))
+            streams = [stream for stream, _ in rows] * of
+            for found, (stream, wanted) in zip(await bench.log.over_since(streams), rows * of, strict=True):
+                if wanted:
+                    ended = int(await bench.raw(stream, "HGET", meta_key(stream), "ended"))
+                    assert found == ended / 1000 > 1e9
+                else:
+                    assert found == wanted
+            assert await bench.log.over_since([]) == []
+
+        play(story)
+
     def test_an_end_without_visits_tells_of_none(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             stream = await bench.made(frames=1)

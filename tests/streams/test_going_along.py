@@ -125,6 +125,21 @@ def test_what_comes_while_a_flush_is_in_flight_goes_with_the_next(server: Server
     play(server.url, story)
 
 
+def test_many_that_begin_at_once_let_the_events_of_others_through(server: Server) -> None:
+    async def story(it: Scene) -> None:
+        other = await it.stream(new_stream_id())
+        watched = await settled(it)
+        waits = [it.log.create(fresh(it).name, FIELDS, "1") for _ in range(250)]
+        other.put(b"1")
+        first = waits[-1].first
+        await other.holds(1)
+        assert not first.done()
+        await all_of(*waits)
+        assert (watched.flushes, watched.asked) == ([97, 96, 58], [])
+
+    play(server.url, story)
+
+
 def test_before_anything_was_appended_there_is_nothing_to_go_along_with(server: Server) -> None:
     async def story(it: Scene) -> None:
         watched = Watched(it)

@@ -22,6 +22,7 @@ CREATE = _read("create")
 LEARN = _read("learn")
 APPEND = _read("append")
 RENEW = _read("renew")
+OVER = _read("over")
 STATUS = _read("status")
 READ = _read("read")
 LEAVE = _read("leave")
@@ -47,6 +48,7 @@ SCRIPTS = (
     LEARN,
     APPEND,
     RENEW,
+    OVER,
     STATUS,
     READ,
     LEAVE,
