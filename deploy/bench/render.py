@@ -30,7 +30,8 @@ _GUARDED = {
     "sealed": "`store.encryption_env`: every event encrypted",
     "keyed": "`auth.mode: keys`",
 }
-_ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:])
+_WORKERS = {"workers_1": "1 worker", "workers_2": "2 workers"}
+_ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:], *_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def into(document: str, found: dict[str, Any]) -> str:
 
 def lost(found: dict[str, Any]) -> bool:
     """Whether the relay lost, doubled or mixed up anything."""
-    return any(errors for name, errors in _errors(found["rows"]) if name in _GUARDED)
+    return any(errors for name, errors in _errors(found["rows"]) if name in (*_GUARDED, *_WORKERS))
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -88,6 +89,7 @@ def tables(found: dict[str, Any]) -> str:
     lines += [
         "",
         *_behind(rows),
+        *_workers(found["rows"]),
         *_asgi(found["rows"]),
         *_guarded(found["rows"]),
         _errors_line(found["rows"]),
@@ -108,7 +110,8 @@ def _where(found: dict[str, Any]) -> str:
     return (
         f"Measured on {found['date']}: {machine['cores']} × {machine['cpu']}, {machine['system']}, Python "
         f"{machine['python']}, uvloop {machine['uvloop']}; relay {machine['relay']}, {peers}. What is measured is "
-        f"bound to core {cores['target']}, the load to core {cores['load']}, the store to core {cores['store']}."
+        f"bound to core {cores['target']}, the load to core {cores['load']}, the store to core {cores['store']}. "
+        f"The run took {found['seconds'] / 60:.0f} min."
     )
 
 
@@ -316,6 +319,24 @@ def _resume(rows: dict[str, Any]) -> Iterator[Row]:
             what = f"1,000 readers at once, 1,000 events each, of {of}, s"
             cells = {"relay": f"{last:.2f}" + (f", {failed} cut" if failed else "")}
             yield Row(what, "≤ 3, nobody cut", cells, float("inf") if failed else last, 3, why="fleet")
+
+
+def _workers(rows: dict[str, Any]) -> list[str]:
+    if not {"workers_cpu", "workers_unpaced", "workers_shared"} <= rows.keys():
+        return []
+    lines = [
+        "| the relay with | CPU per event, µs, 300 streams of 20 events/s | unpaced: events/s; events/s of its CPU | "
+        "live connections of each worker |",
+        "|---|---|---|---|",
+    ]
+    for name, label in _WORKERS.items():
+        event, unpaced, shared = (
+            rows[row]["targets"][name] for row in ("workers_cpu", "workers_unpaced", "workers_shared")
+        )
+        taken = ", ".join(str(count) for count in shared["connections"] or ())
+        rates = f"{unpaced['events_per_s']:,.0f}; {unpaced['events_per_cpu_s']:,.0f}"
+        lines.append(f"| {label} | {event['cpu_us_per_event']:.0f} | {rates} | {taken} |")
+    return [*lines, ""]
 
 
 def _asgi(rows: dict[str, Any]) -> list[str]:
