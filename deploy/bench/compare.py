@@ -1,12 +1,12 @@
 """`make bench`: the relay beside nginx, Go's proxy, Envoy, LiteLLM and Portkey, each on one core, in one run; writes
-BENCHMARKS.md.
+BENCHMARKS.md and the plan in deploy/README.md.
 
     python deploy/bench/compare.py [--only ROW …] [--without PEER …] [--quick] [--write]
 
 Needs two cores: what is measured is bound to one, the load and the relay's store to the other (or the store to a
 third, --cpu-store). All figures go to `.bench/results.json`, row by row as they are found; with --write the tables in
-deploy/BENCHMARKS.md are made anew from that file, without --write they are only printed. --quick proves that all of it
-runs; its figures mean nothing and are never written there.
+deploy/BENCHMARKS.md and the plan in deploy/README.md are made anew from that file, without --write the tables are only
+printed. --quick proves that all of it runs; its figures mean nothing and are never written there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import capacity
 import peers
 import proxies
 import redis
@@ -32,6 +33,7 @@ from relay.bench import gateways
 from relay.bench.measure import Bench, BenchError, Plan, Target, machine, two_cores
 from relay.bench.report import Bar
 
+PLAN = peers.ROOT / "deploy/README.md"
 DOCUMENT = peers.ROOT / "deploy/BENCHMARKS.md"
 RESULTS = peers.HOME / "results.json"
 _RATE = 20.0
@@ -54,7 +56,7 @@ class Comparison:
     rows: dict[str, Any] = field(default_factory=dict)
 
     def plan(self, **changes: Any) -> Plan:
-        plan = Plan(**{"rate": _RATE, "length": 240, "rounds": 3, **changes})
+        plan = Plan(**{"rate": _RATE, "length": 200, "rounds": 2, **changes})
         if not self.quick:
             return plan
         plan = replace(plan, streams=min(plan.streams, 10), total=min(plan.total, 50), length=min(plan.length, 40))
@@ -93,7 +95,7 @@ def cpu(c: Comparison) -> None:
         c.measure("cpu_600", c.plan(streams=600), [relay, *(o for o in others if o.name != "portkey")])
     with ExitStack() as stack:
         if few := c.others(stack, "litellm"):
-            c.measure("cpu_litellm", c.plan(streams=20, rounds=2), few)
+            c.measure("cpu_litellm", c.plan(streams=20, rounds=1), few)
 
 
 def latency(c: Comparison) -> None:
@@ -103,11 +105,11 @@ def latency(c: Comparison) -> None:
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
         streams = _half(c.rows["cpu_300"], "relay")
-        c.measure("latency", c.plan(streams=streams), [relay, *c.others(stack, *_PLAIN, "portkey")])
+        c.measure("latency", c.plan(streams=streams, length=160), [relay, *c.others(stack, *_PLAIN, "portkey")])
     with ExitStack() as stack:
         if few := c.others(stack, "litellm"):
             streams = _half(c.rows["cpu_litellm"], "litellm")
-            c.measure("latency_litellm", c.plan(streams=streams, rounds=2), few)
+            c.measure("latency_litellm", c.plan(streams=streams, rounds=1), few)
 
 
 def _half(row: dict[str, Any], name: str) -> int:
@@ -136,8 +138,8 @@ def scale(c: Comparison) -> None:
     with ExitStack() as stack:
         relay, _ = c.relay(stack)
         for streams, rate in _SCALE.items():
-            length = int(rate * (streams / 200 + 12))
-            c.measure(f"scale_{streams}", c.plan(streams=streams, rate=rate, length=length, rounds=2), [relay])
+            length = int(rate * (streams / 200 + 10))
+            c.measure(f"scale_{streams}", c.plan(streams=streams, rate=rate, length=length), [relay], direct=False)
 
 
 def neighbours(c: Comparison) -> None:
@@ -153,7 +155,7 @@ def fidelity(c: Comparison) -> None:
     with ExitStack() as stack:
         targets = [c.relay(stack)[0], *c.others(stack, *_PLAIN)]
         for streams in _LOADS:
-            c.measure(f"fidelity_{streams}", c.plan(mode="fidelity", streams=streams, length=60, rounds=1), targets)
+            c.measure(f"fidelity_{streams}", c.plan(mode="fidelity", streams=streams, length=40, rounds=1), targets)
 
 
 def memory(c: Comparison) -> None:
@@ -217,12 +219,28 @@ def burst(c: Comparison) -> None:
         c.measure("beside_ramp", replace(plan, ramp=3.0), targets)
 
 
+def workers(c: Comparison) -> None:
+    """One worker and two, bound to no core, so that the second has one beside the load and the store."""
+    with ExitStack() as stack:
+        targets = []
+        for count in (1, 2):
+            settings, name = {"RELAY_WORKERS": str(count)}, f"workers_{count}"
+            target, _ = stack.enter_context(
+                peers.relay(c.bench.upstream_url, None, c.store_core, settings=settings, name=name)
+            )
+            targets.append(target)
+        c.measure("workers_cpu", c.plan(streams=300, length=160), targets, direct=False)
+        c.measure("workers_unpaced", c.plan(mode="unpaced", streams=20, length=5000), targets, direct=False)
+        plan = c.plan(mode="idle", streams=1000, length=2, rounds=1)
+        c.measure("workers_shared", plan, targets, direct=False)
+
+
 def asgi(c: Comparison) -> None:
     """The same application under other ASGI servers."""
     with ExitStack() as stack:
         targets = [c.relay(stack)[0], *(c.relay(stack, server=name)[0] for name in ("uvicorn", "granian"))]
-        c.measure("asgi_cpu", c.plan(streams=200), targets)
-        c.measure("asgi_unpaced", c.plan(mode="unpaced", streams=20, length=10_000), targets)
+        c.measure("asgi_cpu", c.plan(streams=200, length=160), targets, direct=False)
+        c.measure("asgi_unpaced", c.plan(mode="unpaced", streams=20, length=10_000), targets, direct=False)
 
 
 def guarded(c: Comparison) -> None:
@@ -233,7 +251,7 @@ def guarded(c: Comparison) -> None:
         settings, header = peers.keyed(c.bench.upstream_url)
         keyed, _ = c.relay(stack, settings=settings, name="keyed")
         targets = [plain, sealed, replace(keyed, headers=header)]
-        c.measure("guarded_cpu", c.plan(streams=200), targets)
+        c.measure("guarded_cpu", c.plan(streams=200, length=160), targets, direct=False)
         plan = c.plan(mode="churn", streams=10, total=2000, length=1, settle=0.0)
         c.measure("guarded_churn", plan, targets, direct=False)
 
@@ -242,7 +260,7 @@ ROWS = {
     row.__name__: row
     for row in (
         *(cpu, latency, first, unpaced, scale, begin, burst, neighbours, fidelity, memory, resume, fleet),
-        *(asgi, guarded),
+        *(workers, asgi, guarded),
     )
 }
 
@@ -260,6 +278,7 @@ def main() -> int:
             print("\n--quick: these loads are not what the rows say, and the figures mean nothing.")
         if arguments.write and not arguments.quick:
             DOCUMENT.write_text(render.into(DOCUMENT.read_text(), found))
+            PLAN.write_text(capacity.into(PLAN.read_text(), found))
     except BenchError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
@@ -273,7 +292,7 @@ def _measure(arguments: argparse.Namespace, results: Path) -> None:
     peers.install(names)
     core, load_core = two_cores() if arguments.cpu_target is None else (arguments.cpu_target, arguments.cpu_load)
     store_core = load_core if arguments.cpu_store is None else arguments.cpu_store
-    bar, load_average = Bar(), os.getloadavg()[0]
+    bar, load_average, began = Bar(), os.getloadavg()[0], time.monotonic()
     with Bench(core=load_core, progress=bar) as bench:
         comparison = Comparison(bench, core, store_core, arguments.quick, arguments.without)
         wanted = {name: ROWS[name] for name in arguments.only or ROWS}
@@ -288,6 +307,7 @@ def _measure(arguments: argparse.Namespace, results: Path) -> None:
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
                 "load_average": load_average,
+                "seconds": time.monotonic() - began,
                 "cores": {"target": core, "load": load_core, "store": store_core},
                 "versions": peers.versions(names),
                 "disclosed": {name: text for name, text in disclosed.items() if name in ("relay", *names)},

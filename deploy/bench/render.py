@@ -30,7 +30,8 @@ _GUARDED = {
     "sealed": "`store.encryption_env`: every event encrypted",
     "keyed": "`auth.mode: keys`",
 }
-_ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:])
+_WORKERS = {"workers_1": "1 worker", "workers_2": "2 workers"}
+_ERRORS_OF = (*_GATEWAYS, "uvicorn", "granian", *list(_GUARDED)[1:], *_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def into(document: str, found: dict[str, Any]) -> str:
 
 def lost(found: dict[str, Any]) -> bool:
     """Whether the relay lost, doubled or mixed up anything."""
-    return any(errors for name, errors in _errors(found["rows"]) if name in _GUARDED)
+    return any(errors for name, errors in _errors(found["rows"]) if name in (*_GUARDED, *_WORKERS))
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -88,6 +89,7 @@ def tables(found: dict[str, Any]) -> str:
     lines += [
         "",
         *_behind(rows),
+        *_workers(found["rows"]),
         *_asgi(found["rows"]),
         *_guarded(found["rows"]),
         _errors_line(found["rows"]),
@@ -96,7 +98,12 @@ def tables(found: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- **{_GATEWAYS[name]}.** {text}" for name, text in found["disclosed"].items() if name in _GATEWAYS]
-    warned = [f"- {name}: {text}" for name, row in found["rows"].items() for text in row.get("warnings", [])]
+    warned = [
+        f"- {name}: {text}"
+        for name, row in found["rows"].items()
+        for text in row.get("warnings", [])
+        if "not quiet" not in text  # told above, for all rows
+    ]
     if warned:
         lines += ["", "Warnings of the run:", "", *warned]
     return "\n".join(lines)
@@ -108,7 +115,8 @@ def _where(found: dict[str, Any]) -> str:
     return (
         f"Measured on {found['date']}: {machine['cores']} × {machine['cpu']}, {machine['system']}, Python "
         f"{machine['python']}, uvloop {machine['uvloop']}; relay {machine['relay']}, {peers}. What is measured is "
-        f"bound to core {cores['target']}, the load to core {cores['load']}, the store to core {cores['store']}."
+        f"bound to core {cores['target']}, the load to core {cores['load']}, the store to core {cores['store']}. "
+        f"The run took {found['seconds'] / 60:.0f} min."
     )
 
 
@@ -160,15 +168,16 @@ def _rows(rows: dict[str, Any]) -> Iterator[Row]:
         what = "first event of single requests, over direct, ms: p50 / p99"
         yield Row(what, "p50 ≤ 1.2 ms", cells, value, 1.2, why="first")
     if targets := _targets(rows, "unpaced"):
-        cells = {name: f"{t['events_per_s']:,.0f}; {t['events_per_cpu_s']:,.0f}" for name, t in targets.items()}
+        cells = {name: _throughput(target) for name, target in targets.items()}
         if (store := targets["relay"]["store_cpu_us_per_event"]) is not None:
-            cells["relay"] += f" ({1e6 / (targets['relay']['cpu_us_per_event'] + store):,.0f} with the store's)"
+            whole = targets["relay"]["cpu_us_per_event"] + store
+            cells["relay"] += f" ({_rate(whole and 1e6 / whole)} with the store's)"
         what, value = "20 streams unpaced: events/s; events/s of its CPU", targets["relay"]["events_per_cpu_s"]
         yield Row(what, "≥ 50,000 a core", cells, value, 50_000, at_least=True, why="unpaced")
     if scale := {n: _targets(rows, f"scale_{n}") for n in (50, 200, 1000, 2000) if f"scale_{n}" in rows}:
         costs = {n: t["relay"]["cpu_us_per_event"] for n, t in scale.items()}
         what = f"CPU per event, µs, at {' / '.join(f'{n:,}' for n in costs)} live streams, 4,000 events/s in all"
-        spread = max(costs.values()) / min(costs.values()) - 1
+        spread = max(costs.values()) / max(1.0, min(costs.values())) - 1
         cells = {"relay": f"{' / '.join(f'{cost:.0f}' for cost in costs.values())} ({spread:.0%} apart)"}
         yield Row(what, "within 25 %", cells, spread, 0.25, why="scale")
     yield from _begins(rows)
@@ -194,7 +203,7 @@ def _cpu(streams: int, most: float, targets: dict[str, Any], rows: dict[str, Any
             text += ", core full"
         cells[name] = text + _fewer(name, rows)
     value = None
-    if "nginx" in targets:
+    if "nginx" in targets and targets["nginx"]["cpu_us_per_event"]:
         value = targets["relay"]["cpu_us_per_event"] / targets["nginx"]["cpu_us_per_event"]
         cells["relay"] += f", {value:.1f} × nginx"
     what = f"CPU per event, µs, {streams} streams of 20 events/s"
@@ -254,19 +263,21 @@ def _bursts(rows: dict[str, Any]) -> Iterator[Row]:
             late = {name: _less(t["meanwhile"]["burst"], direct) for name, t in targets.items()}
             cells = {name: _times(times) for name, times in late.items()}
             what = "the running streams' events meanwhile, over direct, ms: p50 / p99"
-            yield Row(what, "p50 ≤ 2 ms", cells, late["relay"]["p50"], 2, why="burst")
+            value = late["relay"] and late["relay"]["p50"]
+            yield Row(what, "p50 ≤ 2 ms", cells, value, 2, why="burst")
 
 
 def _neighbours(rows: dict[str, Any]) -> Iterator[Row]:
     if targets := _targets(rows, "neighbours"):
         kinds = ("prompt", "events", "body")
-        late = {name: [t["meanwhile"][kind]["p99"] for kind in kinds] for name, t in targets.items()}
-        cells = {name: " / ".join(f"{value:.0f}" for value in values) for name, values in late.items()}
+        late = {name: [t["meanwhile"][kind] for kind in kinds] for name, t in targets.items()}
+        cells = {name: " / ".join(f"{t['p99']:.0f}" if t else "–" for t in times) for name, times in late.items()}
+        value = max((times["p99"] for times in late["relay"] if times), default=None)
         what = (
             "events of 100 small streams beside prompts of 100,000 tokens / events of 3 MB / requests of 31 MB, late "
             "by, ms: p99"
         )
-        yield Row(what, "≤ 40", cells, max(late["relay"]), 40, why="neighbours")
+        yield Row(what, "≤ 40", cells, value, 40, why="neighbours")
 
 
 def _fidelity(rows: dict[str, Any]) -> Iterator[Row]:
@@ -318,6 +329,23 @@ def _resume(rows: dict[str, Any]) -> Iterator[Row]:
             yield Row(what, "≤ 3, nobody cut", cells, float("inf") if failed else last, 3, why="fleet")
 
 
+def _workers(rows: dict[str, Any]) -> list[str]:
+    if not {"workers_cpu", "workers_unpaced", "workers_shared"} <= rows.keys():
+        return []
+    lines = [
+        "| the relay with | CPU per event, µs, 300 streams of 20 events/s | unpaced: events/s; events/s of its CPU | "
+        "live connections of each worker |",
+        "|---|---|---|---|",
+    ]
+    for name, label in _WORKERS.items():
+        event, unpaced, shared = (
+            rows[row]["targets"][name] for row in ("workers_cpu", "workers_unpaced", "workers_shared")
+        )
+        taken = ", ".join(str(count) for count in shared["connections"] or ())
+        lines.append(f"| {label} | {event['cpu_us_per_event']:.0f} | {_throughput(unpaced)} | {taken} |")
+    return [*lines, ""]
+
+
 def _asgi(rows: dict[str, Any]) -> list[str]:
     if "asgi_cpu" not in rows or "asgi_unpaced" not in rows:
         return []
@@ -352,12 +380,22 @@ def _targets(rows: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: target for name, target in found.items() if name in _GATEWAYS}
 
 
+def _throughput(target: dict[str, Any]) -> str:
+    return f"{_rate(target['events_per_s'])}; {_rate(target['events_per_cpu_s'])}"
+
+
+def _rate(value: float | None) -> str:
+    """A dash where the CPU was less than the kernel counts."""
+    return f"{value:,.0f}" if value else "–"
+
+
 def _times(value: dict[str, float] | None) -> str:
     return "" if value is None else f"{value['p50']:.2f} / {value['p99']:.2f}"
 
 
-def _less(value: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {key: value[key] - other[key] for key in value}
+def _less(value: dict[str, float] | None, other: dict[str, float] | None) -> dict[str, float] | None:
+    """None where one of them has seen no event."""
+    return {key: value[key] - other[key] for key in value} if value and other else None
 
 
 def _percent(share: float) -> str:

@@ -101,3 +101,14 @@ def test_a_fleet_that_comes_back(bench: Bench) -> None:
     # Behind ten for the warm-up, twelve that are made and two that come back alone, it is the first of those together.
     assert found["defective"]["together"]["errors"] > 0
     assert found["defective"]["errors"]["wrong_end"] == 1
+
+
+def test_what_each_worker_has_taken(bench: Bench) -> None:
+    needs(procs.AVAILABLE, "/proc, that is Linux")
+    settings = {"upstreams": [{"name": "bench", "base_url": bench.upstream_url}], "workers": 2}
+    plan = Plan(mode="idle", streams=40, length=2, settle=0.0, rounds=1)
+    with RelayProcess(settings) as relay:
+        found = bench.run(plan, [Target("relay", relay.url, pids=(relay.pid,))], direct=False)["targets"]["relay"]
+    assert not any(found["errors"].values()), found["samples"]
+    assert len(found["connections"]) == 2  # the parent holds the socket and takes none
+    assert sum(found["connections"]) == 40

@@ -53,7 +53,7 @@ def _found(relay: float, nginx: float) -> dict[str, Any]:
         "date": "2001-02-03",
         "machine": {"cores": 2, "cpu": "CPU", "system": "Linux", "python": "3", "uvloop": "1", "relay": "0"},
         "cores": {"target": 1, "load": 0, "store": 0},
-        "load_average": 0.1,
+        **{"load_average": 0.1, "seconds": 90.0},
         "versions": {"nginx": "9.9"},
         "disclosed": {"nginx": "As it is."},
         "rows": {"cpu_300": {"plan": {"streams": 300}, "targets": targets, "warnings": ["busy"]}},
@@ -122,6 +122,46 @@ def test_results_go_between_the_markers_and_nowhere_else(render: ModuleType) -> 
     assert render.into(once, copy.deepcopy(_found(60, 20))) == once
     with pytest.raises(BenchError, match="markers"):
         render.into("# Benchmarks", _found(60, 20))
+
+
+def _plan_of(**changes: float) -> dict[str, Any]:
+    """The rows that a plan needs; one by one a cost is changed."""
+    known = {"event": 60.0, "store": 30.0, "begin": 3.0, "store_begin": 0.3, "live": 50.0, "ratio": 1.0, **changes}
+    relay = {
+        "cpu_us_per_event": known["event"],
+        "store_cpu_us_per_event": known["store"],
+        "cpu_ms_per_stream": known["begin"],
+        "store_cpu_ms_per_stream": known["store_begin"],
+        "memory": {"rss": known["live"] * 1024},
+    }
+    rows: dict[str, Any] = {row: {"targets": {"relay": relay}} for row in ("cpu_300", "begin", "idle")}
+    return {"rows": {**rows, "store": {"ratio": known["ratio"]}}}
+
+
+def test_the_plan_is_the_figures_in_the_formulas() -> None:
+    capacity = _module("capacity")
+    plan = capacity.plan(capacity.costs(_plan_of()["rows"]))
+    # 1,000 streams: 20,000 events a second are 1.2 cores, 33 begun a second 0.1; 60 % busy they are 2.2.
+    assert "| (S·r·60 µs + S/T·3.0 ms) / 0.6 | 3 | 22 | 217 | 2,200 |" in plan
+    assert "| S·(50 KiB + E/2·1.2 KB) | 0.4 GB | 4.1 GB | 41 GB | 411 GB |" in plan
+    assert "| S·(1 + R/T)·E·(b + 35)·1.00 | 25 GB |" in plan
+    assert "each with 461 streams" in " ".join(plan.split())
+
+
+@pytest.mark.parametrize("cost", ["event", "store", "begin", "store_begin", "live", "ratio"])
+def test_each_cost_is_in_the_plan(cost: str) -> None:
+    capacity = _module("capacity")
+    plans = [capacity.plan(capacity.costs(_plan_of(**changed)["rows"])) for changed in ({}, {cost: 100.0})]
+    assert plans[0] != plans[1]
+
+
+def test_the_plan_goes_between_its_markers_and_stays_where_a_row_is_missing() -> None:
+    capacity = _module("capacity")
+    document = (_DEPLOY / "README.md").read_text()
+    assert "S·r·60 µs" in capacity.into(document, _plan_of())
+    without = _plan_of()
+    del without["rows"]["begin"]
+    assert capacity.into(document, without) == document
 
 
 def test_every_mode_is_documented() -> None:
