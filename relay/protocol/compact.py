@@ -149,28 +149,32 @@ class Compactor:
     """Writes the entries of one stream, for one writer. It keeps up to `_MOST_TEMPLATES` templates of up to
     `LARGEST_BASE` bytes, and refers to up to `_MOST_BASES` frames, which its writer has anyway."""
 
-    __slots__ = ("_bases", "_first", "_id", "_in_full", "_looks", "_templates")
+    __slots__ = ("_bases", "_first", "_id", "_in_full", "_looks", "_templates", "_usual")
 
     def __init__(self, stream: str) -> None:
         self._id = stream.encode() + b"."
         self._bases: list[tuple[int, bytes]] = []
         self._templates: list[_Template] = []
+        self._usual: tuple[bytes, bytes, int, bytes] | None = None
         self._first = 0
         self._looks = 0
         self._in_full = 0
 
     def write(self, n: int, frame: bytes) -> bytes:
         """What the log is to hold for event n: its frame, or less. Events come in their order, from any number on."""
+        if self._usual is not None:
+            # Nearly all events are such as the last one was, with one hole: what follows would say the same of them.
+            first, last, fixed, head = self._usual
+            begins = b"id: %b%d\n%b" % (self._id, n, first)
+            if frame.startswith(begins) and frame.endswith(last):
+                start, stop = len(begins), len(frame) - len(last)
+                if start <= stop <= start + fixed:
+                    return head + frame[start:stop]
+        return self._write(n, frame)
+
+    def _write(self, n: int, frame: bytes) -> bytes:
         templates = self._templates
         entry = b""
-        if templates and not templates[0].middle:
-            # Nearly all events are such as the last one was, with one hole: what follows would say the same of them.
-            template = templates[0]
-            begins = b"id: %b%d\n%b" % (self._id, n, template.first)
-            if frame.startswith(begins) and frame.endswith(template.last):
-                start, stop = len(begins), len(frame) - template.tail
-                if start <= stop <= start + template.fixed:
-                    return template.head + frame[start:stop]
         opening = b"id: %b%d\n" % (self._id, n)
         if not frame.startswith(opening):
             return frame
@@ -180,7 +184,7 @@ class Compactor:
                 if size <= 2 * template.fixed:
                     if template is not templates[0]:
                         templates.remove(template)
-                        templates.insert(0, template)
+                        self._use(template)
                     return entry
                 break
         self._first = self._first or n
@@ -190,6 +194,13 @@ class Compactor:
             return entry or frame
         return self._look(n, frame, opening, entry)
 
+    def _use(self, template: _Template) -> None:
+        """The one to try first."""
+        self._templates.insert(0, template)
+        del self._templates[_MOST_TEMPLATES:]
+        usual = template.first, template.last, template.fixed, template.head
+        self._usual = None if template.middle else usual
+
     def _look(self, n: int, frame: bytes, opening: bytes, entry: bytes) -> bytes:
         """Look for a better base than the one that `entry` was written with, if with any."""
         if self._bases:
@@ -198,8 +209,7 @@ class Compactor:
             if alike or self._in_full >= self._looks // _IN_FULL_EVERY + _IN_FULL_AT_ONCE:
                 better = template.write(frame, opening)
                 if better and len(better) + _LEAST_GAIN <= len(entry or frame):
-                    self._templates.insert(0, template)
-                    del self._templates[_MOST_TEMPLATES:]
+                    self._use(template)
                     return better
                 if entry:
                     return entry
@@ -266,16 +276,42 @@ def _joined(holes: _Holes, shortest: int) -> _Holes:
 class Restorer:
     """Restores the events of one stream. It keeps what it has taken from the last few bases."""
 
-    __slots__ = ("_id", "_known")
+    __slots__ = ("_id", "_known", "_last")
 
     def __init__(self, stream: str) -> None:
         self._id = stream.encode() + b"."
         self._known: list[tuple[bytes, list[bytes]]] = []
+        self._last: tuple[bytes, list[bytes]] = COMPACT, []
 
     @property
     def bases(self) -> list[int]:
         """Those that need not be looked up."""
         return [base_of(head) for head, _ in self._known]
+
+    def restore_all(
+        self, after: int, contents: Sequence[bytes], frames: list[bytes], frame_of: Callable[[int], bytes], room: int
+    ) -> None:
+        """Add to the frames of the events after one those that follow, of their entries in full or in the compact form:
+        more than one only as far as they come to no more than `room`. Raises what `restore` does, after those before.
+        """
+        size = sum(map(len, frames))
+        opening = b"id: " + self._id
+        head = first = last = b""
+        for n, content in enumerate(contents[len(frames) :], after + len(frames) + 1):
+            if head and content.startswith(head):
+                frame = b"%b%d\n%b%b%b" % (opening, n, first, content[len(head) :], last)
+            elif content.startswith(COMPACT):
+                frame = self.restore(n, content, frame_of)
+                head, literals = self._last
+                first, last, *more = literals
+                if more:
+                    head = b""
+            else:
+                frame = content
+            size += len(frame)
+            if frames and size > room:
+                return
+            frames.append(frame)
 
     def restore(self, n: int, content: bytes, frame_of: Callable[[int], bytes]) -> bytes:
         """The frame of event n, of its entry in the compact form. `frame_of` gives the frame of an earlier event, or
@@ -285,7 +321,7 @@ class Restorer:
                 break
         else:
             known = self._learn(n, content, frame_of)
-        head, literals = known
+        self._last = head, literals = known
         at = len(head)
         if len(literals) == 2:
             first, last = literals
