@@ -86,11 +86,8 @@ class Encryptor:
         text = b"%b\n%b" % (usage.encode(), content)
         return self._head + self._aead.encrypt(self._salt + (2 * n + 1).to_bytes(4), text, b"end")
 
-    def events(self, first: int, entries: Sequence[bytes]) -> list[bytes]:
-        """The events from number `first` on, in full or in the compact form."""
-        return [self._event(position, entry) for position, entry in enumerate(entries, first)]
-
-    def _event(self, n: int, entry: bytes) -> bytes:
+    def event(self, n: int, entry: bytes) -> bytes:
+        """Event n, in full or in the compact form."""
         nonce = self._salt + (2 * n).to_bytes(4)
         if not entry.startswith(COMPACT):
             return self._head + self._aead.encrypt(nonce, entry, b"f")

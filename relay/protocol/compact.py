@@ -42,9 +42,9 @@ _MOST_BASES = 4
 # A literal of fewer bytes costs as much as the hole that it would end.
 _SHORTEST_LITERAL = 5
 _LEAST_GAIN = 16
-# To look for what two events have in common takes as long as to write some fifty: each event pays a little of it.
-_CREDIT = 512
-_LOOKING_COSTS = 32
+# To look for what two events have in common takes as long as to write some fifty.
+_LOOKS_AT_ONCE = 16
+_LOOK_EVERY = 32
 # Where little of an event is that of another, it is written in full, so that the next of its kind has more: so often at
 # once, and then for one look in so many.
 _IN_FULL_AT_ONCE = 4
@@ -109,22 +109,24 @@ def _head(base: int, holes: _Holes, literals: Sequence[bytes]) -> bytes:
 
 
 class _Template:
-    """The literals of a base around its holes."""
+    """The literals of a base around its holes. `fixed` is how many bytes they have."""
 
-    __slots__ = ("first", "fixed", "head", "last", "middle")
+    __slots__ = ("first", "fixed", "head", "last", "middle", "tail")
 
     def __init__(self, base: int, block: bytes, holes: _Holes) -> None:
         literals = _literals(block, holes)
         self.head = _head(base, holes, literals)
         self.first, *self.middle, self.last = literals
+        self.tail = len(self.last)
         self.fixed = sum(map(len, literals))
 
-    def write(self, frame: bytes, at: int) -> bytes:
-        """The entry of a frame whose block begins at `at`; empty where it is no event of this kind."""
-        if not frame.startswith(self.first, at) or not frame.endswith(self.last):
+    def write(self, frame: bytes, opening: bytes) -> bytes:
+        """The entry of a frame that begins so; empty where it is no event of this kind."""
+        begins = opening + self.first
+        if not frame.startswith(begins) or not frame.endswith(self.last):
             return b""
-        start = at + len(self.first)
-        stop = len(frame) - len(self.last)
+        start = len(begins)
+        stop = len(frame) - self.tail
         if not self.middle:
             return self.head + frame[start:stop] if start <= stop else b""
         lengths = []
@@ -147,50 +149,67 @@ class Compactor:
     """Writes the entries of one stream, for one writer. It keeps up to `_MOST_TEMPLATES` templates of up to
     `LARGEST_BASE` bytes, and refers to up to `_MOST_BASES` frames, which its writer has anyway."""
 
-    __slots__ = ("_bases", "_credit", "_id", "_in_full", "_looks", "_templates")
+    __slots__ = ("_bases", "_first", "_id", "_in_full", "_looks", "_templates", "_usual")
 
     def __init__(self, stream: str) -> None:
         self._id = stream.encode() + b"."
         self._bases: list[tuple[int, bytes]] = []
         self._templates: list[_Template] = []
-        self._credit = _CREDIT
+        self._usual: tuple[bytes, bytes, int, bytes] | None = None
+        self._first = 0
         self._looks = 0
         self._in_full = 0
 
     def write(self, n: int, frame: bytes) -> bytes:
         """What the log is to hold for event n: its frame, or less. Events come in their order, from any number on."""
+        if self._usual is not None:
+            # Nearly all events are such as the last one was, with one hole: what follows would say the same of them.
+            first, last, fixed, head = self._usual
+            begins = b"id: %b%d\n%b" % (self._id, n, first)
+            if frame.startswith(begins) and frame.endswith(last):
+                start, stop = len(begins), len(frame) - len(last)
+                if start <= stop <= start + fixed:
+                    return head + frame[start:stop]
+        return self._write(n, frame)
+
+    def _write(self, n: int, frame: bytes) -> bytes:
+        templates = self._templates
+        entry = b""
         opening = b"id: %b%d\n" % (self._id, n)
         if not frame.startswith(opening):
             return frame
-        if self._credit < _CREDIT:
-            self._credit += 1
-        at = len(opening)
-        templates = self._templates
-        entry = b""
+        size = len(frame) - len(opening)
         for template in templates:
-            if entry := template.write(frame, at):
-                if len(frame) - at <= 2 * template.fixed:
+            if entry := template.write(frame, opening):
+                if size <= 2 * template.fixed:
                     if template is not templates[0]:
                         templates.remove(template)
-                        templates.insert(0, template)
+                        self._use(template)
                     return entry
                 break
-        return self._look(n, frame, at, entry) if self._credit >= _LOOKING_COSTS else entry or frame
-
-    def _look(self, n: int, frame: bytes, at: int, entry: bytes) -> bytes:
-        """Look for a better base than the one that `entry` was written with, if with any."""
-        size = len(frame) - at
+        self._first = self._first or n
         if size > LARGEST_BASE or n == 1:  # the first one alone has a pause in front
             return entry or frame
+        if self._looks * _LOOK_EVERY > n - self._first + _LOOKS_AT_ONCE * _LOOK_EVERY:
+            return entry or frame
+        return self._look(n, frame, opening, entry)
+
+    def _use(self, template: _Template) -> None:
+        """The one to try first."""
+        self._templates.insert(0, template)
+        del self._templates[_MOST_TEMPLATES:]
+        usual = template.first, template.last, template.fixed, template.head
+        self._usual = None if template.middle else usual
+
+    def _look(self, n: int, frame: bytes, opening: bytes, entry: bytes) -> bytes:
+        """Look for a better base than the one that `entry` was written with, if with any."""
         if self._bases:
-            self._credit -= _LOOKING_COSTS
-            template, alike = self._find(frame, at)
             self._looks += 1
+            template, alike = self._find(frame[len(opening) :])
             if alike or self._in_full >= self._looks // _IN_FULL_EVERY + _IN_FULL_AT_ONCE:
-                better = template.write(frame, at)
+                better = template.write(frame, opening)
                 if better and len(better) + _LEAST_GAIN <= len(entry or frame):
-                    self._templates.insert(0, template)
-                    del self._templates[_MOST_TEMPLATES:]
+                    self._use(template)
                     return better
                 if entry:
                     return entry
@@ -200,10 +219,9 @@ class Compactor:
         del self._bases[_MOST_BASES:]
         return frame
 
-    def _find(self, frame: bytes, at: int) -> tuple[_Template, bool]:
-        """What has most in common with a frame, and whether that is enough: a quarter where it is built alike, a half
+    def _find(self, block: bytes) -> tuple[_Template, bool]:
+        """What has most in common with a block, and whether that is enough: a quarter where it is built alike, a half
         else."""
-        block = frame[at:]
         tokens = _TOKENS.findall(block)
         found: _Template | None = None
         kind = False
@@ -258,16 +276,42 @@ def _joined(holes: _Holes, shortest: int) -> _Holes:
 class Restorer:
     """Restores the events of one stream. It keeps what it has taken from the last few bases."""
 
-    __slots__ = ("_id", "_known")
+    __slots__ = ("_id", "_known", "_last")
 
     def __init__(self, stream: str) -> None:
         self._id = stream.encode() + b"."
         self._known: list[tuple[bytes, list[bytes]]] = []
+        self._last: tuple[bytes, list[bytes]] = COMPACT, []
 
     @property
     def bases(self) -> list[int]:
         """Those that need not be looked up."""
         return [base_of(head) for head, _ in self._known]
+
+    def restore_all(
+        self, after: int, contents: Sequence[bytes], frames: list[bytes], frame_of: Callable[[int], bytes], room: int
+    ) -> None:
+        """Add to the frames of the events after one those that follow, of their entries in full or in the compact form:
+        more than one only as far as they come to no more than `room`. Raises what `restore` does, after those before.
+        """
+        size = sum(map(len, frames))
+        opening = b"id: " + self._id
+        head = first = last = b""
+        for n, content in enumerate(contents[len(frames) :], after + len(frames) + 1):
+            if head and content.startswith(head):
+                frame = b"%b%d\n%b%b%b" % (opening, n, first, content[len(head) :], last)
+            elif content.startswith(COMPACT):
+                frame = self.restore(n, content, frame_of)
+                head, literals = self._last
+                first, last, *more = literals
+                if more:
+                    head = b""
+            else:
+                frame = content
+            size += len(frame)
+            if frames and size > room:
+                return
+            frames.append(frame)
 
     def restore(self, n: int, content: bytes, frame_of: Callable[[int], bytes]) -> bytes:
         """The frame of event n, of its entry in the compact form. `frame_of` gives the frame of an earlier event, or
@@ -277,7 +321,7 @@ class Restorer:
                 break
         else:
             known = self._learn(n, content, frame_of)
-        head, literals = known
+        self._last = head, literals = known
         at = len(head)
         if len(literals) == 2:
             first, last = literals

@@ -89,5 +89,6 @@ def _plain(entries: list[Any], after: int) -> list[bytes]:
     if not entries or entries[0][0] != b"%d-0" % (after + 1) or entries[-1][0] != b"%d-0" % (after + len(entries)):
         return []
     contents = [content for _, (field, content) in entries if field == b"f"]
-    encrypted = any(content[:1] == ENCRYPTED and not content.startswith(COMPACT) for content in contents)
+    heads = {content[: len(COMPACT)] for content in contents}
+    encrypted = any(head[:1] == ENCRYPTED and head != COMPACT for head in heads)
     return [] if encrypted or len(contents) < len(entries) else contents

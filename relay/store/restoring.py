@@ -78,7 +78,6 @@ class _Restoring:
     def __init__(self, restorer: Restorer, after: int, bases: Mapping[int, bytes]) -> None:
         self.frames: list[bytes] = []
         self.looked_up: dict[int, bytes] = {}
-        self._size = 0
         self._restorer = restorer
         self._after = after
         self._bases = bases
@@ -86,18 +85,11 @@ class _Restoring:
 
     def go_on(self, contents: Sequence[bytes], room: int) -> tuple[list[bytes], bool]:
         """Raises BaseMissing, after which it goes on where it was."""
-        frames = self.frames
-        restore, frame_of, after = self._restorer.restore, self._frame_of, self._after
         try:
-            for n, content in enumerate(contents[len(frames) :], after + len(frames) + 1):
-                frame = restore(n, content, frame_of) if content.startswith(COMPACT) else content
-                self._size += len(frame)
-                if frames and self._size > room:
-                    break
-                frames.append(frame)
+            self._restorer.restore_all(self._after, contents, self.frames, self._frame_of, room)
         except Damaged:
-            return frames, True
-        return frames, False
+            return self.frames, True
+        return self.frames, False
 
     def _frame_of(self, n: int) -> bytes:
         """Raises Damaged, BaseMissing."""

@@ -174,15 +174,19 @@ class Committer:
         args: list[Any] = []
         for writer, sent, ended in batch:
             keys += writer.keys
-            feed = writer.feed
-            frames = feed.frames[writer.acked - feed.base : sent - feed.base]
-            entries = writer.entries.events(writer.acked + 1, frames)
+            acked, feed = writer.acked, writer.feed
             if not ended:
                 note = "" if writer.offsets is None else writer.note(sent)
-                args += (writer.fence, writer.acked, "", note, len(entries), *entries)
+                if sent - acked == 1:
+                    entry = writer.entries.event(sent, feed.frames[acked - feed.base])
+                    args += (writer.fence, acked, "", note, 1, entry)
+                    continue
+            entries = writer.entries.events(acked + 1, feed.frames[acked - feed.base : sent - feed.base])
+            if not ended:
+                args += (writer.fence, acked, "", note, len(entries), *entries)
                 continue
             usage, end = writer.end_content(sent, writer.listener.usage_summary())
-            args += (writer.fence, writer.acked, writer.outcome, usage, len(entries) + 1, *entries, end)
+            args += (writer.fence, acked, writer.outcome, usage, len(entries) + 1, *entries, end)
         return ("EVALSHA", scripts.APPEND.sha, len(keys), *keys, *self._kept, *args)
 
     # -- single writers --------------------------------------------------------------------------------------------

@@ -31,19 +31,17 @@ class EntryWriter:
         """The log holds something else than what was written last."""
         self._next = 0
 
-    def events(self, first: int, frames: list[bytes]) -> Sequence[bytes]:
-        """The entries of the events from number `first` on."""
-        if first != self._next:
+    def event(self, n: int, frame: bytes) -> bytes:
+        """The entry of event n."""
+        if n != self._next:
             self._begin()
-        self._next = first + len(frames)
-        compactor = self._compactor
-        if compactor is None:
-            entries = frames
-        elif len(frames) == 1:
-            entries = [compactor.write(first, frames[0])]
-        else:
-            entries = [compactor.write(n, frame) for n, frame in enumerate(frames, first)]
-        return entries if self._encryptor is None else self._encryptor.events(first, entries)
+        self._next = n + 1
+        entry = frame if self._compactor is None else self._compactor.write(n, frame)
+        return entry if self._encryptor is None else self._encryptor.event(n, entry)
+
+    def events(self, first: int, frames: Sequence[bytes]) -> list[bytes]:
+        """The entries of the events from number `first` on."""
+        return [self.event(n, frame) for n, frame in enumerate(frames, first)]
 
     def end(self, n: int, end: End, usage: str) -> tuple[str, bytes]:
         """The usage that the stream's hash has, and what the log's end mark after event n holds."""

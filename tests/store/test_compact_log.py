@@ -380,7 +380,7 @@ class TestNoNonceTwice:
         encryptor = cipher.encryptor("st_x", BOUND)
         assert encryptor is not None
         entry = COMPACT + (2).to_bytes(4) + b"text"
-        (content,) = encryptor.events(7, [entry])
+        content = encryptor.event(7, entry)
         assert cipher.decrypt("st_x", 7, b"f", content, BOUND) == entry
         for stream, n, binding in (("st_y", 7, BOUND), ("st_x", 8, BOUND), ("st_x", 7, Binding("o2", "chat"))):
             with pytest.raises(Tampered):
