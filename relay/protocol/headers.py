@@ -100,6 +100,9 @@ _LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
 UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
+# Nothing in a head may be read as the end of its line.
+_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+
 # What a name with `_` must not be read as.
 _NO_TWIN = re.compile(
     b"|".join(map(re.escape, sorted(NOT_UPSTREAM | _NOT_TO_CLIENT | credentials.HEADERS)))
@@ -117,6 +120,14 @@ INCREMENTAL = (b"incremental", b"?1")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def lines_of(headers: Headers) -> bytes:
+    """A head's fields as HTTP/1.1 has them (RFC 9112, section 5). Raises ValueError for what is none."""
+    lines = b"".join([b"%b: %b\r\n" % item for item in headers])
+    if lines.count(b"\n") != len(headers) or not _LINES.fullmatch(lines):
+        raise ValueError("a header's name or value is malformed")
+    return lines
 
 
 def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:

@@ -9,19 +9,22 @@ and nothing is ever sent twice: aiohttp repeats only idempotent methods, and eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from relay.config import UpstreamSettings
-from relay.protocol.codings import Broken, Decoder, Unknown, of_answer, sniffed
+from relay.protocol.codings import Broken, Decoder, Unknown, of_answer
 from relay.protocol.errors import UpstreamDisconnected, UpstreamMalformed, UpstreamTimeout, UpstreamUnreachable
 from relay.protocol.headers import Headers
-from relay.upstream.connections import Connections, ends_with_connection
+from relay.upstream.connections import Connections
+from relay.upstream.decoding import Decoding, Sink, Undone, transport_error
+from relay.upstream.kept import Answer, Kept
 
 CONNECT_TIMEOUT = 10.0
 _PIECE = 64 * 1024
@@ -33,15 +36,6 @@ _NOT_CONNECTED = (
     *(aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.ConnectionTimeoutError),
     ValueError,
 )
-
-
-class Sink(Protocol):
-    """Takes a body as it arrives. Neither may raise."""
-
-    def data_received(self, data: bytes) -> None: ...
-
-    def eof_received(self, error: httpx.TransportError | None) -> None:
-        """Nothing more comes: None at the body's proper end."""
 
 
 class _Pushing(aiohttp.StreamReader):
@@ -71,7 +65,7 @@ class _Pushing(aiohttp.StreamReader):
         over = self._eof or self._exception is not None
         super().set_exception(exc, *cause)
         if not over:
-            self._protocol.relay_sink.eof_received(_transport_error(exc))  # type: ignore[attr-defined]
+            self._protocol.relay_sink.eof_received(transport_error(exc))  # type: ignore[attr-defined]
 
 
 async def _in_pieces(body: bytes | AsyncIterable[bytes | memoryview]) -> AsyncIterator[memoryview]:
@@ -84,13 +78,6 @@ async def _in_pieces(body: bytes | AsyncIterable[bytes | memoryview]) -> AsyncIt
             for at in range(0, len(part), _PIECE):
                 yield memoryview(part)[at : at + _PIECE]
             part = b""  # while the next one is waited for, and once the last one is sent
-
-
-def _transport_error(error: BaseException) -> httpx.TransportError:
-    kind = httpx.ReadTimeout if isinstance(error, TimeoutError) else httpx.ReadError
-    found = kind(str(error))
-    found.__cause__ = error
-    return found
 
 
 class Body(httpx.AsyncByteStream):
@@ -106,18 +93,18 @@ class Body(httpx.AsyncByteStream):
     grace = 0.0
     ends_with_connection = False
 
-    def __init__(self, response: aiohttp.ClientResponse, decoders: list[Decoder] | None = None) -> None:
+    def __init__(self, response: aiohttp.ClientResponse | Answer, decoders: list[Decoder] | None = None) -> None:
         """`decoders` take its codings off; None where the first bytes of an event stream tell which those are."""
         self._response = response
         self._decoders = decoders
-        self.ends_with_connection = ends_with_connection(response)
+        self.ends_with_connection = _ends_with_connection(response)
 
     def push_to(self, sink: Sink) -> None:
         """From now on, and for what has arrived already, once. Iterate no more. How long it may be silent is the sink's
         to watch: aiohttp sets a timer for every chunk."""
         content = self._response.content
         if self._decoders != []:
-            sink = _Decoding(sink, self._decoders, self._hand_to)
+            sink = Decoding(sink, self._decoders, self._hand_to)
         early = b""
         error = None
         while True:  # where aiohttp had stopped reading, a read makes it go on, and there is more
@@ -138,7 +125,7 @@ class Body(httpx.AsyncByteStream):
         if early:
             sink.data_received(early)
         if error is not None:
-            sink.eof_received(_transport_error(error))
+            sink.eof_received(transport_error(error))
         elif over:
             sink.eof_received(None)
 
@@ -167,13 +154,13 @@ class Body(httpx.AsyncByteStream):
             async for chunk in self._raw():
                 yield chunk
             return
-        decoding = _Undone(self._decoders)
+        decoding = Undone(self._decoders)
         async for chunk in self._raw():
             try:
                 for piece in decoding.feed(chunk):
                     yield piece
             except Broken as error:
-                raise _transport_error(error) from error
+                raise transport_error(error) from error
         if rest := decoding.rest():
             yield rest
 
@@ -192,7 +179,7 @@ class Body(httpx.AsyncByteStream):
             rest = content.read_nowait()
             if rest:
                 yield rest
-            raise _transport_error(error) from error
+            raise transport_error(error) from error
 
     def _hold(self) -> None:
         """Read nothing while nobody asks for more: one read may bring 256 KiB. The wait is none of the upstream's."""
@@ -213,74 +200,6 @@ class Body(httpx.AsyncByteStream):
             self._response.content._buffer.clear()
 
 
-class _Undone:
-    """Takes the codings of an event stream off; None for those that its first bytes tell."""
-
-    def __init__(self, decoders: list[Decoder] | None) -> None:
-        self._decoders = decoders
-        self._start = b""
-
-    @property
-    def plain(self) -> bool:
-        """Is there nothing to take off?"""
-        return self._decoders == []
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Raises Broken."""
-        if self._decoders is None:
-            data = self._start + data
-            coding = sniffed(data)
-            if coding is None:
-                self._start = data
-                return
-            self._start = b""
-            self._decoders = [Decoder(coding)] if coding else []
-        yield from _through(self._decoders, data)
-
-    def rest(self) -> bytes:
-        """What was held to be looked at, at the body's end."""
-        rest, self._start = self._start, b""
-        return rest
-
-
-def _through(decoders: Sequence[Decoder], data: bytes) -> Iterator[bytes]:
-    if not decoders:
-        yield data
-        return
-    for piece in decoders[0].feed(data):
-        yield from _through(decoders[1:], piece)
-
-
-class _Decoding:
-    """A sink before another, for as long as it has something to take off: an event costs no more than without it."""
-
-    def __init__(self, sink: Sink, decoders: list[Decoder] | None, hand_to: Callable[[Sink], None]) -> None:
-        self._sink = sink
-        self._undone = _Undone(decoders)
-        self._hand_to = hand_to
-        self._broken = False
-
-    def data_received(self, data: bytes) -> None:
-        if self._broken:
-            return
-        try:
-            for piece in self._undone.feed(data):
-                self._sink.data_received(piece)
-        except Broken as error:
-            self._broken = True
-            self._sink.eof_received(_transport_error(error))
-            return
-        if self._undone.plain:
-            self._hand_to(self._sink)
-
-    def eof_received(self, error: httpx.TransportError | None) -> None:
-        if self._broken:
-            return
-        if rest := self._undone.rest():
-            self._sink.data_received(rest)
-        self._sink.eof_received(error)
-
-
 def body_of(response: httpx.Response) -> Body:
     """The body's bytes as they arrive. (httpx's own iterators wrap every chunk several times.)
 
@@ -298,7 +217,12 @@ def is_event_stream(response: httpx.Response) -> bool:
     return first.strip().lower() == "text/event-stream" and "content-encoding" not in response.headers
 
 
-def _undone(response: aiohttp.ClientResponse) -> tuple[list[tuple[bytes, bytes]], list[Decoder] | None]:
+def _ends_with_connection(response: aiohttp.ClientResponse | Answer) -> bool:
+    """Does nothing but the end of its connection say where an answer's body ends (RFC 9112, section 6.3)?"""
+    return "content-length" not in response.headers and "transfer-encoding" not in response.headers
+
+
+def _undone(response: aiohttp.ClientResponse | Answer) -> tuple[list[tuple[bytes, bytes]], list[Decoder] | None]:
     """The head of an answer as it is once its body's codings are taken off, and what takes them off (see `Body`). That
     is so for event streams only: all else goes to its client as it is."""
     head = list(response.raw_headers)
@@ -329,6 +253,7 @@ class UpstreamClient:
         self.relays: set[str] = set()
         """The base URLs of upstreams whose answers have said that they are relays."""
         self._connections = Connections()
+        self._kept = Kept()
 
     async def send(
         self,
@@ -352,24 +277,27 @@ class UpstreamClient:
         """
         address = URL(url, encoded=True)
         proxy, authorization = self._connections.proxy_for(upstream, address)
-        to_proxy = {} if authorization is None else {"proxy-authorization": authorization}
-        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-        if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy
-            lines += to_proxy.items()
         setting, seconds = answer
+        limit = None if seconds == float("inf") else seconds
+        response: aiohttp.ClientResponse | Answer | None = None
         try:
-            response = await self._connections.to(upstream).request(
-                method,
-                address,
-                proxy=proxy,
-                proxy_headers=to_proxy,
-                headers=lines,
-                data=body if isinstance(body, bytes) and len(body) <= _PIECE else _in_pieces(body),
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=None if seconds == float("inf") else seconds
-                ),
-            )
+            if method == "POST" and proxy is None and isinstance(body, bytes) and len(body) <= _PIECE:
+                response = await self._kept.ask(self._connections.of(upstream), address, headers, body, limit)
+            if response is None:
+                to_proxy = {} if authorization is None else {"proxy-authorization": authorization}
+                lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+                if address.scheme == "http":  # there is no CONNECT: the request itself goes to the proxy
+                    lines += to_proxy.items()
+                response = await self._connections.to(upstream).request(
+                    method,
+                    address,
+                    proxy=proxy,
+                    proxy_headers=to_proxy,
+                    headers=lines,
+                    data=body if isinstance(body, bytes) and len(body) <= _PIECE else _in_pieces(body),
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=limit),
+                )
         except aiohttp.SocketTimeoutError:
             raise UpstreamTimeout(
                 f"The upstream did not answer within {setting} ({seconds:g} s). It may have generated all the same, so "
@@ -381,7 +309,7 @@ class UpstreamClient:
                 f"The upstream cannot be reached ({type(error).__name__}). Try again; "
                 "if it lasts, check the upstream's base_url with `relay check`."
             ) from error
-        except aiohttp.ClientResponseError as error:
+        except (aiohttp.ClientResponseError, HttpProcessingError) as error:
             raise _malformed("is no head of an HTTP answer") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamDisconnected(
@@ -395,7 +323,8 @@ class UpstreamClient:
             protocol.read_timeout = idle
             protocol.start_timeout()
         head, decoders = _undone(response)
-        response._request_info = None  # type: ignore[assignment]  # what was sent is not held as long as the answer
+        if isinstance(response, aiohttp.ClientResponse):  # what was sent is not held as long as the answer
+            response._request_info = None  # type: ignore[assignment]
         return httpx.Response(response.status, headers=head, stream=Body(response, decoders))
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from urllib.request import getproxies_environment
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection, TCPConnector
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
@@ -27,7 +28,8 @@ from relay.protocol.errors import UpstreamUnreachable
 from relay.upstream.no_proxy import is_direct
 
 # Of a body that its client does not take; aiohttp reads on to twice as much, and its own default is 256 KiB.
-_READ_AHEAD = 16 * 1024
+READ_AHEAD = 16 * 1024
+MAX_LINE = 64 * 1024
 # How long a time-out that is due waits for what has arrived in time and was not read yet.
 READ_FIRST = 0.1
 # Heads (1xx) before an answer's own. Each puts off its time-out, and aiohttp queues as many as come.
@@ -99,13 +101,12 @@ class _Handler(ResponseHandler):
         self._read_timeout_handle = self._loop.call_later(READ_FIRST, super()._on_read_timeout)
 
 
-def ends_with_connection(response: aiohttp.ClientResponse) -> bool:
-    """Does nothing but the end of its connection say where an answer's body ends (RFC 9112, section 6.3)?"""
-    return "content-length" not in response.headers and "transfer-encoding" not in response.headers
-
-
-class _Connector(TCPConnector):
+class Connector(TCPConnector):
     """One that looks at a connection before it is used again: its end may have come since the loop last read."""
+
+    async def take(self, key: ConnectionKey) -> Connection | None:
+        """One that is kept, None where there is none."""
+        return await self._get(key, [])
 
     async def _get(self, key: Any, traces: Any) -> Connection | None:
         while (found := await super()._get(key, traces)) is not None and _has_ended(found):
@@ -138,6 +139,11 @@ class Connections:
             pool = self._pools[kind] = self._open(*kind)
         return pool
 
+    def of(self, upstream: UpstreamSettings) -> Connector:
+        connector = self.to(upstream).connector
+        assert isinstance(connector, Connector)
+        return connector
+
     def proxy_for(self, upstream: UpstreamSettings, url: URL) -> tuple[URL | None, str | None]:
         """As `proxy_for` says, asked once for each address, of which there are no more than upstreams: to read the
         whole environment was a thirtieth of what a stream costs."""
@@ -150,22 +156,21 @@ class Connections:
     def look_up_again(self, upstream: UpstreamSettings, address: URL) -> None:
         """Nobody is at an address any more: what is known of its name's is forgotten. (It is kept for 10 s, longer than
         a stream may have to come back.)"""
-        connector = self.to(upstream).connector
-        if isinstance(connector, TCPConnector) and address.host and address.port:
-            connector.clear_dns_cache(address.host, address.port)
+        if address.host and address.port:
+            self.of(upstream).clear_dns_cache(address.host, address.port)
 
     @staticmethod
     def _open(ca_file: Path | None, client_cert: Path | None, keepalive: float) -> aiohttp.ClientSession:
-        connector = _Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive)
+        connector = Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive)
         connector._factory = partial(_Handler, asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            read_bufsize=_READ_AHEAD,
+            read_bufsize=READ_AHEAD,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=64 * 1024,
-            max_field_size=64 * 1024,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
         )
 
     async def close(self) -> None:

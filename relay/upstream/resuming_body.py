@@ -19,8 +19,9 @@ from relay.config import Timeouts
 from relay.protocol.dialect import Watch
 from relay.protocol.errors import ApiError
 from relay.protocol.legs import Leg
-from relay.upstream.client import Body, Sink, body_of
+from relay.upstream.client import Body, body_of
 from relay.upstream.connections import READ_FIRST
+from relay.upstream.decoding import Sink
 from relay.upstream.positions import OwnIdsStream
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,8 @@ from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream.client import Body, Sink
+from relay.upstream.client import Body
+from relay.upstream.decoding import Sink
 from relay.upstream.routing import route_model
 from tests.model.simulated import Node, Pending, Server, Topology
 from tests.model.state import COMPLETED, FORCED, TOLD, Rules, State

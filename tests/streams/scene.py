@@ -24,7 +24,8 @@ from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream.client import Body, Sink
+from relay.upstream.client import Body
+from relay.upstream.decoding import Sink
 from relay.upstream.routing import Route, route_model
 from tests.support.oracle import DONE, frame
 from tests.support.waiting import until
