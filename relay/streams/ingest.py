@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import httpx
 
@@ -34,35 +33,13 @@ from relay.protocol.outcomes import NEW_ANSWER, Cause, Ending, Outcome, StreamFa
 from relay.protocol.sse import Event
 from relay.protocol.text_delta import TextDeltaTemplate
 from relay.protocol.upstream_error import UpstreamError, read_unframed
+from relay.streams.event_sink import EventSink, Replayed
 from relay.streams.silence import Silence
 from relay.upstream.client import Body
 
 # How long an upstream may hold its connection open after its terminal event: for a [DONE] that may follow,
 # and so that the connection can be used again.
 LINGER_SECONDS = 2.0
-
-
-class EventSink(Protocol):
-    """Makes frames of events. What it raises ends the stream."""
-
-    def append(self, block: bytes) -> None:
-        """The next event: its lines and its blank line."""
-
-    def token(self) -> None:
-        """The last event has a token."""
-
-    def publish(self) -> None:
-        """That is all for now."""
-
-
-class _Replayed:
-    """In the place of a sink that has the events."""
-
-    def append(self, block: bytes) -> None: ...
-
-    def token(self) -> None: ...
-
-    def publish(self) -> None: ...
 
 
 def no_events(said: UpstreamError) -> StreamFailure:
@@ -124,7 +101,7 @@ class UpstreamIngest:
 
     def replay(self, frames: Iterable[bytes]) -> None:
         """Before `start`: these events are in the sink already. The stream stands where they leave it."""
-        sink, self._sink = self._sink, _Replayed()
+        sink, self._sink = self._sink, Replayed()
         try:
             for frame in frames:
                 if (outcome := self._take(frame)) is not None:
