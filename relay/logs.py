@@ -8,26 +8,36 @@ exception's message, which may quote what it choked on. Fields go into `extra={"
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import sys
+import time
 import traceback
+from collections import deque
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from relay import access
 from relay.config import LogSettings
 
 logger = logging.getLogger(__name__)
 
+# Printable ASCII but for a space, a quotation mark and `=`.
+_PLAIN = re.compile(r"[!#-<>-~]*")
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def configure(settings: LogSettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_JsonLines() if settings.format == "json" else _TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("relay").setLevel(settings.level.upper())
+    # What no line has: with it a record costs twice as much.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     access.configure(settings.access)
 
 
@@ -51,6 +61,53 @@ def _trace(info: _ExcInfo) -> str:
     return "".join(lines).rstrip()
 
 
+class _Lines(logging.Handler):
+    """Writes the lines of one turn of the loop together, in their order. A warning and all before it are written at
+    once, and so is every line outside a loop: what tells of a fault is not lost with the process."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: deque[str] = deque()
+        self._due: asyncio.AbstractEventLoop | None = None  # at the end of whose turn they are written
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the lock that all lines would share: only who writes holds it."""
+        if self.filters and not self.filter(record):
+            return False
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except Exception:
+            self.handleError(record)
+            return
+        loop = None if record.levelno >= logging.WARNING else asyncio._get_running_loop()
+        if loop is None:
+            self.flush()
+        elif loop is not self._due:
+            self._due = loop
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            self._due = None
+            lines = []
+            with contextlib.suppress(IndexError):
+                while True:
+                    lines.append(self._lines.popleft())
+            if lines:
+                with contextlib.suppress(OSError, ValueError):  # nobody reads them any more
+                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.flush()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
 class _JsonLines(logging.Formatter):
     """One JSON object a line: time (Unix seconds), level, logger, message, the fields, and the traceback."""
 
@@ -70,11 +127,19 @@ class _JsonLines(logging.Formatter):
 class _TextLines(logging.Formatter):
     """`time LEVEL logger message key=value …`; a value with spaces or quotes is spelled as JSON."""
 
+    _second = -1
+    _spelled = ""
+
     def format(self, record: logging.LogRecord) -> str:
-        parts = [self.formatTime(record), record.levelname, record.name, record.getMessage()]
+        parts = [self._time(record), record.levelname, record.name, record.getMessage()]
         for name, value in getattr(record, "fields", {}).items():
             text = str(value)
-            plain = text.isascii() and text.isprintable() and not set(text) & set(' "=')
-            parts.append(f"{name}={text if plain else json.dumps(text)}")
+            parts.append(f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
         line = " ".join(parts)
         return f"{line}\n{_trace(record.exc_info)}" if record.exc_info else line
+
+    def _time(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._spelled = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return f"{self._spelled},{int(record.msecs):03d}"

@@ -11,6 +11,7 @@ The server runs in a thread, or in the parent of the workers: a scrape does not 
 
 from __future__ import annotations
 
+import functools
 import platform
 import socket
 import struct
@@ -19,7 +20,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
@@ -50,8 +51,7 @@ _INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 
 _APPEND = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _GENERATION = ("api", "upstream", "model")
-_FAILED = "failed"
-_TRIES = 5
+_FAILED, _TRIES = "failed", 5
 
 
 class _Tally(Histogram):
@@ -69,8 +69,7 @@ class Meter:
     """The metrics of one `api`, `upstream` and `model`."""
 
     def __init__(self, metrics: Metrics, api: str, upstream: str, model: str) -> None:
-        labels = (api, upstream, model)
-        self.api, self.upstream, self.model = labels
+        self.api, self.upstream, self.model = labels = (api, upstream, model)
         self.streams_active = metrics.streams_active.labels(*labels)
         self.readers_active = metrics.readers_active.labels(*labels)
         self.heartbeats = metrics.heartbeats.labels(*labels)
@@ -83,6 +82,7 @@ class Meter:
         self._events = metrics.events.labels(*labels)
         self._gaps = [0] * (len(_INTER_TOKEN) + 1)
         self._gaps_total = 0.0
+        self._of: Callable[..., Any] = functools.cache(lambda metric, word: metric.labels(*labels, word))
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
         metrics.malformed.labels(*labels)
@@ -115,10 +115,10 @@ class Meter:
         """A stream's one end."""
         word = _FAILED if isinstance(outcome, Cause) else outcome.value
         self.flush()
-        self._metrics.streams.labels(*self._labels, word).inc()
-        self._metrics.duration.labels(*self._labels, word).observe(seconds, {"stream_id": stream})
+        self._of(self._metrics.streams, word).inc()
+        self._of(self._metrics.duration, word).observe(seconds, {"stream_id": stream})
         if isinstance(outcome, Cause):
-            self._metrics.failures.labels(*self._labels, outcome.value).inc()
+            self._of(self._metrics.failures, outcome.value).inc()
 
     def degraded(self) -> None:
         """A stream that should have had a log goes on without."""
@@ -134,12 +134,12 @@ class Meter:
         self._metrics.upstream_resumes.labels(*self._labels, result).inc()
 
     def tokens(self, kind: str, n: int) -> None:
-        self._metrics.tokens.labels(*self._labels, kind).inc(n)
+        self._of(self._metrics.tokens, kind).inc(n)
 
     def upstream_answered(self, status: int | str) -> None:
         """`status` is the HTTP status, or a word where there was none."""
         known = isinstance(status, str) or 100 <= status < 600
-        self._metrics.upstream_responses.labels(*self._labels, status if known else "other").inc()
+        self._of(self._metrics.upstream_responses, status if known else "other").inc()
 
 
 class Metrics:

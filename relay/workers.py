@@ -84,6 +84,7 @@ class Workers:
         except BaseException:
             logger.exception("worker %d failed", os.getpid())
         finally:
+            logging.shutdown()
             os._exit(status)
 
 

@@ -44,10 +44,18 @@ register_url_convertor("response", _ResponseId())
 
 
 class _App(Router):
-    """A path with a slash at its end is the path without it; upstream it is so where the relay itself knows it."""
+    """A path with a slash at its end is the path without it; upstream it is so where the relay itself knows it. `apis`
+    are found without trying one route after the other."""
+
+    def __init__(self, routes: list[BaseRoute], apis: dict[str, Endpoint], default: Endpoint) -> None:
+        super().__init__(routes, redirect_slashes=False, default=default)
+        self._apis = apis
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
+        if (api := self._apis.get(path)) is not None:
+            await api(scope, receive, send)
+            return
         if path.endswith("/") and path != "/":
             plain = path[:-1]
             scope["path"] = plain
@@ -133,10 +141,10 @@ def create_app(services: Services) -> Router:
         return Endpoint(partial(partial(asked, services), upstream=upstream), of_pages, on_refusal)
 
     applications = [_Application(u, of_application(u)) for u in settings.upstreams if u.paths]
-    apis = [Route(d.path, authenticated(partial(_api, dialect=d))) for d in BY_PATH.values()]
+    apis = {d.path: authenticated(partial(_api, dialect=d)) for d in BY_PATH.values()}
     return _App(
         [
-            *apis,
+            *[Route(path, api) for path, api in apis.items()],
             Route("/v1/responses/{id:response}", authenticated(responses.retrieve)),
             Route("/v1/responses/{id:response}/cancel", authenticated(responses.cancel)),
             Route("/streams", endpoint(partial(own, handler=listing.streams))),
@@ -153,8 +161,8 @@ def create_app(services: Services) -> Router:
             ],
             Route("/v1/{path:path}", authenticated(any_path)),
         ],
-        redirect_slashes=False,
-        default=endpoint(_nowhere),
+        apis,
+        endpoint(_nowhere),
     )
 
 

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from weakref import WeakSet
+from weakref import ref
 
 from relay.config import LimitSettings
 from relay.protocol.errors import BodiesFull
@@ -112,7 +112,7 @@ class Bodies:
         self._room = max(limits.bodies, 2 * limits.body)
         self._of_owner: Counter[bytes] = Counter()
         self._share = max(self._room // _OWNERS_SHARE, 2 * limits.body)
-        self._charged: WeakSet[Charge] = WeakSet()
+        self._charged: dict[int, ref[Charge]] = {}  # by their ids: each is taken out before it ends
         self.held = 0
 
     def open(self, identity: bytes, length: int) -> Charge:
@@ -125,7 +125,7 @@ class Bodies:
     def take(self, charge: Charge, size: int) -> None:
         self._make_room(charge, size)
         if not charge.held:
-            self._charged.add(charge)
+            self._charged[id(charge)] = ref(charge)
         charge.held += size
         self.held += size
         self._of_owner[charge.identity] += size
@@ -137,15 +137,18 @@ class Bodies:
         if not self._of_owner[charge.identity]:
             del self._of_owner[charge.identity]
         if not charge.held:
-            self._charged.discard(charge)
+            self._charged.pop(id(charge), None)
 
     def _make_room(self, charge: Charge, size: int) -> None:
         of_owner = self._of_owner[charge.identity] + size
         if of_owner > self._share:
-            others = [other for other in self._charged if other.identity == charge.identity]
+            others = [other for other in self._others() if other.identity == charge.identity]
             self._evict(charge, of_owner - self._share, others, BodiesFull(OF_ONE))
         if self.held + size > self._room:
-            self._evict(charge, self.held + size - self._room, list(self._charged), BodiesFull())
+            self._evict(charge, self.held + size - self._room, self._others(), BodiesFull())
+
+    def _others(self) -> list[Charge]:
+        return [other for known in list(self._charged.values()) if (other := known()) is not None]
 
     def _evict(self, charge: Charge, missing: int, others: list[Charge], refusal: BodiesFull) -> None:
         """Have the slowest of the others give up so much, where they can."""

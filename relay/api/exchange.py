@@ -83,7 +83,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.method: str = scope["method"]
-        self.headers: Headers = list(scope["headers"])
+        self.headers: Headers = list(scope["headers"])  # to be replaced, and never changed: they are looked up
         self.target: str = scope["raw_path"].decode("latin-1")
         self.query: str = scope["query_string"].decode("latin-1")
         self.dialect = of_path(scope["path"])
@@ -107,6 +107,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._waited = 0.0
+        self._named_of: Headers | None = None
+        self._named: dict[bytes, bytes] = {}
         self.presence = Presence(scope.get("state", {}).get(CLIENT), receive)
 
     @property
@@ -115,7 +117,12 @@ class Exchange:
         return self.presence.gone
 
     def header(self, name: bytes) -> str | None:
-        value = rules.value(self.headers, name)
+        if self._named_of is not self.headers:
+            self._named_of, self._named = self.headers, {}
+            for key, given in self.headers:
+                known = self._named.get(key)
+                self._named[key] = given if known is None else known + b", " + given
+        value = self._named.get(name)
         return None if value is None else value.decode("latin-1")
 
     def has_body(self) -> bool:
@@ -205,8 +212,8 @@ class Exchange:
         listed = codings.of_header(self.header(b"content-encoding"))
         self.headers = [item for item in self.headers if item[0] != b"content-encoding"]
         if self.caller.is_checked:  # as a form, or in another charset, it would name other things upstream
-            self.headers = [item for item in self.headers if item[0] != b"content-type"]
-            self.headers.append((b"content-type", b"application/json"))
+            others = (item for item in self.headers if item[0] != b"content-type")
+            self.headers = [*others, (b"content-type", b"application/json")]
         length = self._declared(bodies.limit)
         self.charge = bodies.open(self.caller.identity, length or 0)
         body = JsonBody(bodies, self.charge, listed, counted=self.caller.is_checked)

@@ -208,7 +208,9 @@ class Gate:
         return slot
 
     def _limits(self, caller: Caller) -> list[tuple[str, bytes, Rate | None]]:
-        limits = [("limits.open_rate", _bucket(b"o", caller.identity), self._open)]
+        limits: list[tuple[str, bytes, Rate | None]] = []
+        if self._open is not None:
+            limits.append(("limits.open_rate", _bucket(b"o", caller.identity), self._open))
         if (key := caller.key) is not None:
             limits.append(("this key's `rate`", b"k" + key.digest[:16], key.rate))
         return limits

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from relay.config import applications, tls
 from relay.config.streams import StreamSettings
@@ -192,6 +192,8 @@ class UpstreamSettings(Section):
     def continues(self) -> bool:
         return self.continue_ == "prefill"
 
+    _timeouts: tuple[StreamSettings, Timeouts] | None = PrivateAttr(None)
+
     @property
     def is_application(self) -> bool:
         """Is it one of one's own, and nothing else?"""
@@ -203,6 +205,13 @@ class UpstreamSettings(Section):
         return "auto" if self.resume.startswith("/") else self.resume
 
     def timeouts(self, streams: StreamSettings) -> Timeouts:
+        """Asked for twice for each stream, put together once."""
+        known = self._timeouts
+        if known is None or known[0] is not streams:
+            known = self._timeouts = (streams, self._put_together(streams))
+        return known[1]
+
+    def _put_together(self, streams: StreamSettings) -> Timeouts:
         """An application may have nothing to say for long, and only a silent connection is a sign of its loss."""
         own = {each.name: getattr(self, each.name) for each in fields(Timeouts)}
         if self.is_application and self.upstream_stall_timeout is None:

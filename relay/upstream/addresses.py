@@ -8,6 +8,7 @@ OpenAI's paths anywhere in it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
@@ -22,12 +23,15 @@ def join(base_url: str, target: str, *, anthropic: bool, path_map: Mapping[str, 
     base = base_url.rstrip("/")
     if path_map and (mapped := _mapped(path_map, target)) is not None:
         return base + mapped
-    segments = urlsplit(base).path.split("/")
-    looked_at = segments[-1:] if anthropic else segments
-    versioned = any(_VERSION.fullmatch(segment) for segment in looked_at)
-    if versioned and re.match(r"/v1(?=[/?]|$)", target):
+    if _is_versioned(base, anthropic) and re.match(r"/v1(?=[/?]|$)", target):
         target = target.removeprefix(_OWN)
     return base + target
+
+
+@functools.lru_cache(maxsize=256)  # of the settings' bases
+def _is_versioned(base: str, anthropic: bool) -> bool:
+    segments = urlsplit(base).path.split("/")
+    return any(_VERSION.fullmatch(segment) for segment in (segments[-1:] if anthropic else segments))
 
 
 def relay_root(base_url: str) -> str:
