@@ -142,6 +142,15 @@ class TestWhatIsWritten:
         frames = [*before, *other[8:20]]
         assert in_full(written(frames)) == [1, 2, 9]
 
+    def test_a_kind_that_another_one_is_part_of_has_its_own_base(self) -> None:
+        """What surrounds the text of the first is at both ends of the second, too."""
+        short = [b'data: {"t":"%d"}\n\n' % n for n in range(20)]
+        long = [b'data: {"t":"%d","more":"%b"}\n\n' % (n, b"the same for each " * 20) for n in range(40)]
+        frames = frames_of([*short, *long])
+        entries = written(frames)
+        assert together(entries) == frames
+        assert sum(map(len, entries[22:])) < 40 * 40
+
 
 class TestBounds:
     def test_events_that_are_never_alike(self) -> None:
