@@ -120,9 +120,9 @@ class Attaching:
                 stream, self._name, self._request, self._turns, self._others, always=self._session is not None
             )
 
-    async def join(self) -> Attached | None:
-        """A place in the generation of an earlier request, None where there is none to join. Raises what
-        `Lookup.attach` does."""
+    async def join(self) -> str | Attached | None:
+        """A place in the generation of an earlier request, or the stream of one that whoever reads it has taken over;
+        None where there is none to join. Raises what `Lookup.attach` does."""
         if not self._takes_part or self._came is Came.PLAIN:
             return None
         self._others = await (self._asking or self._ask())
@@ -143,6 +143,9 @@ class Attaching:
                         abandon_after=self._abandon_after,
                     )
                     asked.add(noted.stream)
+                    if found is Found.LOST and await self._can_go_on(noted.stream):
+                        self.drop()
+                        return noted.stream
                 except StoreUnavailable:
                     return None
                 except ApiError:  # it has expired, or is full
@@ -162,6 +165,13 @@ class Attaching:
             if not waits or asyncio.get_running_loop().time() >= until:
                 return None
             await asyncio.sleep(_LOOK_EVERY)
+
+    async def _can_go_on(self, stream: str) -> bool:
+        """Is it lost with its producer alone, and read by nobody?"""
+        status = await self._registry.log.get_status(stream, owner=self._owner)
+        if status is None or not self._registry.takeovers.possible(status):
+            return False
+        return not await self._registry.log.remote_readers(stream)
 
     async def _begun(self, stream: str, attached: Attached) -> Attached | None:
         """The place, once the first event is there, as its own client waits for it: what is refused before that is no

@@ -37,7 +37,7 @@ async def streams(services: Services, exchange: Exchange) -> None:
         services.gate.charge_resume(exchange.caller.identity)
         await _list(services, exchange, callers, name, live=live)
         return
-    position = exchange.header(b"last-event-id")
+    position = exchange.header(b"last-event-id") or query.get("last_event_id", [None])[-1]
     if position is not None:  # an EventSource has read one of them, and comes back to it
         await resume.of_stream(services, exchange, resume.position(position))
         return

@@ -53,6 +53,7 @@ def paths() -> Json:
             "parameters": [
                 query("name", NAME, "What its owner calls it; needed for events."),
                 query("live", {"type": "boolean"}, "`true`: only streams that have not ended."),
+                query("last_event_id", {"$ref": "#/components/schemas/EventId"}, "For clients that set no header."),
                 *({"$ref": f"#/components/parameters/{name}"} for name in ("Last-Event-ID", *_OF_READERS)),
             ],
             "responses": {

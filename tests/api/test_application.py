@@ -278,6 +278,7 @@ class TestNames:
         first = answer.take(2)[0]
         whole(named(site, "source", *stream(C)))
         assert whole(get(site.two, "/streams?name=source", ALICE, **{"last-event-id": str(first.id)})) == ABC[1:2]
+        assert whole(get(site.two, f"/streams?name=source&last_event_id={first.id}", ALICE)) == ABC[1:2]
         last = f"{answer.headers['relay-stream-id']}.2"
         with get(site.two, "/streams?name=source", ALICE, **{"last-event-id": last}) as over:
             assert over.status == 204

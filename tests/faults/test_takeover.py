@@ -313,6 +313,27 @@ def test_a_retry_by_key_in_the_gap_generates_nothing(
         assert len(upstream.calls) == 1
 
 
+@pytest.mark.parametrize("key", [True, False], ids=["own key", "clients' credentials"])
+def test_an_agents_retry_before_the_lease_is_over_joins(
+    upstream: ScriptedUpstream, far: RelayProcess, store: Store, key: bool
+) -> None:
+    """Which says nothing but its session. A further one finds that the stream is read, and stays apart."""
+    upstream.on("m", *paced(12, 0.05, gate_after=6))
+    asked = {"authorization": f"Bearer {TOKEN}", "x-session-id": "s"}
+    body = {"model": "m", "messages": [], "stream": True}
+    with near(2, far.url, store, key=key, lease=2.0) as (doomed, other):
+        with open_stream(doomed.url + PATH, headers=asked, body=body) as begun:
+            begun.events(3)
+            stream = begun.headers["relay-stream-id"]
+            doomed.kill()
+        with open_stream(other.url + PATH, headers=asked, body=body, timeout=30) as again:
+            assert again.headers["relay-stream-id"] == stream
+            with open_stream(other.url + PATH, headers=asked, body=body, timeout=30) as further:
+                assert further.headers["relay-stream-id"] != stream
+            upstream.open("gate")
+            assert len(again.events()) == 13
+
+
 def test_a_relay_that_is_started_again_goes_on_by_itself(
     upstream: ScriptedUpstream, far: RelayProcess, store: Store, view: StoreView
 ) -> None:
