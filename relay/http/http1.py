@@ -116,7 +116,7 @@ class Http1:
 
     def waiting(self) -> Iterator[Waiting]:
         """Its answer, where it cannot go on before its client takes something."""
-        account, taking, abort = self._sending
+        account, taking, abort, _ = self._sending
         if account.total and taking.held:
             since = taking.since()
             yield Waiting(since, since, abort)
@@ -219,7 +219,13 @@ class Http1:
         return self.context.draining.is_set()
 
     async def write(self, data: bytes) -> None:
-        await self.send(RawData(data))
+        """To the connection itself, whose client may have gone; returns once most of it is taken."""
+        writer = self._sending.writer
+        try:
+            writer.write(data)
+            await writer.drain()
+        except (ConnectionError, RuntimeError):
+            self._hang_up()
 
     async def answered(self, cycle: Cycle, rest: bytes) -> None:
         """An answer has come to its end, but for these bytes."""

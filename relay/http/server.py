@@ -83,7 +83,7 @@ class _Connection(TCPServer):
         *more: Any,
     ) -> None:
         account = Account(SHARE, self._in_order, whole)
-        self.sending = Sending(account, Taking(writer), self._give_up)
+        self.sending = Sending(account, Taking(writer), self._give_up, writer)
         self._given_up = False
         self._half_close = HalfClose()
         state = {

@@ -163,6 +163,7 @@ class Sending(NamedTuple):
     account: Account
     taking: Taking
     abort: Callable[[], None]
+    writer: asyncio.StreamWriter
 
 
 # In the connection's state: a `Sending`.

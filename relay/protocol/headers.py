@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -159,11 +159,20 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return found[1].decode() if found else None
 
 
-def _listed(name: bytes, listed: re.Pattern[bytes], more: Sequence[str]) -> bool:
+def _on(listed: re.Pattern[bytes]) -> Callable[[bytes], bool]:
+    """Clients and upstreams send the same names again and again: each is matched once."""
+
+    @functools.lru_cache(maxsize=1024)
+    def fits(name: bytes) -> bool:
+        return listed.fullmatch(name) is not None and not _of_proxies(name)
+
+    return fits
+
+
+def _listed(name: bytes, fits: Callable[[bytes], bool], more: Sequence[str]) -> bool:
     if b"_" in name:
         return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
-    fits = len(name) <= _LONGEST_NAME and listed.fullmatch(name) is not None and not _of_proxies(name)
-    return fits or (_named(name, more) and not _is_obeyed(name[:_LONGEST_NAME]))
+    return (len(name) <= _LONGEST_NAME and fits(name)) or (_named(name, more) and not _is_obeyed(name[:_LONGEST_NAME]))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -174,6 +183,10 @@ def _of_proxies(name: bytes) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _is_obeyed(name: bytes) -> bool:
     return _NOT_OF_AN_ANSWER.fullmatch(name.replace(b"_", b"-")) is not None
+
+
+_upstream, _beside_own_key = _on(_UPSTREAM_LIST), _on(_BESIDE_OWN_KEY)
+_client, _stream, _none = _on(_CLIENT_LIST), _on(_STREAM_LIST), _on(_NONE)
 
 
 def _named(name: bytes, patterns: Sequence[str]) -> bool:
@@ -211,7 +224,7 @@ def to_upstream(
     if length is not None:
         dropped |= {b"content-length"}
     lower = [(name.lower(), v) for name, v in headers]
-    listed = _UPSTREAM_LIST if api_key is None else _BESIDE_OWN_KEY
+    listed = _upstream if api_key is None else _beside_own_key
     kept = [item for item in lower if item[0] not in dropped and _listed(item[0], listed, more)]
     if api_key is not None:
         by_key = any(name in (b"x-api-key", b"anthropic-version") and name not in dropped for name, _ in lower)
@@ -244,7 +257,7 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
         item
         for item in lower
         if item[0] not in dropped
-        and _listed(item[0], _CLIENT_LIST, more)
+        and _listed(item[0], _client, more)
         and not _is_obeyed(item[0][:_LONGEST_NAME])
         and not UNPRINTABLE.search(item[1])
     ]
@@ -287,7 +300,7 @@ def _line_bytes(item: tuple[bytes, bytes]) -> int:
 # Upstreams send few names, and each stream asks for all of them.
 @lru_cache(1024)
 def _of_a_stream(name: bytes) -> bool:
-    return _listed(name, _STREAM_LIST, ()) and not _OF_THE_STREAM.fullmatch(name) and not _is_obeyed(name)
+    return _listed(name, _stream, ()) and not _OF_THE_STREAM.fullmatch(name) and not _is_obeyed(name)
 
 
 @lru_cache(1024)
@@ -298,6 +311,6 @@ def _lasts(name: bytes) -> bool:
 def _named_for_streams(name: bytes, more: Sequence[str]) -> bool:
     return (
         name not in _NOT_TO_CLIENT
-        and _listed(name, _NONE, more)
+        and _listed(name, _none, more)
         and not _OF_THE_STREAM.fullmatch(name.replace(b"_", b"-"))
     )
