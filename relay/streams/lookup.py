@@ -362,7 +362,7 @@ class Lookup:
         producer.stop(Ending.STOPPED)
         with contextlib.suppress(TimeoutError):  # it has stopped; its log is told as soon as the store answers
             async with asyncio.timeout(_STOP_TIMEOUT):
-                await producer.persisted()
+                await producer.persisted.wait()
 
     async def _stop_elsewhere(self, status: Status) -> None:
         feed: TailFeed = self._tail.enter(status)

@@ -42,9 +42,8 @@ _NOT_CONNECTED = (
 
 
 class _Pushing(aiohttp.StreamReader):
-    """aiohttp's reader of a body, made to hand out what arrives instead of keeping it until a task asks: that was
-    an eighth of the CPU of an event. It is the same object with another class, for aiohttp's parser
-    holds on to it; its sink is an attribute of the connection, which serves one body at a time."""
+    """aiohttp's reader of a body, made to hand out what arrives and keep none, which was an eighth of the CPU of an
+    event: the same object with another class, for aiohttp's parser holds it. The connection has its sink."""
 
     __slots__ = ()
 
@@ -121,6 +120,7 @@ class Body(httpx.AsyncByteStream):
             content._protocol.read_timeout = None  # type: ignore[attr-defined]
             content._protocol.start_timeout()  # type: ignore[attr-defined]
             content.__class__ = _Pushing
+            content._buffer, content._http_chunk_splits = (), None  # type: ignore[assignment]
         if early:
             sink.data_received(early)
         if error is not None:
@@ -316,6 +316,7 @@ class UpstreamClient:
             protocol.read_timeout = idle
             protocol.start_timeout()
         head, decoders = _undone(response)
+        response._request_info = None  # type: ignore[assignment]  # what was sent is not held as long as the answer
         return httpx.Response(response.status, headers=head, stream=Body(response, decoders))
 
     async def close(self) -> None:
