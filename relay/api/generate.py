@@ -46,6 +46,7 @@ from relay.upstream.client import body_of
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
+    await services.beginnings.turn(exchange.caller.identity)
     if exchange.header(b"last-event-id") is not None:
         await resume.by_post(services, exchange, dialect)
         return

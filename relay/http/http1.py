@@ -96,6 +96,11 @@ class Http1:
         return bool(self._received.data)
 
     @property
+    def is_idle(self) -> bool:
+        """Is what comes next a request's beginning?"""
+        return self._cycle is None
+
+    @property
     def owes_an_answer(self) -> bool:
         """Has the client sent a whole request whose answer is not at its end?"""
         return self._cycle is not None and self._cycle.whole

@@ -57,6 +57,11 @@ class Protocol:
         return self.protocol.is_to_be_closed
 
     @property
+    def is_idle(self) -> bool:
+        """Is what comes next, over HTTP/1.1, a request's beginning?"""
+        return isinstance(self.protocol, Http1) and self.protocol.is_idle
+
+    @property
     def owes_an_answer(self) -> bool:
         """Has a client of HTTP/1.1 sent a whole request whose answer is not at its end?"""
         return isinstance(self.protocol, Http1) and self.protocol.owes_an_answer

@@ -28,7 +28,9 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from relay.config import LimitSettings
+from relay.http.accepting import Accepting
 from relay.http.acknowledged import taken, unheard
+from relay.http.beginnings import Beginnings
 from relay.http.chunks import Chunks
 from relay.http.contract import (
     ABORT,
@@ -52,6 +54,8 @@ _HTTP2_STREAMS = 1000
 _MAX_READ = 64 * 1024
 # Of what nobody asks for yet; the connection is read on to twice as much.
 _READ_AHEAD = 16 * 1024
+# Requests of connections over HTTP/1.1 that are read in one turn of the loop.
+_AT_ONCE = 4
 # How often in `limits.write_timeout` a client is looked at that does not take all that it is sent.
 _LOOKS = 4
 _GRACE = 3.0
@@ -65,11 +69,14 @@ class _Connection(TCPServer):
 
     protocol: Protocol  # type: ignore[assignment]
     context: Context
+    _idle = False  # once it is over
+    _at_hand = False  # a part of a request, whose turn it is not yet
 
     def __init__(
         self,
         limits: LimitSettings,
         whole: Account,
+        beginnings: Beginnings,
         writer: asyncio.StreamWriter,
         reader: asyncio.StreamReader,
         *more: Any,
@@ -91,6 +98,7 @@ class _Connection(TCPServer):
         }
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
+        self._beginnings = beginnings
         self._looks: asyncio.TimerHandle | None = None
         self._idle = True
         self._idle_until = 0.0
@@ -157,6 +165,10 @@ class _Connection(TCPServer):
         """False at the end. What was read is held by nobody but the protocol while the next bytes are awaited."""
         data = await self.reader.read(_MAX_READ)
         if data:
+            if self.protocol.is_idle:
+                self._at_hand = True
+                await self._beginnings.turn(self)
+                self._at_hand = False
             await self.protocol.handle(RawData(data))
         return bool(data)
 
@@ -206,7 +218,9 @@ class _Connection(TCPServer):
         self._idle_timer = None
         if not self._idle:
             return
-        if self.loop.time() >= self._idle_until:
+        if self._at_hand:
+            self._idle_timer = self.loop.call_later(AGAIN, self._idled)
+        elif self.loop.time() >= self._idle_until:
             self.writer.close()
         else:
             self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
@@ -223,7 +237,7 @@ class _Connection(TCPServer):
 
     def _request_is_coming(self) -> bool:
         """Has a part of one arrived, be it in the kernel only? Then it will be answered."""
-        if self.protocol.protocol.is_amid_a_head() or self.reader._buffer:  # type: ignore[attr-defined]
+        if self._at_hand or self.protocol.protocol.is_amid_a_head() or self.reader._buffer:  # type: ignore[attr-defined]
             return True
         descriptor = self.writer.get_extra_info("socket").fileno()
         return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
@@ -272,13 +286,14 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._config = _config()
         self._context = Context()
-        self._accepting: asyncio.Server | None = None
+        self._accepting: Accepting | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._going_away: set[asyncio.Task[None]] = set()
         self._unsent = Account(BOUND, self._waiting)
+        self._beginnings = Beginnings(_AT_ONCE)
 
     async def start(self) -> None:
-        self._accepting = await self._loop.create_server(self._protocol, sock=self._listener, backlog=_BACKLOG)
+        self._accepting = Accepting(self._listener, _BACKLOG, self._protocol)
 
     async def drain(self, *, listening: bool) -> None:
         """Have every connection end as soon as no request runs on it, and return when what was on its way is here.
@@ -312,19 +327,9 @@ class Server:
         await asyncio.gather(*left, return_exceptions=True)
 
     async def _stop_accepting(self) -> None:
-        """Close the listener. Connections that the kernel has accepted are taken over first: it would reset them, with
-        requests that their clients may have sent."""
-        if self._accepting is None:
-            return
-        waiting = []
-        with contextlib.suppress(OSError):
-            while True:
-                waiting.append(self._listener.accept()[0])
-        self._accepting.close()
-        self._accepting = None
-        for connection in waiting:
-            with contextlib.suppress(OSError):
-                await self._loop.connect_accepted_socket(self._protocol, connection)
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
+            await accepting.stop()
 
     async def _send_away(self) -> None:
         if self._context.draining.is_set():
@@ -362,14 +367,25 @@ class Server:
         assert task is not None
         try:
             connection = _Connection(
-                self._limits, self._unsent, writer, reader, self._app, self._loop, self._config, self._context
+                self._limits,
+                self._unsent,
+                self._beginnings,
+                writer,
+                reader,
+                self._app,
+                self._loop,
+                self._config,
+                self._context,
             )
         except OSError:
             writer.close()
             return
         self._connections[task] = connection
-        task.add_done_callback(self._connections.pop)
-        await connection
+        try:
+            await connection
+        finally:
+            del self._connections[task]
+            vars(connection).clear()  # else its parts, which know each other, wait for the collector of garbage
 
 
 async def serve(

@@ -1,0 +1,63 @@
+"""Whose turn it is to begin, where hundreds of requests come in one turn of the loop.
+
+Begun together they go on together, step by step: each step of all of them is one long turn, in which no event of any
+other stream passes, and the first of them is answered no sooner than the last. So a few begin in each turn, and what a
+running stream's upstream has sent passes between. Promises: who comes alone does not wait; those who wait take turns
+by their key, so that an owner with hundreds of requests is not in front of another's only one; those of one key begin
+in the order in which they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable
+
+
+class Beginnings:
+    """`at_once` begin in one turn of the loop."""
+
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._begun = 0
+        """In this turn of the loop; meaningless where `_counting` is False."""
+        self._counting = False
+
+    async def turn(self, key: Hashable) -> None:
+        """Returns when it is the turn of one with this key."""
+        if not self._counting:
+            self._count(asyncio.get_running_loop(), 1)
+        elif self._begun < self._at_once and not self._waiting:
+            self._begun += 1
+        else:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(key, deque()).append(waiter)
+            await waiter
+
+    def _count(self, loop: asyncio.AbstractEventLoop, begun: int) -> None:
+        self._counting = True
+        self._begun = begun
+        loop.call_soon(self._next, loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A turn of the loop later."""
+        begun = 0
+        while begun < self._at_once and self._waiting:
+            begun += self._let_one_begin()
+        if begun:
+            self._count(loop, begun)
+        else:
+            self._counting = False
+
+    def _let_one_begin(self) -> bool:
+        """Of the key that has waited longest since one of its own did. False where who waited does so no more."""
+        key, waiting = next(iter(self._waiting.items()))
+        waiter = waiting.popleft()
+        del self._waiting[key]
+        if waiting:
+            self._waiting[key] = waiting
+        if waiter.done():
+            return False
+        waiter.set_result(None)
+        return True
