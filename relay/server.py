@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -28,7 +27,7 @@ from typing import Any
 
 import uvloop
 
-from relay import __version__, logs, metrics, signals
+from relay import __version__, garbage, logs, metrics, signals
 from relay.api.app import create_app
 from relay.api.bodies import Bodies
 from relay.api.services import Services
@@ -59,8 +58,6 @@ logger = logging.getLogger(__name__)
 _FLUSH_EVERY = 1.0
 # What a collector that does not answer is waited for at the end.
 _TRACES_TIMEOUT = 5.0
-# Collections of garbage, by new objects. Python's own 700 has one begin with every third stream.
-_COLLECT_AFTER = (10_000, 5, 5)
 
 
 Alongside = Callable[[UpstreamClient], Coroutine[Any, Any, None]]
@@ -235,7 +232,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             return
         watching += [
             asyncio.create_task(health.watch()),
-            asyncio.create_task(_flush_forever(counted)),
+            asyncio.create_task(_flush_forever(counted, registry)),
         ]
         if keyring is not None:
             registry.owners.names = lambda: keyring.owners
@@ -244,10 +241,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             Webhooks(settings.webhook, registry, upstreams, counted).start()
         if setup.alongside is not None:
             watching.append(asyncio.create_task(setup.alongside(upstreams)))
-        # What lives as long as the process need not be looked through again and again for what could be freed.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECT_AFTER)
+        garbage.spare_what_lives()
         logger.info("serving on %s", settings.bind, extra={"fields": _told(settings)})
         gate = Gate(
             settings.limits,
@@ -309,7 +303,9 @@ async def _hand_over(tracing: Tracing) -> None:
                 await done.wait()
 
 
-async def _flush_forever(counted: Metrics) -> None:
+async def _flush_forever(counted: Metrics, registry: Registry) -> None:
     while True:
         await asyncio.sleep(_FLUSH_EVERY)
         counted.flush()
+        if not registry.producers:
+            garbage.collect_while_idle()
