@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from relay import timers
 from relay.api import told
 from relay.api.exchange import Exchange
 from relay.api.services import Services
@@ -144,7 +145,7 @@ class Delivery:
         self._writing = 0.0  # since when
         self._held_back: bytes | None = None  # what is too large for one write
         self._beat = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: timers.Timer | None = None
 
     async def run(self, headers: Headers) -> None:
         """Returns at the stream's end. Raises ConnectionCut where this connection must not look complete."""
@@ -152,7 +153,7 @@ class Delivery:
             self._exchange.presence.when_gone(self._reader.hang_up)
             await self._exchange.start(200, headers)
             self._exchange.when_half_closed(self._send_heartbeat)
-            self._timer = self._loop.call_later(self._every, self._tick)
+            self._timer = timers.call_later(self._every, self._tick)
             await self._pump()
         except (Lost, StoreUnavailable):
             raise ConnectionCut from None
@@ -228,4 +229,4 @@ class Delivery:
         if now >= due + self._every:
             self._send_heartbeat()
             due = now
-        self._timer = self._loop.call_at(max(due + self._every, now + 0.01), self._tick)
+        self._timer = timers.call_at(max(due + self._every, now + 0.01), self._tick)

@@ -94,6 +94,8 @@ class Exchange:
         """Who asks: set at the gate, where the path has one."""
         self.returning: ReaderSpan | None = None
         """The span of one who comes to a stream that is there, from `told.reader_came` on."""
+        self.rest: Callable[[], Awaitable[None]] | None = None
+        """What is left to be done, however long it takes, once the handler has let go of all that it needed."""
         self.started = False
         self.body_read = False
         self.too_slow: RequestTimeout | None = None
@@ -363,6 +365,9 @@ class Endpoint:
                 # Some upstreams refuse pages that they do not know: this one has been let in here.
                 exchange.headers = [item for item in exchange.headers if item[0] != b"origin"]
             await self._handler(exchange)
+            if (rest := exchange.rest) is not None:
+                exchange.rest = None
+                await rest()
         except ApiError as error:
             self._on_refusal(exchange, error)
             await exchange.refuse(error)

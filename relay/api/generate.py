@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import orjson
 
@@ -119,7 +120,7 @@ async def stream(
     slot: Slot,
     abandon_after: float | None,
 ) -> None:
-    """Nothing here holds the request's bytes, for this lasts as long as its client reads."""
+    """Nothing here holds the request's bytes, for this lasts until the upstream answers."""
     registry = services.registry
     route = request.route
     scope = tickets.scope_of(services, exchange)
@@ -201,7 +202,7 @@ async def stream(
     )
     headers += tickets.url_header(services, producer.stream, scope if producer.logged else "")
     source = reader if with_ids else event_ids.WithoutIds(reader)
-    await deliver(services, exchange, source, headers, producer.stream, joinable=False)
+    exchange.rest = partial(deliver, services, exchange, source, headers, producer.stream, joinable=False)
 
 
 def _preferences(exchange: Exchange) -> set[str]:

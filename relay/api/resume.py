@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import parse_qs
 
 import orjson
@@ -190,7 +191,7 @@ async def _go_on(
         return
     reader = suit(attached.reader, exchange, services.settings)
     source = reader if with_ids else event_ids.WithoutIds(reader)
-    await deliver(services, exchange, source, headers, after.stream, joinable=attached.joinable)
+    exchange.rest = partial(deliver, services, exchange, source, headers, after.stream, joinable=attached.joinable)
 
 
 def _rate_subject(principal: Principal, stream: str) -> bytes:

@@ -27,6 +27,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
+from relay import timers
 from relay.config import LimitSettings
 from relay.http.accepting import Accepting
 from relay.http.acknowledged import taken, unheard
@@ -99,10 +100,10 @@ class _Connection(TCPServer):
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
         self._beginnings = beginnings
-        self._looks: asyncio.TimerHandle | None = None
+        self._looks: timers.Timer | None = None
         self._idle = True
         self._idle_until = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: timers.Timer | None = None
         self._over: asyncio.Event | None = None
         connection = self.writer.get_extra_info("socket")
         self._ends = [
@@ -148,7 +149,7 @@ class _Connection(TCPServer):
             answer.let_go()
         if now - self.sending.taking.since() >= limit:
             self.sending.abort()
-        self._looks = self.loop.call_later(AGAIN if len(late) > AT_ONCE else limit / _LOOKS, self._look)
+        self._looks = timers.call_later(AGAIN if len(late) > AT_ONCE else limit / _LOOKS, self._look)
 
     async def _read_data(self) -> None:
         with contextlib.suppress(OSError):
@@ -207,10 +208,10 @@ class _Connection(TCPServer):
         limit = self._limits.idle_timeout if self.protocol.begun else self._limits.read_timeout
         self._idle_until = self.loop.time() + limit
         timer = self._idle_timer
-        if timer is None or timer.when() > self._idle_until:
+        if timer is None or timer.when > self._idle_until:
             if timer is not None:
                 timer.cancel()
-            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+            self._idle_timer = timers.call_at(self._idle_until, self._idled)
         if self.context.draining.is_set():
             self.loop.call_soon(self.end_if_idle)  # the last answer's end is sent first
 
@@ -219,11 +220,11 @@ class _Connection(TCPServer):
         if not self._idle:
             return
         if self._at_hand:
-            self._idle_timer = self.loop.call_later(AGAIN, self._idled)
+            self._idle_timer = timers.call_later(AGAIN, self._idled)
         elif self.loop.time() >= self._idle_until:
             self.writer.close()
         else:
-            self._idle_timer = self.loop.call_at(self._idle_until, self._idled)
+            self._idle_timer = timers.call_at(self._idle_until, self._idled)
 
     def end_if_idle(self) -> None:
         """For the server's end, as far as that has come."""
@@ -360,23 +361,16 @@ class Server:
 
     def _protocol(self) -> asyncio.StreamReaderProtocol:
         reader = asyncio.StreamReader(limit=_READ_AHEAD, loop=self._loop)
-        return asyncio.StreamReaderProtocol(reader, self._connected, loop=self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, self._connected, loop=self._loop)
+        protocol._drain_waiters = []  # type: ignore[attr-defined]  # in the place of a deque, 700 bytes for one at most
+        return protocol
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
-            connection = _Connection(
-                self._limits,
-                self._unsent,
-                self._beginnings,
-                writer,
-                reader,
-                self._app,
-                self._loop,
-                self._config,
-                self._context,
-            )
+            given = self._app, self._loop, self._config, self._context
+            connection = _Connection(self._limits, self._unsent, self._beginnings, writer, reader, *given)
         except OSError:
             writer.close()
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from relay import timers
 from relay.encryption import Binding
 from relay.flags import Flag
 from relay.protocol import end_mark
@@ -32,7 +33,7 @@ from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream.client import body_of
+from relay.upstream.client import Body, body_of
 from relay.upstream.resuming_body import follow, leg_of, let_go
 from relay.upstream.routing import Route
 
@@ -96,7 +97,7 @@ class Producer:
         self._call: Call | None = call
         self._making: asyncio.Future[None] | None = None
         self._promised = False  # the client is to be given the stream
-        self._response: httpx.Response | None = None
+        self._reading: Body | None = None  # the response's body, which alone is kept of it
         self._ingest: UpstreamIngest | None = None
         self._hold = HoldWhileSilent(self.writer, context.log.store.hold)
         self.persisted = Flag()  # the end is in the log, or there is none to be put there
@@ -164,10 +165,10 @@ class Producer:
                     await asyncio.wait([self._ingest.ended_upstream], timeout=LINGER_SECONDS)
         finally:
             self._close()
-            if self._response is not None:
+            if self._reading is not None:
                 goes_on = self.created.result() and self.writer.state == FENCED  # the log has no end of this one's
-                await let_go(body_of(self._response), goes_on=goes_on)
-                self._response = None
+                await let_go(self._reading, goes_on=goes_on)
+                self._reading = None
             self._context.host.on_ended(self)
 
     def _close(self) -> None:
@@ -190,28 +191,28 @@ class Producer:
     async def _generate(self) -> End | None:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
         message = ""
+        limit = timers.call_later(self._settings.max_duration, lambda: self.stop(Cause.MAX_DURATION))
         try:
-            async with asyncio.timeout(self._settings.max_duration):
-                ingest = await self._open()
-                if ingest is None:
-                    return await self._refused()
-                ingest.open()
-                self.outcome = await self._read(ingest)
-                return End(self.outcome.value)
+            ingest = await self._open()
+            if ingest is None:
+                return await self._refused()
+            ingest.open()
+            self.outcome = await self._read(ingest)
+            return End(self.outcome.value)
         except StreamFailure as failure:
             outcome: Outcome = failure.cause
             message = failure.message
             self.watch.error = failure.error or self.watch.error
-        except TimeoutError:
-            outcome = Cause.MAX_DURATION
         except asyncio.CancelledError:
             outcome = self._stop or Cause.SHUTDOWN
         except Exception:
             logger.exception("stream %s: a fault of the relay's own", self.stream)
             outcome = Cause.PRODUCER_LOST
+        finally:
+            limit.cancel()
         message = message or OUTCOMES[outcome].message
-        if self._response is not None:  # first of all: what nobody will read is not to be generated
-            await let_go(body_of(self._response), goes_on=True)
+        if self._reading is not None:  # first of all: what nobody will read is not to be generated
+            await let_go(self._reading, goes_on=True)
         if not await self._wait_created(outcome, message):
             return None
         self.outcome = outcome
@@ -280,13 +281,13 @@ class Producer:
     async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
-        self._response, upstream = response, self.route.upstream
-        self.leg = leg_of(body_of(response), self.watch) if self.logged else None
+        self._reading, upstream = body_of(response), self.route.upstream
+        self.leg = leg_of(self._reading, self.watch) if self.logged else None
         self.upstream_headers, self.kept_headers = headers_of(response, self.dialect.name, upstream)
         self.watch.begin(response.headers.raw)
         self._context.host.on_answered(self)
         ingest = self._ingest = UpstreamIngest(
-            body_of(response),
+            self._reading,
             self.dialect,
             self.watch,
             self._settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from relay import timers
 from relay.config import Timeouts
 from relay.upstream.connections import READ_FIRST
 
@@ -24,7 +25,7 @@ class Silence:
         self._timeouts = timeouts
         self._asked = asked
         self._on_exceeded = on_exceeded
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: timers.Timer | None = None
         self._paused_at: float | None = None
         self.heard = self.event_at = self._loop.time()
         self.has_token = False
@@ -34,9 +35,9 @@ class Silence:
         process that was paused wakes up to its timers first."""
         due, _ = self._next_limit()
         if self._loop.time() >= due:
-            self._timer = self._loop.call_later(READ_FIRST, self._give_up)
+            self._timer = timers.call_later(READ_FIRST, self._give_up)
         else:
-            self._timer = self._loop.call_at(due, self.listen)
+            self._timer = timers.call_at(due, self.listen)
 
     def close(self) -> None:
         """Let go of its owner."""

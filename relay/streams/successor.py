@@ -98,7 +98,7 @@ class Successor(Producer):
         self.answer.set_result(Opened(None))
 
     async def _open(self) -> UpstreamIngest | None:
-        self._response = httpx.Response(200, stream=self._body)
+        self._reading = self._body
         ingest = self._ingest = UpstreamIngest(
             self._body,
             self.dialect,
