@@ -296,7 +296,7 @@ class Server:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._going_away: set[asyncio.Task[None]] = set()
         self._unsent = Account(BOUND, self._waiting)
-        self._beginnings = Beginnings(_AT_ONCE)
+        self._beginnings = Beginnings(_AT_ONCE, between=0)
 
     async def start(self) -> None:
         self._accepting = Accepting(self._listener, _BACKLOG, self._protocol)

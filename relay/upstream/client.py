@@ -316,7 +316,8 @@ class UpstreamClient:
             protocol.read_timeout = idle
             protocol.start_timeout()
         head, decoders = _undone(response)
-        response._request_info = None  # type: ignore[assignment]  # what was sent is not held as long as the answer
+        if isinstance(response, aiohttp.ClientResponse):  # what was sent is not held as long as the answer
+            response._request_info = None  # type: ignore[assignment]
         return httpx.Response(response.status, headers=head, stream=Body(response, decoders))
 
     async def close(self) -> None:
