@@ -15,10 +15,13 @@ from collections.abc import Hashable
 
 
 class Beginnings:
-    """`at_once` begin in one turn of the loop."""
+    """`at_once` begin in one turn of the loop, and none in the `between` turns after it while others wait: what is
+    written in a turn is answered by the store in the next one, and an event passes in two."""
 
-    def __init__(self, at_once: int = 1) -> None:
+    def __init__(self, at_once: int = 1, between: int = 1) -> None:
         self._at_once = at_once
+        self._between = between
+        self._rested = 0
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
         self._begun = 0
         """In this turn of the loop; meaningless where `_counting` is False."""
@@ -42,7 +45,11 @@ class Beginnings:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """A turn of the loop later."""
-        begun = 0
+        if self._waiting and self._rested < self._between:
+            self._rested += 1
+            self._count(loop, self._at_once)
+            return
+        begun = self._rested = 0
         while begun < self._at_once and self._waiting:
             begun += self._let_one_begin()
         if begun:

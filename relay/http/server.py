@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import select
 import socket
@@ -88,14 +87,14 @@ class _Connection(TCPServer):
         self._half_close = HalfClose()
         state = {
             ABORT: writer.transport.abort,
-            CORK: functools.partial(_cork, writer),
+            CORK: self._cork,
             DIRECT: Chunks(writer, account),
-            GIVEN_UP: lambda: self._given_up,
+            GIVEN_UP: self._has_given_up,
             HALF_CLOSE: self._half_close,
             READ_TIMEOUT: limits.read_timeout,
             SEND: self.sending,
-            TAKEN: functools.partial(taken, reader, writer, self._half_close),
-            UNHEARD: functools.partial(unheard, writer.get_extra_info("socket")),
+            TAKEN: self._taken,
+            UNHEARD: self._unheard,
         }
         super().__init__(*more, state, reader, writer)  # type: ignore[call-arg]
         self._limits = limits
@@ -105,10 +104,22 @@ class _Connection(TCPServer):
         self._idle_until = 0.0
         self._idle_timer: timers.Timer | None = None
         self._over: asyncio.Event | None = None
-        connection = self.writer.get_extra_info("socket")
-        self._ends = [
-            parse_socket_addr(connection.family, end()) for end in (connection.getpeername, connection.getsockname)
-        ]
+        own = self.writer.get_extra_info("socket")
+        self._ends = [parse_socket_addr(own.family, end()) for end in (own.getpeername, own.getsockname)]
+
+    def _has_given_up(self) -> bool:
+        return self._given_up
+
+    def _cork(self) -> None:
+        if hasattr(socket, "TCP_CORK"):
+            with contextlib.suppress(OSError):  # the client has gone
+                self.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+    def _taken(self) -> Callable[[], bool | None]:
+        return taken(self.reader, self.writer, self._half_close)
+
+    def _unheard(self) -> float:
+        return unheard(self.writer.get_extra_info("socket"))
 
     def _give_up(self) -> None:
         self._given_up = True
@@ -244,12 +255,6 @@ class _Connection(TCPServer):
         return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
-def _cork(writer: asyncio.StreamWriter) -> None:
-    if hasattr(socket, "TCP_CORK"):
-        with contextlib.suppress(OSError):  # the client has gone
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-
-
 class _NoCuts(logging.Filter):
     """Cutting a connection is an answer, not an error of the application."""
 
@@ -291,7 +296,7 @@ class Server:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._going_away: set[asyncio.Task[None]] = set()
         self._unsent = Account(BOUND, self._waiting)
-        self._beginnings = Beginnings(_AT_ONCE)
+        self._beginnings = Beginnings(_AT_ONCE, between=0)
 
     async def start(self) -> None:
         self._accepting = Accepting(self._listener, _BACKLOG, self._protocol)

@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from relay.auth.owners import owns
 from relay.encryption import Binding, Tampered
@@ -222,11 +223,7 @@ class Lookup:
 
     def _local(self, producer: Producer, n: int, abandon_after: float | None) -> Reader:
         feed = producer.feed
-
-        def left() -> None:
-            feed.readers -= 1
-            self._abandonment.reader_left(producer)
-
+        left = partial(self._left, producer)
         consumed = producer.writer.consumed if not producer.logged else None
         binding = Binding(producer.owner, producer.dialect.name)
         meter = producer.account.meter
@@ -235,6 +232,10 @@ class Lookup:
         producer.account.readers += 1
         self._abandonment.reader_came(producer, abandon_after)
         return reader
+
+    def _left(self, producer: Producer) -> None:
+        producer.feed.readers -= 1
+        self._abandonment.reader_left(producer)
 
     def _reader(
         self,
@@ -257,15 +258,16 @@ class Lookup:
         self._readers[stream] += 1
         meter.readers_active.inc()
 
-        def closed(reader: Reader) -> None:
-            meter.readers_active.dec()
-            self._of_tails.discard(reader)
-            self._readers[stream] -= 1
-            if not self._readers[stream]:
-                del self._readers[stream]
-            on_close()
-
+        closed = partial(self._closed, stream, on_close)
         return Reader(stream, n, dialect, meter, self._log, feed, binding, on_consumed=on_consumed, on_close=closed)
+
+    def _closed(self, stream: str, on_close: Callable[[], None], reader: Reader) -> None:
+        reader.meter.readers_active.dec()
+        self._of_tails.discard(reader)
+        self._readers[stream] -= 1
+        if not self._readers[stream]:
+            del self._readers[stream]
+        on_close()
 
     # -- what a stream is ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,10 +41,11 @@ class Turns:
         asyncio.get_running_loop().call_soon(self._next)
 
 
+@pytest.mark.parametrize("between", [0, 1, 2])
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_so_many_begin_in_one_turn_in_the_order_in_which_they_came(at_once: int) -> None:
+def test_so_many_begin_in_one_turn_in_the_order_in_which_they_came(at_once: int, between: int) -> None:
     async def scene() -> None:
-        beginnings, turns, begun = Beginnings(at_once), Turns(), []
+        beginnings, turns, begun = Beginnings(at_once, between), Turns(), []
 
         async def begin(n: int) -> None:
             await beginnings.turn("owner")
@@ -53,6 +55,8 @@ def test_so_many_begin_in_one_turn_in_the_order_in_which_they_came(at_once: int)
         assert [n for n, _ in begun] == list(range(20))
         numbers = [turn for _, turn in begun]
         assert max(numbers.count(turn) for turn in numbers) == at_once
+        later = sorted(set(numbers[at_once:]))  # the first were not kept waiting
+        assert {after - before for before, after in pairwise(later)} == {1 + between}
 
     run(scene)
 
@@ -100,7 +104,7 @@ def test_who_waits_no_more_takes_nobodys_turn() -> None:
             task.cancel()
         await asyncio.wait(tasks)
         assert len(begun) == 8
-        assert begun[-1] - begun[0] <= 8
+        assert begun[-1] - begun[0] <= 16
         await beginnings.turn("later")
         assert not beginnings._waiting
 
