@@ -11,11 +11,9 @@ from typing import Any
 
 from reasons import REASONS
 
-from relay.bench.figures import QUIET
+from relay.bench.figures import QUIET, quiet
 from relay.bench.measure import BenchError
 
-IDLE = 0.5
-"""Load average up to which a machine is called quiet."""
 _BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 _GATEWAYS = {
     "relay": "Relay",
@@ -129,8 +127,9 @@ def _quiet(found: dict[str, Any]) -> str:
     }
     busy = {name: share for name, share in shares.items() if share > QUIET}
     load = f"Load average before the run: {found['load_average']:.2f}; "
-    if not busy and found["load_average"] <= IDLE:
-        return load + f"others used {max(shares.values(), default=0.0):.0%} of a core at most: the machine was quiet."
+    most = max(shares.values(), default=0.0)
+    if quiet(found["load_average"], most):
+        return load + f"others used {most:.0%} of a core at most: the machine was quiet."
     worst = ", ".join(f"{name} {share:.0%}" for name, share in sorted(busy.items(), key=lambda item: -item[1])[:5])
     told = (
         f"others used much of a core in {len(busy)} of {len(shares)} rows ({worst})" if busy else "nothing else since"

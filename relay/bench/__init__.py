@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -128,6 +129,7 @@ def _measure(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
 
     own = arguments.target is None
     core, load_core = arguments.cpu_target, arguments.cpu_load
+    load_average = os.getloadavg()[0]
     if own and core is None and load_core is None:
         core, load_core = measure.two_cores()
     bar = report.Bar()
@@ -144,6 +146,7 @@ def _measure(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     results = bench.run(plan, [*targets, *given], direct=not arguments.resume, target_on_one=core is not None)
     results |= {
         "machine": measure.machine(),
+        "load_average": load_average,
         "cores": {"target": core, "load": load_core},
         "processes": {t.name: Group(t.pids).pids for t in targets},
     }

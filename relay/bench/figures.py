@@ -38,6 +38,8 @@ BUSY = 0.8
 FULL = 0.95
 QUIET = 0.05
 """Of a core: so much may others use of a machine that is quiet."""
+IDLE = 0.5
+"""Load average up to which a machine is called quiet."""
 _TIMES = {
     "event_ms": "delay_us",
     "first_event_ms": "first_us",
@@ -102,6 +104,11 @@ def warnings(mode: str, targets: Mapping[str, dict[str, Any]], *, load_on_one: b
             f"the machine was not quiet: others used {others:.0%} of a core. End what else runs, and measure again"
         )
     return found
+
+
+def quiet(load_average: float, others: float) -> bool:
+    """Whether nothing else used the machine: before the run, and in the worst of its jobs (in cores)."""
+    return load_average <= IDLE and others <= QUIET
 
 
 def _percentiles(histograms: Iterable[Mapping[str, int]]) -> dict[str, float] | None:

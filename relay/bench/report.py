@@ -6,6 +6,8 @@ import shutil
 import sys
 from typing import Any
 
+from relay.bench.figures import quiet
+
 _BAR = 30
 
 
@@ -66,9 +68,13 @@ def _headline(plan: dict[str, Any], results: dict[str, Any]) -> str:
     where = (
         f"; target on core {cores['target']}, load on core {cores['load']}" if cores.get("target") is not None else ""
     )
+    others = max((target["others_share"] for target in results["targets"].values()), default=0.0)
+    load = results.get("load_average", 0.0)
+    calm = "the machine was quiet" if quiet(load, others) else "the machine was not quiet"
     return (
         f"{what} ({plan['api']}; rounds: {plan['rounds']}{where})\n"
-        f"{machine.get('cpu', '')}, {machine.get('cores', '')} cores, Python {machine.get('python', '')}"
+        f"{machine.get('cpu', '')}, {machine.get('cores', '')} cores, Python {machine.get('python', '')}\n"
+        f"load average before {load:.2f}, others used {others:.0%} of a core: {calm}"
     )
 
 

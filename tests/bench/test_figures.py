@@ -102,3 +102,10 @@ def test_warnings(changes: dict[str, Any], on_one: bool, warned: list[str]) -> N
     found = figures.warnings("paced", {"gateway": target}, load_on_one=on_one, target_on_one=on_one)
     assert len(found) == len(warned)
     assert all(text in warning for text, warning in zip(warned, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("load_average", "others", "quiet"), [(0.0, 0.0, True), (0.5, 0.05, True), (0.6, 0.0, False), (0.0, 0.06, False)]
+)
+def test_a_machine_is_quiet_before_and_meanwhile_or_it_is_not(load_average: float, others: float, quiet: bool) -> None:
+    assert figures.quiet(load_average, others) is quiet

@@ -27,7 +27,7 @@ def relay(bench: Bench) -> Iterator[Target]:
 
 
 def test_a_request_that_holds_others_up_shows_in_their_events(bench: Bench) -> None:
-    plan = Plan(mode="neighbours", running=10, streams=1, length=1, repeats=1, settle=1.0, rounds=1)
+    plan = Plan(mode="neighbours", running=10, streams=1, length=1, repeats=1, settle=4.0, rounds=1)
     with gateway(bench.upstream_url, Defects(burn_mib=0.02)) as defective:
         found = bench.run(plan, [defective], direct=False)["targets"]["gateway"]
     assert not any(found["errors"].values()), found["samples"]

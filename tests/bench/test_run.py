@@ -109,8 +109,9 @@ def test_the_command_measures_a_gateway_and_writes_the_documented_keys(tmp_path:
     assert done.returncode == 0, done.stderr
     assert f"http://{address}" in done.stdout
     assert re.search(r"events that arrived / expected +60 / 60 +60 / 60 +60 / 60\n", done.stdout)
+    assert re.search(r"load average before \d+\.\d\d, others used \d+% of a core: the machine was ", done.stdout)
     results = json.loads(out.read_text())
-    assert set(results) == {"plan", "targets", "warnings", "machine", "cores", "processes"}
+    assert set(results) == {"plan", "targets", "warnings", "machine", "load_average", "cores", "processes"}
     assert set(results["targets"]) == {"direct", "target", "again"}
     documented = set(re.findall(r"^    ([a-z_, ]+?)(?:  |$)", figures.__doc__ or "", re.MULTILINE))
     names = {name.strip() for line in documented for name in line.split(",")}
