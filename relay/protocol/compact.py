@@ -50,8 +50,9 @@ _LOOK_EVERY = 32
 _IN_FULL_AT_ONCE = 4
 _IN_FULL_EVERY = 4
 
-# Strings of JSON, numbers, blanks and what is between them: what differs does so from one such border to another.
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?[0-9][0-9.eE+-]*+|\s++|[^"0-9\s]++|.', re.DOTALL)
+# Strings of JSON, numbers, blanks and what is between them: what differs does so from one such border to another. A
+# string that does not end goes on to the block's end: were it none, each of its quotes would be looked after anew.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|-?[0-9][0-9.eE+-]*+|\s++|[^"0-9\s]++|.', re.DOTALL)
 
 _Holes = list[tuple[int, int]]
 
@@ -245,7 +246,7 @@ def _differences(tokens: Sequence[bytes], others: Sequence[bytes]) -> tuple[_Hol
         for token, other in zip(tokens, others, strict=True):
             end = at + len(token)
             if token != other:
-                quoted = token[0] == other[0] == 34 and len(token) > 1 < len(other)  # "
+                quoted = _is_string(token) and _is_string(other)
                 holes.append((at + quoted, end - quoted))
             at = end
         shortest = _SHORTEST_LITERAL
@@ -260,6 +261,10 @@ def _differences(tokens: Sequence[bytes], others: Sequence[bytes]) -> tuple[_Hol
         start = sum(map(len, tokens[:before]))
         holes = [(start, start + sum(map(len, tokens[before:stop])))]
     return holes or [(0, 0)], alike
+
+
+def _is_string(token: bytes) -> bool:
+    return len(token) > 1 and token[0] == token[-1] == 34  # "
 
 
 def _joined(holes: _Holes, shortest: int) -> _Holes:
