@@ -55,19 +55,22 @@ class Presence:
         gone()
 
     async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """What `work` returns. Where the client hangs up first, it is cancelled. Raises ConnectionCut then."""
+        """What `work` returns. Where the client hangs up first, it is cancelled. Raises ConnectionCut then.
+
+        What `work` itself sends may be what shows that the client has gone: then `send` raises, and the cancellation
+        would come in the midst of what `work` ends with, or after it.
+        """
         task = asyncio.current_task()
         assert task is not None
         asked = task.cancelling()
-        cut = False
+        cut = running = cancelled = False
 
         def cancel() -> None:
-            nonlocal cut
+            nonlocal cut, cancelled
             cut = True
-            if running:
-                task.cancel()
+            if running and asyncio.current_task() is not task:
+                cancelled = task.cancel()
 
-        running = False
         self.when_gone(cancel)
         if cut:
             work.close()
@@ -76,13 +79,15 @@ class Presence:
         try:
             result = await work
         except BaseException as error:
+            others = (task.uncancel() if cancelled else task.cancelling()) > asked
             # Whoever else has cancelled this task is not to be kept from it.
-            if not cut or (task.uncancel() > asked and isinstance(error, asyncio.CancelledError)):
+            if not cut or (others and isinstance(error, asyncio.CancelledError)):
                 raise
             raise ConnectionCut from None
         finally:
             self.when_gone(None)
         if cut:
-            task.uncancel()
+            if cancelled:
+                task.uncancel()
             raise ConnectionCut
         return result

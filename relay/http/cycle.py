@@ -15,7 +15,7 @@ from starlette.types import Message, Scope
 
 from relay.http.contract import CLIENT, ConnectionCut
 from relay.http.dates import dated
-from relay.http.heads import Head, answer_head
+from relay.http.heads import LENGTH, Head, answer_head
 from relay.protocol.headers import Headers
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Cycle:
 
     async def room(self) -> None:
         """Returns when what was fed has been read, or nobody will read it."""
-        while self._held > _HELD and not self.over:
+        while self._held > _HELD and not (self.over or self._gone):
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
@@ -136,10 +136,13 @@ class Cycle:
     # -- the answer ---------------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """Raises ConnectionCut where the client has gone, or the body is another than its head says."""
+        """Raises ConnectionCut where the client has gone, or the body is another than its head says, and ValueError
+        for what is no answer."""
         if message["type"] == "http.response.start":
             await self._start(int(message["status"]), message.get("headers", []))
             return
+        if not self.begun:
+            raise ValueError("an answer begins with its head")
         body = message.get("body", b"")
         if body and not self._bodiless:
             await self._body(body)
@@ -149,23 +152,27 @@ class Cycle:
     async def _start(self, status: int, headers: Headers) -> None:
         if self._gone or self.begun:
             raise ConnectionCut
+        if status < 200:  # what follows would be read as the answer, or as a tunnel
+            raise ValueError("an answer's status is 200 at least")
         head = self.head
         closes = self._connection.closes or not head.keep_alive
+        left: int | None = None
         lines: Headers = []
         for item in dated(headers):
             name = item[0]
             if name == b"content-length":
-                if self._left is not None:
-                    raise ValueError("an answer has two lengths")
-                self._left = int(item[1])
+                if left is not None or not LENGTH.fullmatch(item[1]):
+                    raise ValueError("an answer's length is not one number")
+                left = int(item[1])
             elif name == b"transfer-encoding":
                 continue
             elif name == b"connection":
                 closes = closes or b"close" in item[1].lower()
                 continue
             lines.append(item)
+        self._left = left
         self._bodiless = head.method == "HEAD" or status in _NO_BODY
-        if self._left is None and status not in _NO_BODY:
+        if left is None and status not in _NO_BODY:
             if head.version == "1.1":
                 lines.append((b"transfer-encoding", b"chunked"))
                 self._chunked = not self._bodiless
@@ -177,6 +184,8 @@ class Cycle:
         data = answer_head(status, lines)
         self.begun = True
         await self._connection.write(data)
+        if self._gone:
+            raise ConnectionCut
 
     async def _body(self, data: bytes) -> None:
         if self._left is not None:
@@ -190,6 +199,8 @@ class Cycle:
                     raise ConnectionCut
                 part = data[at : at + SLICE] if len(data) > SLICE else data
                 await connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+                if self._gone:
+                    raise ConnectionCut
 
     async def _end(self) -> None:
         if self.over:

@@ -22,7 +22,7 @@ _START = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])\r\n" % _TOKEN)
 # A line that ends in LF alone, or in CR alone, and a field value that goes on in the next line.
 _BAD_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_LENGTH = re.compile(rb"[0-9]{1,19}")
+LENGTH = re.compile(rb"[0-9]{1,19}")
 _OTHER_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+(?!chunked[ \t]*\r\n)", re.IGNORECASE)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TRAILERS = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % _TOKEN)
@@ -80,46 +80,37 @@ def parse(head: bytes) -> Head:
         raise Malformed("a version that is neither 1.0 nor 1.1", 505)
     if _BAD_LINES.search(head) is not None:
         raise Malformed("a line ends in CR or LF alone, or a field value goes on in the next line")
-    headers = _fields(head, start.end(1))
+    headers = _fields(head[start.end() :])
     return _framed(method.decode("ascii"), target, version.decode("ascii"), headers)
 
 
-def _fields(head: bytes, after_method: int) -> Headers:
+def _fields(lines: bytes) -> Headers:
+    """Of all lines but the first. llhttp knows which methods and targets there are: here that is the application's to
+    say."""
     fields = _Fields()
     try:
-        httptools.HttpRequestParser(fields).feed_data(head)
-    except httptools.HttpParserInvalidMethodError:  # it knows some; which are served is the application's to say
-        fields = _Fields()
-        _feed(fields, b"GET" + head[after_method:])
+        httptools.HttpRequestParser(fields).feed_data(b"GET / HTTP/1.1\r\n" + lines)
     except httptools.HttpParserUpgrade:
         pass  # it is not followed
     except httptools.HttpParserError as error:
-        raise Malformed(str(error), 501 if _OTHER_CODING.search(head) else 400) from None
+        other = _OTHER_CODING.search(b"\r\n" + lines)
+        raise Malformed(str(error), 501 if other else 400) from None
     if not fields.whole:
         raise Malformed("no whole head")
     return fields.found
 
 
-def _feed(fields: _Fields, head: bytes) -> None:
-    try:
-        httptools.HttpRequestParser(fields).feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError as error:
-        raise Malformed(str(error)) from None
-
-
 def _framed(method: str, target: bytes, version: str, headers: Headers) -> Head:
     length: int | None = 0
     framings = hosts = 0
-    keep_alive = version == "1.1"
+    keep_alive = version == "1.1" and method != "CONNECT"  # what follows that is a tunnel's, for whoever believes in it
     continues = False
     for name, value in headers:
         if name == b"host":
             hosts += 1
         elif name == b"content-length":
             framings += 1
-            if not _LENGTH.fullmatch(value):
+            if not LENGTH.fullmatch(value):
                 raise Malformed("Content-Length is not one number")
             length = int(value)
         elif name == b"transfer-encoding":

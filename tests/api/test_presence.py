@@ -104,6 +104,36 @@ def test_work_that_ends_by_itself_when_it_is_cancelled_is_cut_all_the_same(way: 
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("way", ["returns", "raises", "goes on"])
+def test_work_that_finds_by_itself_that_the_client_has_gone_ends_as_it_likes(way: str) -> None:
+    """What it sends may be what shows it: no cancellation is left for what comes behind."""
+
+    async def scene() -> None:
+        server = Server(calls=True)
+        ended: list[str] = []
+
+        async def work() -> str:
+            try:
+                server.hang_up()
+                if way == "raises":
+                    raise ConnectionCut
+                if way == "goes on":
+                    await asyncio.sleep(0)
+                return "a result that nobody wants"
+            finally:
+                await asyncio.sleep(0)  # a connection is closed, say
+                ended.append(way)
+
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(ConnectionCut):
+            await server.presence.unless_gone(work())
+        await asyncio.sleep(0)
+        assert (ended, server.presence.gone, task.cancelling()) == ([way], True, 0)
+
+    asyncio.run(scene())
+
+
 def test_who_has_gone_before_gets_no_work_done() -> None:
     async def scene() -> None:
         server = Server(calls=True)

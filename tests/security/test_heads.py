@@ -37,7 +37,8 @@ def test_a_head_is_what_it_says() -> None:
         ((b"expect: 100-continue", b"content-length: 1"), b"POST / HTTP/1.0", (1, False, False)),
         ((b"connection: upgrade", b"upgrade: h2c"), b"GET / HTTP/1.1", (0, True, False)),
         ((b"connection: upgrade", b"upgrade: h2c", b"content-length: 3"), b"BREW / HTTP/1.1", (3, True, False)),
-        ((), b"CONNECT x:1 HTTP/1.1", (0, True, False)),
+        ((), b"CONNECT x:1 HTTP/1.1", (0, False, False)),
+        ((b"content-length: 2",), b"CONNECT /v1/x HTTP/1.1", (2, False, False)),
     ],
 )
 def test_what_follows_a_head(lines: tuple[bytes, ...], start: bytes, expected: tuple[int | None, bool, bool]) -> None:
@@ -45,10 +46,20 @@ def test_what_follows_a_head(lines: tuple[bytes, ...], start: bytes, expected: t
     assert (found.length, found.keep_alive, found.continues) == expected
 
 
-@pytest.mark.parametrize("method", [b"BREW", b"post", b"X-Y.Z", b"SEARCH", b"TRACE"])
+@pytest.mark.parametrize(
+    "method", [b"BREW", b"post", b"X-Y.Z", b"SEARCH", b"TRACE", b"SOURCE", b"PRI", b"PLAY", b"M-SEARCH"]
+)
 def test_which_methods_there_are_is_the_application_s_to_say(method: bytes) -> None:
     found = parse(head(*LINES, start=method + b" / HTTP/1.1"))
     assert (found.method, len(found.headers)) == (method.decode(), len(LINES))
+
+
+@pytest.mark.parametrize(
+    "target", [b"*", b"http://h:80/x?y", b"h:80", b"?a", b"x", b'/"<>\\^`{|}', b"/%zz", b"/a#b#c", b"a:b@c"]
+)
+@pytest.mark.parametrize("method", [b"GET", b"CONNECT", b"BREW"])
+def test_which_targets_there_are_is_the_application_s_to_say(method: bytes, target: bytes) -> None:
+    assert parse(head(*LINES, start=b"%b %b HTTP/1.1" % (method, target))).target == target
 
 
 @pytest.mark.parametrize("character", [*range(0x09), *range(0x0A, 0x20), 0x7F])
