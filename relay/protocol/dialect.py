@@ -7,6 +7,7 @@ API's own clients understand them.
 
 from __future__ import annotations
 
+import gc
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,6 +29,11 @@ STOPPED = "stopped"
 # Names of events that only keep a connection alive.
 BEATS = frozenset((b"ping", b"pong", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"))
 _BEAT_NAMES = frozenset(beat.decode() for beat in BEATS)
+
+# An event's data that takes more than some milliseconds to parse.
+_LARGE = 256 * 1024
+# In strings, too. A whole answer of 30,000 tokens with 5 alternatives each has 400,000.
+_MOST_CONTAINERS = 1_000_000
 
 JsonObject = dict[str, Any]
 
@@ -96,14 +102,17 @@ class Watch(ABC):
             return DONE_LINE
         if event.type.lower() in BEATS or is_keep_alive(data):
             return KEEP_ALIVE
-        if split_block(event):
-            raise StreamFailure(Cause.UPSTREAM_MALFORMED)
-        try:
-            parsed = orjson.loads(data)
-        except orjson.JSONDecodeError:
+        if len(data) > _LARGE:  # as JSON it was looked at
             error = read_text(data)
+        elif split_block(event):
+            raise StreamFailure(Cause.UPSTREAM_MALFORMED)
         else:
-            error = read_object(parsed, named=event.type == b"error")
+            try:
+                parsed = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                error = read_text(data)
+            else:
+                error = read_object(parsed, named=event.type == b"error")
         if error is None and event.type == b"error":
             error = UpstreamError(data.decode("utf-8", "replace")[:2000])
         if error is None:
@@ -174,8 +183,27 @@ def parse_object(data: bytes) -> JsonObject:
     orjson refuses lone surrogates, NaN and the like, which upstreams written in Python do send and clients
     accept: the standard parser has the last word.
 
-    Raises StreamFailure (upstream_malformed) for anything but an object.
+    Raises StreamFailure (upstream_malformed) for anything but an object, and for one of more arrays and objects than
+    any answer has: it would hold up everybody for as long as it is parsed.
     """
+    if len(data) > _LARGE:
+        return _parse_large(data)
+    return _parse(data)
+
+
+def _parse_large(data: bytes) -> JsonObject:
+    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
+        raise StreamFailure(Cause.UPSTREAM_MALFORMED)
+    collects = gc.isenabled()
+    gc.disable()  # it went through all that is there again and again: two thirds of the time
+    try:
+        return _parse(data)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _parse(data: bytes) -> JsonObject:
     try:
         parsed = orjson.loads(data)
     except orjson.JSONDecodeError:
