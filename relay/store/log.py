@@ -224,6 +224,10 @@ class Log:
         """The last reader on a replica has left."""
         await self.commands.run(self.names.log(stream), scripts.LEAVE, [self.names.meta(stream)], [replica])
 
+    async def remote_readers(self, stream: str) -> int:
+        """How often a reader has come on a replica that does not produce the stream."""
+        return int(await self.commands.call(self.names.meta(stream), "HGET", self.names.meta(stream), "visits") or 0)
+
     async def read(self, stream: str, after: int, binding: Binding = UNBOUND, *, shared: bool = True) -> Page:
         """The next events after a position. Readers at the same position share one call, and whoever comes to it soon
         after them their page, where it is a full one: what is in it does not change. Who must not miss what is there by
