@@ -42,9 +42,10 @@ _MOST_BASES = 4
 # A literal of fewer bytes costs as much as the hole that it would end.
 _SHORTEST_LITERAL = 5
 _LEAST_GAIN = 16
-# To look for what two events have in common takes as long as to write some fifty.
-_LOOKS_AT_ONCE = 16
-_LOOK_EVERY = 32
+# To look for what two events have in common takes as long as to write some thirty, and up to 0.1 ms for each KiB of
+# them. So many KiB are looked at in the beginning, and then one for so many events.
+_KIB_AT_ONCE = 64
+_EVENTS_FOR_A_KIB = 32
 # Where little of an event is that of another, it is written in full, so that the next of its kind has more: so often at
 # once, and then for one look in so many.
 _IN_FULL_AT_ONCE = 4
@@ -150,7 +151,7 @@ class Compactor:
     """Writes the entries of one stream, for one writer. It keeps up to `_MOST_TEMPLATES` templates of up to
     `LARGEST_BASE` bytes, and refers to up to `_MOST_BASES` frames, which its writer has anyway."""
 
-    __slots__ = ("_bases", "_first", "_id", "_in_full", "_looks", "_templates", "_usual")
+    __slots__ = ("_bases", "_first", "_id", "_in_full", "_looked_at", "_looks", "_templates", "_usual")
 
     def __init__(self, stream: str) -> None:
         self._id = stream.encode() + b"."
@@ -158,6 +159,7 @@ class Compactor:
         self._templates: list[_Template] = []
         self._usual: tuple[bytes, bytes, int, bytes] | None = None
         self._first = 0
+        self._looked_at = 0
         self._looks = 0
         self._in_full = 0
 
@@ -191,7 +193,7 @@ class Compactor:
         self._first = self._first or n
         if size > LARGEST_BASE or n == 1:  # the first one alone has a pause in front
             return entry or frame
-        if self._looks * _LOOK_EVERY > n - self._first + _LOOKS_AT_ONCE * _LOOK_EVERY:
+        if self._looked_at > _KIB_AT_ONCE + (n - self._first) // _EVENTS_FOR_A_KIB:
             return entry or frame
         return self._look(n, frame, opening, entry)
 
@@ -206,6 +208,7 @@ class Compactor:
         """Look for a better base than the one that `entry` was written with, if with any."""
         if self._bases:
             self._looks += 1
+            self._looked_at += 1 + (len(frame) + sum(len(other) for _, other in self._bases)) // 1024
             template, alike = self._find(frame[len(opening) :])
             if alike or self._in_full >= self._looks // _IN_FULL_EVERY + _IN_FULL_AT_ONCE:
                 better = template.write(frame, opening)
