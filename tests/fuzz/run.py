@@ -56,7 +56,7 @@ def fuzz(target: str, seconds: int, findings: Path) -> None:
     import atheris
 
     sys.path.insert(0, str(ROOT))
-    with atheris.instrument_imports(include=["relay.protocol"]):
+    with atheris.instrument_imports(include=["relay.protocol", "relay.http.heads"]):
         one = importlib.import_module(f"tests.fuzz.fuzz_{target}").one
     found = ROOT / ".audit" / "fuzz" / target
     found.mkdir(parents=True, exist_ok=True)

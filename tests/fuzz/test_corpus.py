@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import fuzz_compact, fuzz_event_id, fuzz_headers, fuzz_json, fuzz_sse
+from tests.fuzz import fuzz_compact, fuzz_event_id, fuzz_headers, fuzz_heads, fuzz_json, fuzz_sse
 from tests.fuzz.run import CORPUS, TARGETS
 from tests.protocol.test_sse import bodies
 
@@ -88,7 +88,60 @@ def test_any_events(first: int, text: str) -> None:
     fuzz_compact.one(bytes([first]) + text.encode())
 
 
+STARTS = [
+    *(b"GET / HTTP/1.1", b"POST /v1/x?a HTTP/1.1", b"SOURCE * HTTP/1.1", b"CONNECT h:80 HTTP/1.1", b"GET / HTTP/1.0"),
+    *(b"get x HTTP/1.1", b"GET  / HTTP/1.1", b"GET / HTTP/1.2", b"PRI * HTTP/2.0", b"GET /"),
+]
+LINES = [
+    *(
+        b"host: x",
+        b"Host:y",
+        b"content-length: 5",
+        b"Content-Length:05 ",
+        b"content-length: +5",
+        b"content-length: 5,5",
+    ),
+    *(b"transfer-encoding: chunked", b"Transfer-Encoding:\tCHUNKED", b"transfer-encoding: gzip, chunked", b"x-a:"),
+    *(
+        b"transfer-encoding : chunked",
+        b" x: y",
+        b"x\ny: z",
+        b"x: \0",
+        b"x: y\r",
+        b"x-a:\t \xff \t",
+        b"connection: close",
+    ),
+    *(b"upgrade: h2c", b"connection: upgrade", b"expect: 100-continue", b"x-a: b: c", b": x", b"x"),
+]
+AFTER = [
+    *(
+        b"",
+        b"hello",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"0\r\n\r\n",
+        b"5;a\r\nhello\r\n00\r\nx: y\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+    ),
+    *(b"5\r\nhelloX\r\n0\r\n\r\n", b"0\r\n x: y\r\n\r\n", b"5\nhello\n0\n\n", b"\r\n", b"-5\r\nhello\r\n0\r\n\r\n"),
+]
+
+
+@given(
+    st.integers(0, 255),
+    st.lists(
+        st.tuples(st.sampled_from(STARTS), st.lists(st.sampled_from(LINES), max_size=4), st.sampled_from(AFTER)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.tuples(st.integers(0, 300), st.binary(max_size=2)),
+)
+def test_any_requests(cut: int, requests: list[tuple[bytes, list[bytes], bytes]], broken: tuple[int, bytes]) -> None:
+    data = b"".join(b"\r\n".join((start, *lines, b"", after)) for start, lines, after in requests)
+    at, more = broken
+    fuzz_heads.one(bytes([cut]) + data[:at] + more + data[at:])
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
-    for target in (fuzz_sse, fuzz_event_id, fuzz_headers, fuzz_json, fuzz_compact):
+    for target in (fuzz_sse, fuzz_event_id, fuzz_headers, fuzz_heads, fuzz_json, fuzz_compact):
         target.one(data)

@@ -45,6 +45,7 @@ FAULTS = {
         'return self.head + frame[start:stop] if start <= stop else b""',
         "return self.head + frame[start:stop]",
     ),
+    "a head's end in two packets is none": ("heads", "relay/http/heads.py", "max(0, self._looked - 3)", "self._looked"),
     "an answer's header may end its line": (
         "headers",
         "relay/protocol/headers.py",
@@ -67,6 +68,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
         "event_id": b"st_" + b"Aa0_-" * 4 + b"Zz.7",
         "json": b'\x01\x02\x03{"model":"m","a":"\\\\n"}',
         "compact": b"\0data: 1\n\n\0A A A A A x A A A A A\n\n\0A A A A A y A A A A A\n\n\0A A A A A\n\n",
+        "heads": b"\0POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nabGET / HTTP/1.1\r\nhost: x\r\n\r\n",
         "headers": b"x-a: 1\nconnection: x-b\nx-b: 2",
     }
     (tmp_path / "tests/fuzz/corpus" / target).mkdir(parents=True)
