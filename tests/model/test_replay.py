@@ -137,7 +137,7 @@ def _no_top(self: LogWriter, code: int, top: int) -> None:
         self._reply(code, top, 0)
 
 
-def _feed_that_is_over(self: Tail, status: Any) -> TailFeed:
+def _feed_that_is_over(self: Tail, status: Any, abandon_after: float | None = None) -> TailFeed:
     feed = self._feeds.get(status.stream) or TailFeed(status)
     if status.stream not in self._feeds:
         self._feeds[status.stream] = feed
@@ -146,7 +146,7 @@ def _feed_that_is_over(self: Tail, status: Any) -> TailFeed:
     return feed
 
 
-def _not_counted(self: Tail, status: Any) -> TailFeed:
+def _not_counted(self: Tail, status: Any, abandon_after: float | None = None) -> TailFeed:
     feed = _feed_that_is_over(self, status)
     feed.readers = 0
     return feed
