@@ -36,6 +36,7 @@ from relay.auth.gate import Gate
 from relay.auth.keyring import Keyring
 from relay.config import Settings
 from relay.http import server as http_server
+from relay.http.sharing import ALONE, Share, Shares
 from relay.metrics import Metrics
 from relay.model_labels import ModelLabels
 from relay.protocol import guard
@@ -115,9 +116,10 @@ def run(settings: Settings, keyring: Keyring | None = None, alongside: Alongside
         def work() -> None:
             if store is not None:
                 store.disown()
-            _run_replica(setup, _metrics(settings))
+            _run_replica(setup, _metrics(settings), shares.of(workers.number))
 
-        Workers(settings.workers, work).run(on_ending=listener.close if store is None else lambda: None)
+        shares, workers = Shares(settings.workers), Workers(settings.workers, work)
+        workers.run(on_ending=listener.close if store is None else lambda: None)
     return 0
 
 
@@ -182,12 +184,12 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _run_replica(setup: _Setup, counted: Metrics) -> None:
+def _run_replica(setup: _Setup, counted: Metrics, share: Share = ALONE) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(setup, counted))
+        runner.run(_serve(setup, counted, share))
 
 
-async def _serve(setup: _Setup, counted: Metrics) -> None:
+async def _serve(setup: _Setup, counted: Metrics, share: Share) -> None:
     settings, keyring = setup.settings, setup.keyring
     loop = asyncio.get_running_loop()
     logs.watch_loop(loop)
@@ -261,7 +263,7 @@ async def _serve(setup: _Setup, counted: Metrics) -> None:
             setup.store_lost,
             store_fault=lambda: health.fault,
         )
-        await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits)
+        await http_server.serve(create_app(services), setup.listener, until_drained, settings.limits, share)
     finally:
         for task in watching:
             task.cancel()

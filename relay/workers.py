@@ -37,6 +37,9 @@ class Workers:
         self._count = count
         self._serve = serve
         self._started: dict[int, float] = {}
+        self._numbers: dict[int, int] = {}
+        self.number = 0
+        """Of the worker that is started, and in it its own; one that has ended leaves it to its replacement."""
         # Its writing end is open in the parent alone, so that reading from it ends when the parent has.
         self._alive, self._parent_holds = os.pipe()
 
@@ -44,8 +47,8 @@ class Workers:
         """Return when they have ended after a signal. `on_ending` is called at the first, before it goes to them."""
         # Where a signal that is ignored by default is dropped although it is blocked, it needs a handler.
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for _ in range(self._count):
-            self._start()
+        for number in range(self._count):
+            self._start(number)
         ending = False
         while self._started:
             number = signals.wait()
@@ -62,16 +65,19 @@ class Workers:
 
     def _ended(self, pid: int, status: int, *, replace: bool) -> None:
         lived = time.monotonic() - self._started.pop(pid)
+        number = self._numbers.pop(pid)
         mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges end with it, its counters stay
         if replace:
             logger.error("worker %d ended with %d; starting another", pid, status)
-            self._start(_SHORTEST_LIFE if lived < _SHORTEST_LIFE else 0.0)
+            self._start(number, _SHORTEST_LIFE if lived < _SHORTEST_LIFE else 0.0)
 
-    def _start(self, delay: float = 0.0) -> None:
+    def _start(self, number: int, delay: float = 0.0) -> None:
+        self.number = number
         parent = os.getpid()
         pid = os.fork()
         if pid:
             self._started[pid] = time.monotonic() + delay
+            self._numbers[pid] = number
             return
         status = 1
         try:

@@ -31,7 +31,7 @@ class _Undrained:
 _Until = Callable[[_Undrained], Awaitable[None]]
 
 
-async def _uvicorn(app: Any, listener: socket.socket, until: _Until, _limits: Any) -> None:
+async def _uvicorn(app: Any, listener: socket.socket, until: _Until, _limits: Any, _share: Any) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -45,7 +45,7 @@ async def _uvicorn(app: Any, listener: socket.socket, until: _Until, _limits: An
     await _until(server.serve(sockets=[listener]), until, lambda: setattr(server, "should_exit", True))
 
 
-async def _granian(app: Any, listener: socket.socket, until: _Until, _limits: Any) -> None:
+async def _granian(app: Any, listener: socket.socket, until: _Until, _limits: Any, _share: Any) -> None:
     from granian.server.embed import Server  # type: ignore[import-not-found]
 
     host, port = listener.getsockname()[:2]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import select
 import socket
 import termios
@@ -20,7 +19,6 @@ from typing import Any
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -32,6 +30,7 @@ from relay.http.accepting import Accepting
 from relay.http.acknowledged import taken, unheard
 from relay.http.beginnings import Beginnings
 from relay.http.chunks import Chunks
+from relay.http.configuration import configuration
 from relay.http.contract import (
     ABORT,
     DIRECT,
@@ -40,17 +39,15 @@ from relay.http.contract import (
     READ_TIMEOUT,
     TAKEN,
     UNHEARD,
-    ConnectionCut,
     HalfClose,
 )
 from relay.http.http1 import CORK, Context
 from relay.http.protocol import Protocol
+from relay.http.sharing import ALONE, Share
 from relay.http.unsent import AGAIN, AT_ONCE, BOUND, SEND, SHARE, Account, Sending, Taking, Waiting
-from relay.protocol.headers import MAX_HEADER_BYTES
 
 # Hypercorn's own backlog of 100 drops SYNs under a burst, which come back after a second and more.
 _BACKLOG = 4096
-_HTTP2_STREAMS = 1000
 _MAX_READ = 64 * 1024
 # Of what nobody asks for yet; the connection is read on to twice as much.
 _READ_AHEAD = 16 * 1024
@@ -60,6 +57,7 @@ _AT_ONCE = 4
 _LOOKS = 4
 _GRACE = 3.0
 _SETTLE = 0.25
+Until = Callable[["Server"], Awaitable[None]]
 # For what a client had sent, or was about to, when the drain began: more than any network takes, on a busy machine.
 _CROSSING = 1.0
 
@@ -255,42 +253,15 @@ class _Connection(TCPServer):
         return descriptor >= 0 and fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
-class _NoCuts(logging.Filter):
-    """Cutting a connection is an answer, not an error of the application."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, ConnectionCut)
-
-
-def _config() -> Config:
-    config = Config()
-    config.include_server_header = False
-    config.include_date_header = False  # relay.http.dates: an answer that is passed through has one already
-    # Heads up to this size reach the application, which answers in the API's own error shape; one without end holds no
-    # more.
-    config.h11_max_incomplete_size = 2 * MAX_HEADER_BYTES
-    config.h2_max_header_list_size = 2 * MAX_HEADER_BYTES
-    # Proxies put many streams on one connection; by default it is 100, and a client that needs more waits.
-    config.h2_max_concurrent_streams = _HTTP2_STREAMS
-    # At this number, 1000 by default, an HTTP/2 connection is closed under all the streams that it carries.
-    config.keep_alive_max_requests = 1 << 62
-    config.accesslog = None
-    logger = logging.getLogger("relay.http")
-    logger.addFilter(_NoCuts())
-    config.errorlog = logger
-    return config
-
-
 class Server:
     """Connections on `listener`, which it closes."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: LimitSettings) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: LimitSettings, share: Share) -> None:
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]
-        self._listener = listener
+        self._listener, self._share = listener, share
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._config = _config()
+        self._config = configuration()
         self._context = Context()
         self._accepting: Accepting | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
@@ -299,7 +270,7 @@ class Server:
         self._beginnings = Beginnings(_AT_ONCE, between=0)
 
     async def start(self) -> None:
-        self._accepting = Accepting(self._listener, _BACKLOG, self._protocol)
+        self._accepting = Accepting(self._listener, _BACKLOG, self._protocol, self._share)
 
     async def drain(self, *, listening: bool) -> None:
         """Have every connection end as soon as no request runs on it, and return when what was on its way is here.
@@ -384,14 +355,15 @@ class Server:
             await connection
         finally:
             del self._connections[task]
+            self._share.holds(len(self._connections))
             vars(connection).clear()  # else its parts, which know each other, wait for the collector of garbage
 
 
 async def serve(
-    app: ASGIApp, listener: socket.socket, until: Callable[[Server], Awaitable[None]], limits: LimitSettings
+    app: ASGIApp, listener: socket.socket, until: Until, limits: LimitSettings, share: Share = ALONE
 ) -> None:
     """Serve until `until` returns; then open connections have a moment to end."""
-    server = Server(app, listener, limits)
+    server = Server(app, listener, limits, share)
     await server.start()
     try:
         await until(server)
