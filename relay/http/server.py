@@ -256,7 +256,7 @@ class _Connection(TCPServer):
 class Server:
     """Connections on `listener`, which it closes."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: LimitSettings, share: Share) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: LimitSettings, share: Share = ALONE) -> None:
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]
         self._listener, self._share = listener, share
         self._limits = limits
