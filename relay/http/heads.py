@@ -28,6 +28,8 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TRAILERS = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % _TOKEN)
 _FRAMING = re.compile(rb"^(?:content-length|transfer-encoding):", re.IGNORECASE | re.MULTILINE)
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d \r\n" % status for status in HTTPStatus}
+# 64 KiB in chunks of one byte took 58 ms in one go: so many steps at a time, three for each chunk, take 2.
+_AT_ONCE = 600
 # Of a chunk's size, its extensions included.
 _MAX_LINE = 4096
 
@@ -187,14 +189,14 @@ class Body:
         self.whole = length == 0
 
     def take(self, received: Received) -> bytes:
-        """What of it has come; then it may be `whole`. Raises Malformed."""
+        """What of it has come, of chunks no more than takes a moment; then it may be `whole`. Raises Malformed."""
         if self._state == "length":
             data = received.take(self._left)
             self._left -= len(data)
             self.whole = not self._left
             return data
-        parts = []
-        while (part := self._step(received)) is not None:
+        parts: list[bytes] = []
+        while len(parts) < _AT_ONCE and (part := self._step(received)) is not None:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

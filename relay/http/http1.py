@@ -157,6 +157,8 @@ class Http1:
                     break
                 cycle.feed(data, whole=self._body.whole)
                 await cycle.room()
+                if received.data:
+                    await asyncio.sleep(0)  # others have their turn
             else:  # requests that were sent together are answered one after the other
                 self._answered = asyncio.get_running_loop().create_future()
                 await self._answered

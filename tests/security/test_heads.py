@@ -149,6 +149,16 @@ def test_a_body_that_two_servers_may_read_in_two_ways_is_malformed(data: bytes, 
             body.take(received)
 
 
+def test_many_small_chunks_are_taken_in_turns() -> None:
+    received, body = Received(100), Body(None)
+    received.data += b"1\r\nx\r\n" * 10_000
+    taken = []
+    while received.data:
+        taken.append(body.take(received))
+    assert b"".join(taken) == b"x" * 10_000
+    assert max(map(len, taken)) <= 200
+
+
 def test_a_body_of_a_length_ends_there() -> None:
     received, body = Received(100), Body(5)
     received.data += b"he"
