@@ -5,7 +5,8 @@ refused here with 400 and the connection closed (RFC 9112, sections 2.2, 5.1, 5.
 
 - a line that ends in LF alone, and a field value that goes on in the next line;
 - `Content-Length` beside `Transfer-Encoding`, twice, or as a list, and `Transfer-Encoding` before HTTP/1.1;
-- a chunk's size with anything about it but an extension of visible characters;
+- a chunk's size with anything about it but an extension of visible characters, and a framing header among trailers;
+- a control character in a head or a trailer, a tab after `chunked`;
 - a version that is neither 1.0 nor 1.1 (505), and a transfer coding that is not `chunked` (501).
 
 `Upgrade` is not followed: a proxy that passes `h2c` on becomes a tunnel, and nothing here speaks WebSocket. HTTP/2

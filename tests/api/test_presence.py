@@ -104,6 +104,51 @@ def test_work_that_ends_by_itself_when_it_is_cancelled_is_cut_all_the_same(way: 
     asyncio.run(scene())
 
 
+@both_ways
+@pytest.mark.parametrize("turn", range(9))
+def test_a_client_may_go_at_any_turn_of_the_loop(turn: int, calls: bool) -> None:
+    """The work ends with its result, or was cut once, and nothing of that is left."""
+
+    async def scene() -> None:
+        server = Server(calls=calls)
+        ends: list[str] = []
+
+        async def work() -> str:
+            try:
+                for _ in range(4):
+                    await asyncio.sleep(0)
+                return "done"
+            finally:
+                await asyncio.sleep(0)
+                ends.append("ended")
+
+        async def leave() -> None:
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            server.hang_up()
+
+        task = asyncio.current_task()
+        assert task is not None
+        leaving = asyncio.ensure_future(leave())
+        try:
+            assert await server.presence.unless_gone(work()) == "done"
+            assert not server.presence.gone
+        except ConnectionCut:
+            assert server.presence.gone
+        await leaving
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert len(ends) <= 1
+        assert task.cancelling() == 0
+        asked: list[str] = []
+        server.presence.when_gone(lambda: asked.append("gone"))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert asked == ["gone"]
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("way", ["returns", "raises", "goes on"])
 def test_work_that_finds_by_itself_that_the_client_has_gone_ends_as_it_likes(way: str) -> None:
     """What it sends may be what shows it: no cancellation is left for what comes behind."""
