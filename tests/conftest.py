@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from tests.support.scripted import ScriptedUpstream
 # How fast a machine that other work shares draws its examples says nothing about them.
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
+
+# Of a run under nohup, what is started here would ignore it too, and outlive a terminal that is closed.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
 _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
