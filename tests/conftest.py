@@ -27,7 +27,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
 # Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
 _LONGEST = (
-    "resume/test_outcomes.py",
     "security/test_bodies.py",
     "security/test_unread.py",
     "deploy/test_silence.py",
