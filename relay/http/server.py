@@ -1,4 +1,4 @@
-"""The HTTP server: Hypercorn's connections and protocols (HTTP/1.1, h2c) on the relay's own listener.
+"""The HTTP server: connections on the relay's own listener, with HTTP/1.1 of its own and Hypercorn's HTTP/2 (h2c).
 
 Hypercorn's own accept loop is not used, for two reasons. A kept-alive connection that its client closes
 while idle keeps its descriptor until the keep-alive time-out (its connection waits for its own idle timer);
