@@ -84,6 +84,7 @@ def test_the_story_of_an_answer_that_was_cut_resumed_and_stopped(
             assert stopped.status == 204
         again.read()
     until(1, "stream ended", one)
+    until(1, "stop asked for", two)
     story = lines(one, two, word=stream_id)
     assert [line["message"] for line in story[:3]] == ["stream begun", "reader gone", "stream resumed"]
     assert {line["message"] for line in story[3:]} == {"stop asked for", "stream ended"}
