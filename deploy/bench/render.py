@@ -352,7 +352,7 @@ def _asgi(rows: dict[str, Any]) -> list[str]:
     for name, target in rows["asgi_cpu"]["targets"].items():
         if name != "direct":
             per_s = rows["asgi_unpaced"]["targets"][name]["events_per_s"]
-            label = "Hypercorn (as shipped)" if name == "relay" else name
+            label = "the server as shipped" if name == "relay" else name
             lines.append(f"| {label} | {target['cpu_us_per_event']:.0f} | {per_s:,.0f} |")
     return [*lines, ""]
 
