@@ -16,12 +16,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def relay(bench: Bench) -> Iterator[RelayProcess]:
     with RelayProcess({"upstreams": [{"name": "bench", "base_url": bench.upstream_url}]}) as process:
         yield process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,12 +14,6 @@ from tests.support.processes import free_port
 
 _STREAMS, _LENGTH = 3, 20
 _PLAN = Plan(mode="unpaced", streams=_STREAMS, length=_LENGTH, rounds=1)
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench() as running:
-        yield running
 
 
 def _frames(change: Callable[[list[bytes]], object]) -> Faults:

@@ -14,12 +14,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def relay(bench: Bench) -> Iterator[Target]:
     settings = {"upstreams": [{"name": "bench", "base_url": bench.upstream_url}], "streams": {"heartbeat": "100ms"}}
     with RelayProcess(settings) as process:

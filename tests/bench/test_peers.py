@@ -6,7 +6,6 @@ import importlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,12 +25,6 @@ def proxies() -> ModuleType:
         return importlib.import_module("proxies")
     finally:
         sys.path.pop(0)
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench() as running:
-        yield running
 
 
 def test_envoy_passes_streams_on_as_they_come(bench: Bench, proxies: ModuleType) -> None:

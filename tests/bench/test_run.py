@@ -22,12 +22,6 @@ _STREAMS, _LENGTH = 3, 20
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    with Bench() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def relay(bench: Bench) -> Iterator[Target]:
     with RelayProcess({"upstreams": [{"name": "bench", "base_url": bench.upstream_url}]}) as process:
         yield Target("relay", process.url, pids=(process.pid,))

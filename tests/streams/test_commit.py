@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +140,6 @@ def play(url: str, story: Story, *, hold: float = 5.0, timeout: float = 2.0) -> 
             await it.log.topology.close()
 
     asyncio.run(scene())
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with valkey_server(tmp_path) as store:
-        yield store.servers[0]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterStore]:
-    """Shared: no test kills its servers, and each has streams of its own."""
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as store:
-        assert isinstance(store, ClusterStore)
-        yield store
 
 
 @pytest.fixture(params=["one-server", "cluster"])

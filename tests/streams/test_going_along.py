@@ -4,8 +4,7 @@ node's other connection wherever that cannot be or has come to nothing."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,25 +16,12 @@ from relay.store.commands import NotSent, all_of
 from relay.store.link import Command, Done, StoreDown
 from relay.store.node import Node
 from tests.streams.test_commit import FIELDS, Scene, Stream, play
-from tests.support.stores import ClusterStore, Server, valkey_cluster, valkey_server
+from tests.support.stores import ClusterStore, Server
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
 WITHIN = 20.0
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with valkey_server(tmp_path) as store:
-        yield store.servers[0]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterStore]:
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as store:
-        assert isinstance(store, ClusterStore)
-        yield store
 
 
 class Watched:
