@@ -23,14 +23,9 @@ from relay.api.json_body import JsonBody, too_large
 from relay.api.presence import Presence
 from relay.auth.gate import Caller
 from relay.http.contract import (
-    ABORT,
     CLIENT,
-    DIRECT,
-    GIVEN_UP,
-    HALF_CLOSE,
-    READ_TIMEOUT,
-    TAKEN,
-    UNHEARD,
+    CONNECTION,
+    Connection,
     ConnectionCut,
     DirectWriter,
 )
@@ -109,7 +104,9 @@ class Exchange:
         self._waited = 0.0
         self._named_of: Headers | None = None
         self._named: dict[bytes, bytes] = {}
-        self.presence = Presence(scope.get("state", {}).get(CLIENT), receive)
+        state = scope.get("state", {})
+        self.presence = Presence(state.get(CLIENT), receive)
+        self._connection: Connection | None = state.get(CONNECTION)
 
     @property
     def gone(self) -> bool:
@@ -176,7 +173,7 @@ class Exchange:
 
     async def _next_message(self, total: int) -> Message:
         """Waits no longer than a client needs that keeps the slowest pace."""
-        timeout: float = self.scope.get("state", {}).get(READ_TIMEOUT, _READ_TIMEOUT)
+        timeout = _READ_TIMEOUT if self._connection is None else self._connection.read_timeout
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout + total / _SLOWEST_BODY - self._waited) as clock:
@@ -269,37 +266,32 @@ class Exchange:
     def direct(self) -> DirectWriter | None:
         """The connection itself, for the chunks of this answer's body; None where the server keeps it."""
         chunked = self.scope["http_version"] == "1.1" and self.method != "HEAD"
-        return self.scope.get("state", {}).get(DIRECT) if chunked else None
+        return self._connection.direct if chunked and self._connection is not None else None
 
     def when_half_closed(self, probe: Callable[[], None] | None) -> None:
         """What sends something harmless into this answer: it tells a client that waits from one that has gone."""
-        half_close = self.scope.get("state", {}).get(HALF_CLOSE)
-        if half_close is not None and self.scope["http_version"] < "2":
-            half_close.probe = probe
+        if self._connection is not None and self.scope["http_version"] < "2":
+            self._connection.probe = probe
 
     def taken(self) -> Callable[[], bool | None]:
         """To be called at this answer's end: tells whether its client has got all of it, None as long as that cannot be
         said."""
-        told: Callable[[], Callable[[], bool | None]] | None = self.scope.get("state", {}).get(TAKEN)
-        return told() if told is not None and self.scope["http_version"] < "2" else _yes
+        return self._connection.has_taken if self._connection is not None and self.scope["http_version"] < "2" else _yes
 
     def unheard(self) -> float:
         """For how many seconds the client's machine has not answered what was sent to it; 0 where that is not known."""
-        told: Callable[[], float] | None = self.scope.get("state", {}).get(UNHEARD)
-        return 0.0 if told is None else told()
+        return 0.0 if self._connection is None else self._connection.unheard()
 
     @property
     def given_up(self) -> bool:
         """Has the server ended this connection because its client took nothing?"""
-        told: Callable[[], bool] | None = self.scope.get("state", {}).get(GIVEN_UP)
-        return told is not None and told()
+        return self._connection is not None and self._connection.given_up
 
     def abort(self) -> None:
         """Give up a client that takes nothing: what is queued for it would keep the connection for ever. Over
         HTTP/2 the other streams of the connection may be well, and only this one is cut."""
-        abort = self.scope.get("state", {}).get(ABORT)
-        if abort is not None and self.scope["http_version"] < "2":
-            abort()
+        if self._connection is not None and self.scope["http_version"] < "2":
+            self._connection.abort()
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -20,6 +20,7 @@ class Presence:
         self.gone = False
         self._client = client
         self._receive = receive
+        self._call: Callable[[], None] | None = None
         self._listening: asyncio.Task[None] | None = None
 
     def message(self) -> Message | None:
@@ -32,27 +33,28 @@ class Presence:
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
+        self._call = call
         if call is None:
             if self._client is not None:
                 self._client.when_gone(None)
-            return
-
-        def gone() -> None:
-            self.gone = True
-            call()
-
-        if self.gone:
+        elif self.gone:
             call()
         elif self._client is not None:
-            self._client.when_gone(gone)
+            self._client.when_gone(self._hung_up)
         else:
-            self._listening = asyncio.ensure_future(self._until_gone(gone))
+            self._listening = asyncio.ensure_future(self._until_gone())
 
-    async def _until_gone(self, gone: Callable[[], None]) -> None:
+    def _hung_up(self) -> None:
+        self.gone = True
+        if (call := self._call) is not None:
+            self._call = None
+            call()
+
+    async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._listening = None
-        gone()
+        self._hung_up()
 
     async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What `work` returns. Where the client hangs up first, it is cancelled. Raises ConnectionCut then.

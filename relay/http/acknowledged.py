@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import socket
 import sys
 import termios
-from collections.abc import Callable
-
-from relay.http.contract import HalfClose
 
 
 def unheard(connection: socket.socket) -> float:
@@ -29,21 +25,3 @@ def queued(connection: socket.socket) -> int:
     with contextlib.suppress(OSError):
         fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, found)
     return int.from_bytes(found, sys.byteorder)
-
-
-def taken(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, half_close: HalfClose
-) -> Callable[[], bool | None]:
-    """Tells from now on, an answer's end, whether the peer's kernel has all that was written. What it has not said so
-    much of when it resets the connection, its client never got. Where the connection ends with the answer nobody can be
-    asked: then only who had closed its side before may have gone."""
-    transport, connection = writer.transport, writer.get_extra_info("socket")
-
-    def told() -> bool | None:
-        if reader.exception() is not None:
-            return False
-        if transport.is_closing():
-            return not half_close.amid
-        return transport.get_write_buffer_size() + queued(connection) == 0 or None
-
-    return told

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 
 class Beginnings:
@@ -22,21 +23,31 @@ class Beginnings:
         self._at_once = at_once
         self._between = between
         self._rested = 0
-        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[Hashable, deque[Callable[[], bool]]] = {}
         self._begun = 0
         """In this turn of the loop; meaningless where `_counting` is False."""
         self._counting = False
 
     async def turn(self, key: Hashable) -> None:
         """Returns when it is the turn of one with this key."""
+        if not self.may_begin():
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.wait(key, partial(_wake, waiter))
+            await waiter
+
+    def may_begin(self) -> bool:
+        """Is it the turn of one that comes now? Then it begins."""
         if not self._counting:
             self._count(asyncio.get_running_loop(), 1)
-        elif self._begun < self._at_once and not self._waiting:
+            return True
+        if self._begun < self._at_once and not self._waiting:
             self._begun += 1
-        else:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(key, deque()).append(waiter)
-            await waiter
+            return True
+        return False
+
+    def wait(self, key: Hashable, begin: Callable[[], bool]) -> None:
+        """Have `begin` called when it is the turn of one with this key; it returns False where it does so no more."""
+        self._waiting.setdefault(key, deque()).append(begin)
 
     def _count(self, loop: asyncio.AbstractEventLoop, begun: int) -> None:
         self._counting = True
@@ -60,11 +71,15 @@ class Beginnings:
     def _let_one_begin(self) -> bool:
         """Of the key that has waited longest since one of its own did. False where who waited does so no more."""
         key, waiting = next(iter(self._waiting.items()))
-        waiter = waiting.popleft()
+        begin = waiting.popleft()
         del self._waiting[key]
         if waiting:
             self._waiting[key] = waiting
-        if waiter.done():
-            return False
-        waiter.set_result(None)
-        return True
+        return begin()
+
+
+def _wake(waiter: asyncio.Future[None]) -> bool:
+    if waiter.done():
+        return False
+    waiter.set_result(None)
+    return True

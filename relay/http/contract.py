@@ -7,26 +7,8 @@ from typing import Protocol
 
 from starlette.types import Message
 
-# In the scope's state: a `HalfClose`.
-HALF_CLOSE = "relay.half_close"
-# In the scope's state, where the server lets the relay write chunks of an HTTP/1.1 response past it: a `DirectWriter`.
-DIRECT = "relay.direct"
-# In the scope's state: `limits.read_timeout`, in seconds.
-READ_TIMEOUT = "relay.read_timeout"
-# In the scope's state: ends the connection at once, whatever it still holds for its peer.
-ABORT = "relay.abort"
-# In the scope's state: to be called at an answer's end, gives what tells whether its client has got all of it: True,
-# False, None as long as that cannot be said. Missing where the server cannot tell.
-TAKEN = "relay.taken"
-# In the scope's state: tells for how many seconds the peer's machine has acknowledged nothing of what was sent to it; 0
-# where it owes nothing. Missing where the server cannot tell.
-UNHEARD = "relay.unheard"
-
-
-# In the scope's state: tells whether the server has ended the connection because its client took nothing.
-GIVEN_UP = "relay.given_up"
-
-
+# In the scope's state: a `Connection`. Missing under a server that is not the relay's own.
+CONNECTION = "relay.connection"
 # In the scope's state: a `Client`. Missing where the server does not say.
 CLIENT = "relay.client"
 
@@ -54,13 +36,36 @@ class DirectWriter(Protocol):
         client has gone, or has taken nothing for `limits.write_timeout`."""
 
 
-class HalfClose:
-    """A client has closed its sending side: it waits for its answer, or has gone. Only what is sent to it tells, and is
-    answered by a reset where it has gone. `probe` sends something that its client does not mind, where the answer has
-    begun and the application knows of such a thing; `amid` is True once it has done so amid an answer."""
+class Connection(Protocol):
+    """What a request came on. Over HTTP/2, whose requests share it, only `read_timeout`, `given_up` and `unheard` are
+    of use."""
 
-    amid = False
-    probe: Callable[[], None] | None = None
+    given_up: bool
+    """Has the server ended it because its client took nothing?"""
+    probe: Callable[[], None] | None
+    """A client that has closed its sending side waits for its answer, or has gone. Only what is sent to it tells, and
+    is answered by a reset where it has gone. To be set once its answer has begun, to what sends something that the
+    client does not mind."""
+
+    @property
+    def read_timeout(self) -> float:
+        """`limits.read_timeout`, in seconds."""
+
+    @property
+    def direct(self) -> DirectWriter:
+        """What writes chunks of the response past the server."""
+
+    def abort(self) -> None:
+        """End it at once, whatever it still holds for its peer."""
+
+    def has_taken(self) -> bool | None:
+        """From an answer's end on: has the peer's kernel all that was written? None as long as that cannot be said.
+        What it has not said so much of when it resets the connection, its client never got. Where the connection ends
+        with the answer nobody can be asked: then only who had closed its side before may have gone."""
+
+    def unheard(self) -> float:
+        """For how many seconds the peer's machine has acknowledged nothing of what was sent to it; 0 where it owes
+        nothing, or where that is not known."""
 
 
 class ConnectionCut(Exception):

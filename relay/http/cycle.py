@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from starlette.types import Message, Scope
 
-from relay.http.contract import CLIENT, ConnectionCut
-from relay.http.dates import dated
+from relay.http.contract import CLIENT, CONNECTION, ConnectionCut
+from relay.http.dates import date
 from relay.http.heads import LENGTH, Head, answer_head
 from relay.protocol.headers import Headers
 
@@ -33,25 +33,45 @@ class Cycle:
     """A request in progress. `whole`: all of it is here. `begun` and `over`: its answer's head, and its end, were sent.
     `keep_alive`: another request may follow on the connection."""
 
-    def __init__(self, connection: Http1, head: Head) -> None:
+    __slots__ = (
+        "_bodiless",
+        "_chunked",
+        "_gone",
+        "_held",
+        "_http1",
+        "_left",
+        "_parts",
+        "_told",
+        "_waiting",
+        "_when_gone",
+        "begun",
+        "head",
+        "keep_alive",
+        "over",
+        "when_read",
+        "whole",
+    )
+
+    def __init__(self, http1: Http1, head: Head) -> None:
         self.head = head
         self.whole = head.length == 0
         self.begun = self.over = False
         self.keep_alive = head.keep_alive
-        self._connection = connection
+        self.when_read: Callable[[], None] | None = None
+        """To be called soon once what was fed has been read."""
+        self._http1 = http1
         self._parts: list[bytes] = []
         self._held = 0
         self._told = False  # that all of it has come
         self._gone = False
         self._when_gone: Callable[[], None] | None = None
         self._waiting: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
         self._chunked = False
         self._left: int | None = None  # of the answer's body, where its head says how long that is
         self._bodiless = False
 
     def scope(self) -> Scope:
-        head, connection = self.head, self._connection
+        head = self.head
         path, _, query = head.target.partition(b"?")
         text = path.decode("ascii")
         return {
@@ -65,9 +85,9 @@ class Cycle:
             "query_string": query,
             "root_path": "",
             "headers": head.headers,
-            "client": connection.client,
-            "server": connection.server,
-            "state": {**connection.connection_state, CLIENT: self},
+            "client": None,
+            "server": None,
+            "state": {CONNECTION: self._http1.connection, CLIENT: self},
             "extensions": {},
         }
 
@@ -81,26 +101,18 @@ class Cycle:
             self._held += len(data)
         self._wake()
 
-    async def room(self) -> None:
-        """Returns when what was fed has been read, or nobody will read it."""
-        while self._held > _HELD and not (self.over or self._gone):
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+    @property
+    def is_full(self) -> bool:
+        """Is more to be fed only once this has been read?"""
+        return self._held > _HELD
 
     def hung_up(self) -> None:
         """Its client has gone."""
         self._gone = True
-        self._let_go()
+        self._wake()
         if (told := self._when_gone) is not None:
             self._when_gone = None
             told()
-
-    def _let_go(self) -> None:
-        self._wake()
-        if (room := self._room) is not None:
-            self._room = None
-            if not room.done():
-                room.set_result(None)
 
     def _wake(self) -> None:
         if (waiting := self._waiting) is not None:
@@ -113,10 +125,9 @@ class Cycle:
             return _GONE if self._gone or self.over else None
         parts, self._parts, self._held = self._parts, [], 0
         self._told = self.whole
-        if (room := self._room) is not None:
-            self._room = None
-            if not room.done():
-                room.set_result(None)
+        if (call := self.when_read) is not None:
+            self.when_read = None
+            asyncio.get_running_loop().call_soon(call)
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         return {"type": "http.request", "body": body, "more_body": not self.whole}
 
@@ -155,21 +166,28 @@ class Cycle:
         if status < 200:  # what follows would be read as the answer, or as a tunnel
             raise ValueError("an answer's status is 200 at least")
         head = self.head
-        closes = self._connection.closes or not head.keep_alive
+        closes = self._http1.context.draining or not head.keep_alive
         left: int | None = None
+        is_dated = False
         lines: Headers = []
-        for item in dated(headers):
+        for item in headers:
             name = item[0]
             if name == b"content-length":
                 if left is not None or not LENGTH.fullmatch(item[1]):
                     raise ValueError("an answer's length is not one number")
                 left = int(item[1])
+            elif name == b"date":
+                if is_dated:
+                    continue
+                is_dated = True
             elif name == b"transfer-encoding":
                 continue
             elif name == b"connection":
                 closes = closes or b"close" in item[1].lower()
                 continue
             lines.append(item)
+        if not is_dated:
+            lines.append(date())
         self._left = left
         self._bodiless = head.method == "HEAD" or status in _NO_BODY
         if left is None and status not in _NO_BODY:
@@ -183,34 +201,45 @@ class Cycle:
             self.keep_alive = False
         data = answer_head(status, lines)
         self.begun = True
-        await self._connection.write(data)
-        if self._gone:
+        await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
+        connection = self._http1.connection
+        connection.write(data)
+        if connection.writing_paused:
+            await connection.drained()
+        if connection.transport.is_closing():
             raise ConnectionCut
 
     async def _body(self, data: bytes) -> None:
+        if self._gone or self.over:
+            raise ConnectionCut
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
                 raise ConnectionCut
-        connection = self._connection
-        with connection.account.holding(len(data)):
+        account = self._http1.connection.account
+        account.add(len(data))
+        try:
             for at in range(0, len(data), SLICE):
-                if self._gone or self.over:
-                    raise ConnectionCut
                 part = data[at : at + SLICE] if len(data) > SLICE else data
-                await connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
-                if self._gone:
-                    raise ConnectionCut
+                await self._write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+        finally:
+            account.remove(len(data))
 
     async def _end(self) -> None:
         if self.over:
             return
         if self._gone or (self._left and not self._bodiless):
             raise ConnectionCut
-        await self._connection.answered(self, b"0\r\n\r\n" if self._chunked else b"")
+        if self._http1.context.draining:
+            self._http1.connection.cork()
+        if self._chunked:
+            await self._write(b"0\r\n\r\n")
+        self._http1.answered(self)
 
     def close(self) -> None:
         """Its answer has come to its end, or never will."""
         self.over = True
         self._when_gone = None
-        self._let_go()
+        self._wake()

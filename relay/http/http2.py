@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
@@ -51,12 +51,15 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 from priority.priority import DeadlockError, MissingStreamError
 
-from relay.http.contract import ConnectionCut
+from relay.http.context import Context
+from relay.http.contract import CONNECTION, ConnectionCut
 from relay.http.dates import dated
 from relay.http.frames import SMALL, Frames
-from relay.http.http1 import Context
 from relay.http.sending import Buffer, Turns
-from relay.http.unsent import SEND, Sending, Waiting
+from relay.http.unsent import Waiting
+
+if TYPE_CHECKING:
+    from relay.http.connection import Connection
 
 # A client may cancel at once as many requests as two times fill a connection, and so many more each second: a proxy's
 # clients may all hang up together. (nghttp2, whose connections are one client's, has 1000 and 33.)
@@ -103,7 +106,7 @@ class Http2(H2Protocol):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._told_to_go = self.context.event_class()
-        self._sending: Sending = self.connection_state[SEND]
+        self._peer: Connection = self.connection_state[CONNECTION]
         self._frames = self.connection.incoming_buffer = Frames()
         self._heads: dict[int, int] = {}
         self._heads_held = 0
@@ -223,8 +226,8 @@ class Http2(H2Protocol):
 
     def waiting(self) -> Iterator[Waiting]:
         """The streams that have something to send and may not."""
-        held_up = self._sending.taking.held > 0
-        behind = self._sending.taking.since() if held_up else self._last_sent
+        held_up = self._peer.held > 0
+        behind = self._peer.taken_since() if held_up else self._last_sent
         for number, buffer in self.stream_buffers.items():
             stream = self.connection.streams.get(number)
             if not buffer.held or stream is None:
@@ -249,7 +252,7 @@ class Http2(H2Protocol):
 
     async def _close_stream(self, stream_id: int) -> None:
         self._heads_held -= self._heads.pop(stream_id, 0)
-        self._sending.account.unpark(stream_id)
+        self._peer.account.unpark(stream_id)
         await super()._close_stream(stream_id)
 
     def _forget(self, stream_id: int) -> None:
@@ -260,7 +263,7 @@ class Http2(H2Protocol):
 
     async def until_room(self, number: int) -> None:
         if number in self.streams:
-            await self._sending.account.until_room(number)
+            await self._peer.account.until_room(number)
 
     async def make_room(self, stream: int, size: int) -> None:
         """So much of a stream's body has been read: its client may send as much again."""
@@ -347,7 +350,7 @@ class Http2(H2Protocol):
             self.stream_send,
             number,
         )
-        self.stream_buffers[number] = Buffer(self._sending.account, partial(self._wake, number))
+        self.stream_buffers[number] = Buffer(self._peer.account, partial(self._wake, number))
         self.priority.insert_stream(number)
         self.priority.block(number)
         await stream.handle(

@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from relay.http.acknowledged import queued
@@ -91,14 +91,6 @@ class Account:
         if self._parked and not self.is_full:
             self.unpark(next(iter(self._parked)))
 
-    @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        self.add(size)
-        try:
-            yield
-        finally:
-            self.remove(size)
-
     def look_soon(self) -> None:
         if self._look is None:
             self._look = asyncio.get_running_loop().call_soon(self._relieve)
@@ -125,21 +117,16 @@ class Taking:
     kernel asks for more only once a third of its buffer, which may be megabytes, is free: before that only its own
     counts show that the peer takes anything."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._transport = writer.transport
-        self._socket: socket.socket = writer.get_extra_info("socket")
+    def __init__(self, transport: asyncio.Transport, connection: socket.socket) -> None:
+        self._transport = transport
+        self._socket = connection
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._seen: tuple[int, int] | None = None
 
-    @property
-    def held(self) -> int:
-        """The bytes in this process."""
-        return self._transport.get_write_buffer_size()
-
     def since(self) -> float:
         now = self._loop.time()
-        held = self.held
+        held = self._transport.get_write_buffer_size()
         if not held:
             self._since, self._seen = now, None
         elif (seen := self._counts(held)) != self._seen:
@@ -155,16 +142,3 @@ class Taking:
                 if len(told) == at + number.size:
                     (acked,) = number.unpack_from(told, at)
         return held + queued(self._socket), acked
-
-
-class Sending(NamedTuple):
-    """What a connection's protocols know of the way to its client."""
-
-    account: Account
-    taking: Taking
-    abort: Callable[[], None]
-    writer: asyncio.StreamWriter
-
-
-# In the connection's state: a `Sending`.
-SEND = "relay.send"

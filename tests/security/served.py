@@ -26,7 +26,7 @@ class Served:
 
     @property
     def connections(self) -> int:
-        return len(self.server._connections)
+        return len(self.server.connections)
 
     async def all_over(self) -> None:
         """Returns when the server has let go of every connection."""

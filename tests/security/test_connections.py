@@ -11,6 +11,7 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from relay.http.contract import CLIENT, ConnectionCut
+from relay.http.http1 import Http1
 from tests.security.served import PATIENCE, Application, Peer, answer, served, until, whole_body
 
 GET = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -180,8 +181,8 @@ def test_a_reset_in_the_midst_of_a_write_ends_a_half_closed_connection() -> None
             await peer.say(GET)
             peer.half_close()
             await peer.hear(b"1\r\na\r\n")
-            (connection,) = site.server._connections.values()
-            await until(lambda: connection._over is not None)
+            (connection,) = site.server.connections
+            await until(lambda: connection._half_closed)
             answering.set()
             await site.all_over()
 
@@ -248,10 +249,11 @@ def test_a_body_that_nobody_reads_is_not_taken_either() -> None:
             sending = asyncio.ensure_future(peer.say(bytes(32 * MIB)))
             done, _ = await asyncio.wait([sending], timeout=0.5)
             assert not done
-            (connection,) = site.server._connections.values()
-            http1 = connection.protocol.protocol
-            cycle = http1._cycle  # type: ignore[union-attr]
-            held = len(http1._received.data) + cycle._held + len(connection.reader._buffer)  # type: ignore
+            (connection,) = site.server.connections
+            http1 = connection.protocol
+            assert isinstance(http1, Http1)
+            assert http1._cycle is not None
+            held = len(http1.received.data) + http1._cycle._held
             assert held < MIB
             reading.set()
             assert (await peer.hear(b"/x 33554432;")).startswith(b"HTTP/1.1 200 ")
@@ -292,4 +294,28 @@ def test_a_client_that_leaves_is_told_of_once() -> None:
             assert told == ["called"] * 2
 
     listening = asyncio.Event()
+    run(scene)
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_also_one_that_has_sent_its_next_request_by_then(end: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(scope["raw_path"])
+        await whole_body(receive)
+        scope["state"][CLIENT].when_gone(gone.set)
+        listening.set()
+        await gone.wait()
+        raise ConnectionCut
+
+    async def scene() -> None:
+        async with served(app) as site:
+            peer = await site.connect()
+            await peer.say(GET + LAST)
+            await listening.wait()
+            getattr(peer, end)()
+            await site.all_over()
+            assert begun == [b"/x"]
+
+    begun: list[bytes] = []
+    gone, listening = asyncio.Event(), asyncio.Event()
     run(scene)

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 
-def _no_write_limit(server: Any) -> None:
-    server._Connection._look = lambda connection: None
+def _no_write_limit(connection: Any) -> None:
+    connection.Connection._look = lambda connection, now: now + 3600
 
 
 def _no_bounds(unsent: Any) -> None:
@@ -35,7 +35,7 @@ def _no_bound_on_statuses(client: Any) -> None:
 
 
 _WITHOUT: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "write limit": ("relay.http.server", _no_write_limit),
+    "write limit": ("relay.http.connection", _no_write_limit),
     "bounds": ("relay.http.unsent", _no_bounds),
     "rates": ("relay.http.frames", _no_rates),
     "heads": ("relay.http.frames", _no_bound_on_heads),
