@@ -54,7 +54,7 @@ class Owners:
 
     def __init__(self, directory: Directory, given: bytes | None) -> None:
         self._directory = directory
-        self._secret = given or new_secret()
+        self._take(given or new_secret())
         self._is_given = self._is_shared = given is not None
 
         self.names: Callable[[], frozenset[str]] = frozenset
@@ -67,6 +67,13 @@ class Owners:
         if self._named[0] is not names:
             self._named = names, {self.owner(of_key(name)): name for name in names}
         return self._named[1].get(owner, owner[:12])
+
+    def _take(self, secret: bytes) -> None:
+        """`hmac.digest` looks the algorithm up and derives two keys each time: here that is done once for all."""
+        self._secret = secret
+        self._mac = hmac.new(secret, digestmod="sha256")
+        # No identity begins with two NULs: it is a header's value, or `\0owner\0…`.
+        self._macs = {use: hmac.new(secret, b"\0\0" + _parts(use.value.encode()), "sha256") for use in Use}
 
     @property
     def secret_known(self) -> bool:
@@ -81,7 +88,9 @@ class Owners:
         secret = await self._directory.share_secret(self._secret, shared=self._is_shared)
         if self._is_shared and secret != self._secret:
             logger.warning("the deployment has an older secret; who made streams here since may not find them again")
-        self._secret, self._is_shared = secret, True
+        if secret != self._secret:
+            self._take(secret)
+        self._is_shared = True
 
     async def know_secret(self) -> None:
         """Have the secret that the replicas share. Raises StoreUnavailable."""
@@ -101,23 +110,31 @@ class Owners:
     async def of_new_stream(self, identity: bytes, *, may_degrade: bool) -> str:
         """The owner of a stream that begins, which an unreachable store need not hinder where streams may be relayed
         without a log: it is known to this replica alone then. Raises StoreUnavailable."""
-        try:
-            await self.know_secret()
-        except StoreUnavailable:
-            if not may_degrade:
-                raise
+        if not self._is_shared:
+            try:
+                await self.share_secret()
+            except StoreUnavailable:
+                if not may_degrade:
+                    raise
         return self.owner(identity)
 
     def owner(self, identity: bytes) -> str:
         """As in version 0.1, whose streams have such owners; to be called once the secret is known."""
-        return hmac.digest(self._secret, identity, "sha256").hex()
+        mac = self._mac.copy()
+        mac.update(identity)
+        return mac.hexdigest()
 
     def digest(self, use: Use, *parts: bytes) -> str:
         """What stands for secrets in a name, or signs them; to be called once the secret is known. No two uses have a
         digest in common, whatever their parts are, and none has one with an owner."""
-        # No identity begins with two NULs: it is a header's value, or `\0owner\0…`. Each part says its length.
-        message = b"".join(len(part).to_bytes(8) + part for part in (use.value.encode(), *parts))
-        return hmac.digest(self._secret, b"\0\0" + message, "sha256").hex()
+        mac = self._macs[use].copy()
+        mac.update(_parts(*parts))
+        return mac.hexdigest()
+
+
+def _parts(*parts: bytes) -> bytes:
+    """Each says its length."""
+    return b"".join([len(part).to_bytes(8) + part for part in parts])
 
 
 def owns(asking: str | None, owner: str) -> bool:
