@@ -49,17 +49,21 @@ class Use(Enum):
     NAME = "stream name"
 
 
+_NO_NAMES: frozenset[str] = frozenset()
+
+
 class Owners:
     """One per replica. `given` is the secret of the settings, None where the replicas share one."""
 
     def __init__(self, directory: Directory, given: bytes | None) -> None:
         self._directory = directory
         self._take(given or new_secret())
-        self._is_given = self._is_shared = given is not None
-
-        self.names: Callable[[], frozenset[str]] = frozenset
-        """Those of the owners of the relay's keys."""
-        self._named: tuple[frozenset[str], dict[str, str]] = frozenset(), {}
+        self._is_given = given is not None
+        self.secret_known = self._is_given
+        """Is what stands for a credential here what stands for it on every replica?"""
+        self.names: Callable[[], frozenset[str]] = lambda: _NO_NAMES
+        """Those of the owners of the relay's keys; another set where they have changed."""
+        self._named: tuple[frozenset[str], dict[str, str]] = _NO_NAMES, {}
 
     def shown(self, owner: str) -> str:
         """An owner in a line of the log: by name where the relay's keys name it, else the begin of its HMAC."""
@@ -75,26 +79,21 @@ class Owners:
         # No identity begins with two NULs: it is a header's value, or `\0owner\0…`.
         self._macs = {use: hmac.new(secret, b"\0\0" + _parts(use.value.encode()), "sha256") for use in Use}
 
-    @property
-    def secret_known(self) -> bool:
-        """Is what stands for a credential here what stands for it on every replica?"""
-        return self._is_shared
-
     async def share_secret(self) -> None:
         """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
         start later know the owners of what runs. Raises StoreUnavailable."""
         if self._is_given:
             return
-        secret = await self._directory.share_secret(self._secret, shared=self._is_shared)
-        if self._is_shared and secret != self._secret:
+        secret = await self._directory.share_secret(self._secret, shared=self.secret_known)
+        if self.secret_known and secret != self._secret:
             logger.warning("the deployment has an older secret; who made streams here since may not find them again")
         if secret != self._secret:
             self._take(secret)
-        self._is_shared = True
+        self.secret_known = True
 
     async def know_secret(self) -> None:
         """Have the secret that the replicas share. Raises StoreUnavailable."""
-        if not self._is_shared:
+        if not self.secret_known:
             await self.share_secret()
 
     async def of_credential(self, identity: bytes) -> str:
@@ -110,7 +109,7 @@ class Owners:
     async def of_new_stream(self, identity: bytes, *, may_degrade: bool) -> str:
         """The owner of a stream that begins, which an unreachable store need not hinder where streams may be relayed
         without a log: it is known to this replica alone then. Raises StoreUnavailable."""
-        if not self._is_shared:
+        if not self.secret_known:
             try:
                 await self.share_secret()
             except StoreUnavailable:
