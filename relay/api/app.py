@@ -22,7 +22,6 @@ from relay.config import UpstreamSettings
 from relay.protocol import guard
 from relay.protocol.apis import BY_PATH, api_label
 from relay.protocol.cors import Cors
-from relay.protocol.dialect import Dialect
 from relay.protocol.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, StoreUnavailable, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -93,22 +92,27 @@ def create_app(services: Services) -> Router:
         """For callers whom the gate lets in, and before anything else is looked at."""
 
         async def enter(services: Services, exchange: Exchange) -> None:
-            check_page(exchange)
-            exchange.caller = services.gate.caller(exchange.headers, exchange.query)
-            exchange.headers = exchange.caller.onward(exchange.headers)
+            if lends is not None:
+                check_page(exchange, lends)
+            enters(exchange, services.gate.caller(exchange.headers, exchange.query))
             await handler(services, exchange)
 
         return endpoint(enter)
 
-    def check_page(exchange: Exchange) -> None:
+    def enters(exchange: Exchange, caller: Caller) -> None:
+        """The gate has let this one in; a key of the relay's goes no further."""
+        exchange.caller = caller
+        if caller.key is not None:
+            exchange.take_headers(caller.onward(exchange.headers))
+
+    def check_page(exchange: Exchange, lends: guard.Guard) -> None:
         """Where whoever reaches the address spends a key, a browser's request has to be of a page that may. Raises
         HostNotAllowed, OriginNotAllowed, UnsupportedMediaType."""
-        if lends is not None:
-            lends.check(exchange.headers, allowed=bool(exchange.answer_headers))
-            posts = exchange.method in ("POST", "PUT", "PATCH") and exchange.has_body()
-            if posts and exchange.header(b"last-event-id") is None:
-                json = takes_json(exchange.method, exchange.scope["path"])
-                guard.check_kind(exchange.header(b"content-type") or "", json=json)
+        lends.check(exchange.headers, allowed=bool(exchange.answer_headers))
+        posts = exchange.method in ("POST", "PUT", "PATCH") and exchange.has_body()
+        if posts and exchange.header(b"last-event-id") is None:
+            json = takes_json(exchange.method, exchange.scope["path"])
+            guard.check_kind(exchange.header(b"content-type") or "", json=json)
 
     async def own(
         services: Services, exchange: Exchange, *, handler: Callable[[Services, Exchange], Awaitable[None]]
@@ -124,15 +128,15 @@ def create_app(services: Services) -> Router:
 
     async def asked(services: Services, exchange: Exchange, upstream: UpstreamSettings) -> None:
         if upstream.api_key_env:
-            check_page(exchange)
+            if lends is not None:
+                check_page(exchange, lends)
         elif Cors.is_preflight(exchange.method, exchange.headers):  # a browser shows nothing with it
             exchange.caller = Caller(NOBODY, b"")
             await application.serve(services, exchange, upstream)
             return
         else:
             exchange.own_headers = cors.allow_own(exchange.headers)
-        exchange.caller = services.gate.caller_of(upstream, exchange.headers, exchange.query)
-        exchange.headers = exchange.caller.onward(exchange.headers)
+        enters(exchange, services.gate.caller_of(upstream, exchange.headers, exchange.query))
         await application.serve(services, exchange, upstream)
 
     def of_application(upstream: UpstreamSettings) -> Endpoint:
@@ -141,7 +145,7 @@ def create_app(services: Services) -> Router:
         return Endpoint(partial(partial(asked, services), upstream=upstream), of_pages, on_refusal)
 
     applications = [_Application(u, of_application(u)) for u in settings.upstreams if u.paths]
-    apis = {d.path: authenticated(partial(_api, dialect=d)) for d in BY_PATH.values()}
+    apis = {d.path: authenticated(partial(generate, dialect=d)) for d in BY_PATH.values()}
     return _App(
         [
             *[Route(path, api) for path, api in apis.items()],
@@ -164,13 +168,6 @@ def create_app(services: Services) -> Router:
         apis,
         endpoint(_nowhere),
     )
-
-
-async def _api(services: Services, exchange: Exchange, *, dialect: Dialect) -> None:
-    if exchange.method == "POST":
-        await generate(services, exchange, dialect)
-    else:
-        await any_path(services, exchange)
 
 
 async def _hello(services: Services, exchange: Exchange) -> None:

@@ -110,7 +110,7 @@ async def _pass(services: Services, exchange: Exchange, upstream: UpstreamSettin
     with services.gate.acquire(exchange.caller):
         exchange.caller.check_path(exchange.method, exchange.scope["path"], exchange.target)
         await exchange.discard_body()
-        exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
+        exchange.take_headers([item for item in exchange.headers if item[0] != b"content-length"])
         route = Route(upstream, "", "other")
         request = upstream_request(services, exchange, route, "sse", identity=True, length=None)
         response = await exchange.unless_gone(request.send(b""))

@@ -45,12 +45,11 @@ class Attaching:
         self._settings = services.settings.streams
         self._path: str = exchange.scope["path"]
         self._api = exchange.dialect.name
-        headers = dict(exchange.headers)
-        names = (name.lower().encode() for name in self._settings.session_headers)
-        self._session = next((value for name in names if (value := headers.get(name))), None)
-        self._counts = b"x-stainless-retry-count" in headers
-        count = exchange.header(b"x-stainless-retry-count") if self._counts else None
-        retries = int(count[:4]) if count is not None and count.isascii() and count.isdigit() else 0
+        named = exchange.named
+        self._session = next(filter(None, map(named.get, self._settings.session_names)), None)
+        count = named.get(b"x-stainless-retry-count")
+        self._counts = count is not None
+        retries = int(count[:4]) if count is not None and count.isdigit() else 0
         attach = self._settings.attach_retries
         self._came = how_it_came(attach, self._session, retries)
         if attach == "marked":
@@ -61,8 +60,8 @@ class Attaching:
             attach != "off"
             and (self._session is not None or self._counts)
             and exchange.caller.can_come_back
-            and b"idempotency-key" not in headers
-            and b"respond-async" not in headers.get(b"prefer", b"")
+            and b"idempotency-key" not in named
+            and b"respond-async" not in named.get(b"prefer", b"")
             and self._registry.owners.secret_known
         )
         self._owner = self._registry.owners.owner(exchange.caller.identity) if self._takes_part else ""
@@ -180,7 +179,7 @@ class Attaching:
         if attached.backlog:
             return attached
         until = asyncio.get_running_loop().time() + agents.patience(
-            self._settings.patience, self._settings.patience_limit, self._exchange.headers
+            self._settings.patience, self._settings.patience_limit, self._exchange.named.get(agents.TIMEOUT)
         )
         begun = None
         try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from weakref import ref
@@ -110,7 +109,7 @@ class Bodies:
         self.limit = limits.body
         self.turns = Turns()
         self._room = max(limits.bodies, 2 * limits.body)
-        self._of_owner: Counter[bytes] = Counter()
+        self._of_owner: dict[bytes, int] = {}
         self._share = max(self._room // _OWNERS_SHARE, 2 * limits.body)
         self._charged: dict[int, ref[Charge]] = {}  # by their ids: each is taken out before it ends
         self.held = 0
@@ -128,7 +127,7 @@ class Bodies:
             self._charged[id(charge)] = ref(charge)
         charge.held += size
         self.held += size
-        self._of_owner[charge.identity] += size
+        self._of_owner[charge.identity] = self._of_owner.get(charge.identity, 0) + size
 
     def give(self, charge: Charge, size: int) -> None:
         charge.held -= size
@@ -140,7 +139,7 @@ class Bodies:
             self._charged.pop(id(charge), None)
 
     def _make_room(self, charge: Charge, size: int) -> None:
-        of_owner = self._of_owner[charge.identity] + size
+        of_owner = self._of_owner.get(charge.identity, 0) + size
         if of_owner > self._share:
             others = [other for other in self._others() if other.identity == charge.identity]
             self._evict(charge, of_owner - self._share, others, BodiesFull(OF_ONE))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -19,11 +21,11 @@ from relay.upstream.failover import ask
 from relay.upstream.routing import Route
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """A request that has been read, and where it goes. `joining` is None where it asks for no stream; `name` is what
-    its owner calls the stream, None where nobody can ask for it by a name; `rpc` are the ids of the JSON-RPC requests
-    that it has."""
+    """A request that has been read, and where it goes; nothing of it changes. `joining` is None where it asks for no
+    stream; `name` is what its owner calls the stream, None where nobody can ask for it by a name; `rpc` are the ids of
+    the JSON-RPC requests that it has."""
 
     route: Route
     body: ClientBody | ApplicationBody
@@ -58,7 +60,9 @@ def call(
     def on_continued() -> None:
         services.registry.on_continued(stream)
 
-    headers = [item for item in exchange.headers if not (preference_met and item[0] == b"prefer")]
+    headers = exchange.headers
+    if preference_met:
+        headers = [item for item in headers if item[0] != b"prefer"]
     if span.traceparent:  # what is upstream is a child of the relay's span, where the client asked for a trace at all
         own = (b"traceparent", span.traceparent.encode())
         headers = [own if item[0] == b"traceparent" else item for item in headers]
@@ -77,8 +81,8 @@ def call(
             abandon_after=abandon_after,
         )
 
-    async def sent(at: Route, data: RequestBody) -> httpx.Response:
-        return await to(at, data.size).stream(
+    def sent(at: Route, data: RequestBody) -> Coroutine[Any, Any, httpx.Response]:
+        return to(at, data.size).stream(
             data,
             dialect.name,
             key,

@@ -125,7 +125,7 @@ def suit(reader: Reader, exchange: Exchange, settings: Settings) -> Reader:
     ended: a cut says that only to who asks again."""
     streams, headers = settings.streams, exchange.headers
     reader.heartbeat = agents.heartbeat(streams.heartbeat_form, reader.dialect, headers, reader.comment)
-    comes_back = exchange.method != "POST" or exchange.header(b"last-event-id") is not None
+    comes_back = exchange.method != "POST" or b"last-event-id" in exchange.named
     if not comes_back:
         reader.cut_at_loss = agents.hears_losses_as_cuts(streams.broken_end, reader.dialect, headers)
     return reader

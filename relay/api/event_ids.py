@@ -23,13 +23,13 @@ WORDS = ("omit", "include")
 
 def wanted(services: Services, exchange: Exchange) -> bool:
     """Are the ids to be in the frames of this answer? Raises BadRequest."""
-    asked = exchange.header(b"relay-event-ids")
-    if asked is not None:
+    if b"relay-event-ids" in exchange.named:
+        asked = exchange.header(b"relay-event-ids")
         if asked not in WORDS:
             raise BadRequest("`Relay-Event-Ids` must be omit or include. Send one of these, or no such header.")
         return asked == "include"
     # Who comes back with an id has read it in a frame, or counts; an EventSource reads nothing else.
-    comes_back = exchange.header(b"last-event-id") is not None or exchange.scope["path"].startswith("/streams/")
+    comes_back = b"last-event-id" in exchange.named or exchange.scope["path"].startswith("/streams/")
     return services.settings.streams.event_ids == "always" or comes_back
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from relay.http.contract import (
 )
 from relay.protocol import codings
 from relay.protocol import headers as rules
-from relay.protocol.apis import of_path
+from relay.protocol.apis import BY_PATH, of_path
 from relay.protocol.cors import Cors
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import (
@@ -78,11 +78,11 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.method: str = scope["method"]
-        self.headers: Headers = list(scope["headers"])  # to be replaced, and never changed: they are looked up
+        self.take_headers(list(scope["headers"]))
         self.target: str = scope["raw_path"].decode("latin-1")
         self.query: str = scope["query_string"].decode("latin-1")
         self.dialect = of_path(scope["path"])
-        self.request_id = rules.request_id(self.headers) or f"req_{secrets.token_hex(12)}"
+        self.request_id = rules.request_id(self.named.get(b"x-request-id")) or f"req_{os.urandom(12).hex()}"
         self.received = time.monotonic()
         """When the last byte of the request was there, once `body_read`."""
         self.caller: Caller
@@ -98,12 +98,11 @@ class Exchange:
         """What every answer to this request carries."""
         self.own_headers: Headers = []  # `Cors.allow_own`, on the path of an application
         self.charge: Charge | None = None
-        self.layout = Layout()
+        self.layout: Layout  # of a body that was read as `json`
         self._receive = receive
         self._send = send
         self._waited = 0.0
-        self._named_of: Headers | None = None
-        self._named: dict[bytes, bytes] = {}
+        self._came = 0  # of the body, in bytes
         state = scope.get("state", {})
         self.presence = Presence(state.get(CLIENT), receive)
         self._connection: Connection | None = state.get(CONNECTION)
@@ -113,13 +112,16 @@ class Exchange:
         """Has the client hung up, for all that was read so far?"""
         return self.presence.gone
 
+    def take_headers(self, headers: Headers) -> None:
+        """These stand for the client's own from now on; neither they nor `named` are changed."""
+        self.headers = headers
+        self.named: dict[bytes, bytes] = {}
+        """The same by name; several of one are joined with `, ` (RFC 9110, section 5.3)."""
+        for name, value in headers:
+            self.named[name] = self.named[name] + b", " + value if name in self.named else value
+
     def header(self, name: bytes) -> str | None:
-        if self._named_of is not self.headers:
-            self._named_of, self._named = self.headers, {}
-            for key, given in self.headers:
-                known = self._named.get(key)
-                self._named[key] = given if known is None else known + b", " + given
-        value = self._named.get(name)
+        value = self.named.get(name)
         return None if value is None else value.decode("latin-1")
 
     def has_body(self) -> bool:
@@ -133,17 +135,20 @@ class Exchange:
 
     def check_head(self) -> None:
         """Raises HeadersTooLarge, BadRequest, MethodNotAllowed, UpgradeRequired."""
-        if sum(len(k) + len(v) for k, v in self.headers) > rules.MAX_HEADER_BYTES:
+        if len(b"".join(map(b"".join, self.headers))) > rules.MAX_HEADER_BYTES:
             raise HeadersTooLarge(
                 f"The request's headers are larger than {rules.MAX_HEADER_BYTES} bytes. Send smaller ones."
             )
-        if not _TARGET.fullmatch(self.target) or not _QUERY.fullmatch(self.query):
+        known = self.target in BY_PATH and not self.query
+        if not known and not (_TARGET.fullmatch(self.target) and _QUERY.fullmatch(self.query)):
             raise BadRequest("The request's target is not a path and query of visible ASCII. Send it in that form.")
         # TRACE would send the relay's own key back to whoever asks.
         if self.method not in _METHODS:
             raise MethodNotAllowed(f"Use {', '.join(_METHODS)}.", headers={"allow": ", ".join(_METHODS)})
-        if self.scope["http_version"] < "2" and "websocket" in (self.header(b"upgrade") or "").lower():
+        if self.scope["http_version"] < "2" and b"websocket" in self.named.get(b"upgrade", b"").lower():
             raise UpgradeRequired
+        if known:
+            return
         # Some upstreams' servers take a parameter off (`..;x`) before they resolve a segment.
         plain = self.target.lower().replace("%2e", ".").replace("%3b", ";")
         segments = [segment.partition(";")[0] for segment in re.split(r"[/\\]|%2f|%5c", plain)]
@@ -154,22 +159,24 @@ class Exchange:
 
     async def chunks(self, limit: int | None = None) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises ClientGone, ContentTooLarge, RequestTimeout."""
-        self._declared(limit)
-        total = 0
         while not self.body_read:
-            message = self.presence.message() or await self._next_message(total)
-            if message["type"] != "http.request":
-                self.body_read = True
-                raise ClientGone
-            if not message.get("more_body", False):
-                self.body_read = True
-                self.received = time.monotonic()
-            chunk = message.get("body", b"")
-            total += len(chunk)
-            if limit is not None and total > limit:
-                raise too_large(limit)
-            if chunk:
+            if chunk := await self.chunk(limit):
                 yield chunk
+
+    async def chunk(self, limit: int | None = None) -> bytes:
+        """The next part of the body, after which it may be `body_read`. Raises as `chunks` does."""
+        message = self.presence.message() or await self._next_message(self._came)
+        if message["type"] != "http.request":
+            self.body_read = True
+            raise ClientGone
+        if not message.get("more_body", False):
+            self.body_read = True
+            self.received = time.monotonic()
+        chunk: bytes = message.get("body", b"")
+        self._came += len(chunk)
+        if limit is not None and self._came > limit:
+            raise too_large(limit)
+        return chunk
 
     async def _next_message(self, total: int) -> Message:
         """Waits no longer than a client needs that keeps the slowest pace."""
@@ -193,30 +200,27 @@ class Exchange:
             if self.charge is not None:
                 self.charge.came()
 
-    def _declared(self, limit: int | None) -> int | None:
-        """How long the body is said to be. Raises ContentTooLarge."""
-        told = self.header(b"content-length")
-        length = int(told) if told is not None and told.isdigit() else None
-        if limit is not None and length is not None and length > limit:
-            raise too_large(limit)
-        return length
-
     async def json(self, bodies: Bodies, *, empty: bool = False) -> tuple[bytes, JsonObject]:
         """The body without its codings, and the JSON object that it is; with `empty`, no body stands for `{}`. Then
         `layout` says where its members stand, and `charge` is its place among the bodies in flight. What was parsed is
         to be let go of before anything is awaited: it is larger than the body, and not charged. Raises BadRequest,
         BodiesFull, ContentTooLarge, UnsupportedContentEncoding, ClientGone."""
-        listed = codings.of_header(self.header(b"content-encoding"))
-        self.headers = [item for item in self.headers if item[0] != b"content-encoding"]
+        coded = self.header(b"content-encoding")
+        if coded is not None:
+            self.take_headers([item for item in self.headers if item[0] != b"content-encoding"])
         if self.caller.is_checked:  # as a form, or in another charset, it would name other things upstream
             others = (item for item in self.headers if item[0] != b"content-type")
-            self.headers = [*others, (b"content-type", b"application/json")]
-        length = self._declared(bodies.limit)
-        self.charge = bodies.open(self.caller.identity, length or 0)
-        body = JsonBody(bodies, self.charge, listed, counted=self.caller.is_checked)
+            self.take_headers([*others, (b"content-type", b"application/json")])
+        told = self.named.get(b"content-length", b"")
+        length = int(told) if told.isdigit() else 0
+        if length > bodies.limit:
+            raise too_large(bodies.limit)
+        self.charge = bodies.open(self.caller.identity, length)
+        body = JsonBody(bodies, self.charge, codings.of_header(coded), counted=self.caller.is_checked)
         try:
-            async for chunk in self.chunks(bodies.limit):
-                await body.feed(chunk)
+            while not self.body_read:
+                if chunk := await self.chunk(bodies.limit):
+                    await body.feed(chunk)
             self.charge.coming = False
             raw, parsed, self.layout = await body.finish(empty=empty)
         except BaseException:
@@ -355,7 +359,7 @@ class Endpoint:
                     await exchange.answer(204, b"", [])
                     return
                 # Some upstreams refuse pages that they do not know: this one has been let in here.
-                exchange.headers = [item for item in exchange.headers if item[0] != b"origin"]
+                exchange.take_headers([item for item in exchange.headers if item[0] != b"origin"])
             await self._handler(exchange)
             if (rest := exchange.rest) is not None:
                 exchange.rest = None

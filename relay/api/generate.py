@@ -19,7 +19,7 @@ from relay.api.delivery import NO_STORE, deliver, stream_headers, suit
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
 from relay.api.outgoing import ClientBody, is_name
-from relay.api.passthrough import forward, relay_response
+from relay.api.passthrough import any_path, forward, relay_response
 from relay.api.services import Services
 from relay.auth.gate import Slot
 from relay.http.contract import ConnectionCut
@@ -47,8 +47,11 @@ from relay.upstream.client import body_of
 
 
 async def generate(services: Services, exchange: Exchange, dialect: Dialect) -> None:
+    if exchange.method != "POST":
+        await any_path(services, exchange)
+        return
     await services.beginnings.turn(exchange.caller.identity)
-    if exchange.header(b"last-event-id") is not None:
+    if b"last-event-id" in exchange.named:
         await resume.by_post(services, exchange, dialect)
         return
     attaching = Attaching(services, exchange, abandon_after := unread.abandon_after(services, exchange))
@@ -76,21 +79,23 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     model = body.get("model")
     if not is_name(model):
         raise BadRequest("`model` is missing. Name the model as a string.", code="missing_model")
-    named = await kept.look(exchange, body)
+    named = await kept.look(exchange, body) if exchange.caller.key is not None else []
     route = exchange.caller.route(services.settings.upstreams, dialect.name, model, body)
     if body.get("stream") is not True:
         del body
-        await kept.check(services, exchange, named)
+        if named:
+            await kept.check(services, exchange, named)
         return Request(route, ClientBody(exchange, raw, model))
     name = stream_names.of_header(exchange) if exchange.caller.can_come_back else None
-    asking = dialect.ask_for_usage(body)
+    asking = dialect.ask_for_usage(body) if services.settings.asks_for_usage else None
     choices = parse_count(body.get("n")) or 1
     background = body.get("background") is True
-    carried = any(each.continues for each in services.settings.upstreams) and continuing.carries(dialect.name, body)
+    carried = services.settings.continues and continuing.carries(dialect.name, body)
     content = ClientBody(exchange, raw, model, None if asking is None else changes(body, asking))
     await attaching.read(raw, body)
     del body, asking  # larger than the body, and not charged
-    await kept.check(services, exchange, named)
+    if named:
+        await kept.check(services, exchange, named)
     registry = services.registry
     owner = await registry.owners.of_new_stream(
         exchange.caller.identity, may_degrade=services.settings.store.outage == "degrade"
@@ -154,7 +159,7 @@ async def stream(
             exchange.request_id,
             exchange.received,
             route.model,
-            rules.trace_id(exchange.headers) or span.trace_id,
+            rules.trace_id(exchange.named.get(b"traceparent")) or span.trace_id,
             exchange.caller.key.label if exchange.caller.key is not None else "",
             span,
         ),
@@ -207,6 +212,8 @@ async def stream(
 
 def _preferences(exchange: Exchange) -> set[str]:
     """What `Prefer` lists (RFC 7240, section 2)."""
+    if b"prefer" not in exchange.named:
+        return set()
     return {item.split(";")[0].strip().lower() for item in (exchange.header(b"prefer") or "").split(",")}
 
 
@@ -240,7 +247,7 @@ def _patience(services: Services, exchange: Exchange, dialect: Dialect) -> float
     streams = services.settings.streams
     if dialect.name == "sse":
         return None
-    return agents.patience(streams.patience, streams.patience_limit, exchange.headers)
+    return agents.patience(streams.patience, streams.patience_limit, exchange.named.get(agents.TIMEOUT))
 
 
 async def _see_through(producer: Producer, patience: float | None) -> None:
@@ -259,11 +266,7 @@ async def _see_through(producer: Producer, patience: float | None) -> None:
 async def _opened(services: Services, exchange: Exchange, producer: Producer, *, goes_on: bool) -> rules.Headers | None:
     """The headers to stream with; None where the answer was no stream and has been passed on."""
     try:
-        await exchange.unless_gone(
-            asyncio.wait([producer.answer], timeout=_patience(services, exchange, producer.dialect))
-        )
-        if exchange.gone:
-            raise ConnectionCut
+        await exchange.presence.wait_for(producer.answer, _patience(services, exchange, producer.dialect))
     except ConnectionCut:
         if not goes_on:
             # Nobody holds this stream's id yet, so nobody can come back for it.

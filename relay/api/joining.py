@@ -48,8 +48,7 @@ class Joining:
         self._attaching = attaching
         self._claimed: str | None = None
         self._key = exchange.header(b"idempotency-key")
-        streams = self._settings
-        self._patience = agents.patience(streams.patience, streams.patience_limit, exchange.headers)
+        self._told = exchange.named.get(agents.TIMEOUT)
         # Without the secret that the replicas share, no name is the same on another one.
         owners = self._registry.owners
         keyed = owners.secret_known and self._key is not None
@@ -58,7 +57,7 @@ class Joining:
     @staticmethod
     def is_possible(exchange: Exchange, attaching: Attaching) -> bool:
         """May the request join one that is there, for all that its head says?"""
-        return exchange.header(b"idempotency-key") is not None or attaching.is_possible
+        return b"idempotency-key" in exchange.named or attaching.is_possible
 
     @property
     def expected(self) -> bool:
@@ -119,7 +118,9 @@ class Joining:
     async def _by_key(self, key: str, request_digest: str) -> str | None:
         name = "key:" + self._registry.owners.digest(Use.KEY, self._owner.encode(), key.encode("latin-1"))
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience + self._settings.lease
+        streams = self._settings
+        patience = agents.patience(streams.patience, streams.patience_limit, self._told)
+        until = loop.time() + patience + streams.lease
         while True:
             claim = await self._registry.claims.claim(
                 name, self._stream, self._claim_digest(name, request_digest, self._stream)

@@ -183,7 +183,7 @@ class JsonBody:
         if self._counted or not is_small(raw):
             return None
         parsed = _parsed(raw)
-        if is_deep(parsed):
+        if raw.count(b"[") + raw.count(b"{") > DEPTH and is_deep(parsed):
             raise _refused(f"it is nested more than {DEPTH} levels deep")
         layout = layout_of(raw, parsed, MEMBERS, _SET)
         return None if layout is None else (parsed, layout)
@@ -193,7 +193,8 @@ class JsonBody:
             return b""
         raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
-        self._charge.give_back(self._charge.held - len(raw))
+        if self._charge.held > len(raw):
+            self._charge.give_back(self._charge.held - len(raw))
         return raw
 
     def let_go(self) -> None:
@@ -221,8 +222,9 @@ def _parsed(raw: bytes) -> JsonObject:
 
 
 def _loads(raw: bytes) -> Any:
-    collects = gc.isenabled()
-    gc.disable()
+    collects = len(raw) > _NO_TURN and gc.isenabled()
+    if collects:
+        gc.disable()
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:

@@ -92,7 +92,7 @@ async def forward(
     """For a caller who has been let upstream. `incremental`: the request asks for events."""
     if not isinstance(body, ClientBody | RequestBody) and (exchange.method in _BODILESS or not exchange.has_body()):
         await exchange.discard_body()
-        exchange.headers = [item for item in exchange.headers if item[0] != b"content-length"]
+        exchange.take_headers([item for item in exchange.headers if item[0] != b"content-length"])
         body = RequestBody()
     try:
         route, response = await exchange.unless_gone(_answer(services, exchange, route, body, incremental))

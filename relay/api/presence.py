@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Message, Receive
 
+from relay import timers
 from relay.http.contract import Client, ConnectionCut
 
 _T = TypeVar("_T")
@@ -55,6 +56,27 @@ class Presence:
             pass
         self._listening = None
         self._hung_up()
+
+    async def wait_for(self, future: asyncio.Future[Any], seconds: float | None) -> None:
+        """Returns when it is done, or the time is over. Raises ConnectionCut where the client has gone by then."""
+        woken = asyncio.get_running_loop().create_future()
+
+        def wake(_: object = None) -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        timer = None if seconds is None else timers.call_later(seconds, wake)
+        future.add_done_callback(wake)
+        self.when_gone(wake)
+        try:
+            await woken
+        finally:
+            self.when_gone(None)
+            future.remove_done_callback(wake)
+            if timer is not None:
+                timer.cancel()
+        if self.gone:
+            raise ConnectionCut
 
     async def unless_gone(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What `work` returns. Where the client hangs up first, it is cancelled. Raises ConnectionCut then.

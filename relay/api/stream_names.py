@@ -15,10 +15,8 @@ _LARGEST_BODY = 4 << 20
 
 def of_header(exchange: Exchange) -> str:
     """The name in the header, empty where there is none. Raises BadRequest."""
-    said = exchange.header(HEADER)
-    if said is None:
-        return ""
-    return checked(said.encode("latin-1").decode("utf-8", "replace").strip(), "Relay-Stream-Name")
+    said = exchange.named.get(HEADER)
+    return "" if said is None else checked(said.decode("utf-8", "replace").strip(), "Relay-Stream-Name")
 
 
 def checked(name: str, what: str) -> str:

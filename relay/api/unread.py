@@ -13,11 +13,11 @@ HEADER = b"relay-abandon-after"
 
 def abandon_after(services: Services, exchange: Exchange) -> float | None:
     """In seconds, no more than `streams.abandon_limit`; None where the request does not say. Raises BadRequest."""
-    said = exchange.header(HEADER)
+    said = exchange.named.get(HEADER)
     if said is None:
         return None
     try:
-        return min(parse_duration(said), services.settings.streams.abandon_limit)
+        return min(parse_duration(said.decode("latin-1")), services.settings.streams.abandon_limit)
     except ValueError:
         raise BadRequest(
             "`Relay-Abandon-After` must be one duration, a number with ms, s, m, h or d, such as 0s or 15m. Send one, "

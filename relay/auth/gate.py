@@ -225,8 +225,8 @@ class Gate:
                 "one to end, or stop a stream.",
                 headers={"retry-after": "1"},
             )
-        limits = self._limits(caller)
-        self._wait_for(*limits)
+        if limits := self._limits(caller):
+            self._wait_for(*limits)
         for _, name, rate in limits:
             if rate is not None:
                 self._buckets.take(name, rate)
@@ -323,7 +323,8 @@ class Slot:
 
     def release(self) -> None:
         """Once or more often."""
-        self.body_read()
+        if self._owes:
+            self.body_read()
         digest, self._digest = self._digest, None
         if digest is not None:
             self._gate.leave(digest)

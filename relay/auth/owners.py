@@ -49,17 +49,21 @@ class Use(Enum):
     NAME = "stream name"
 
 
+_NO_NAMES: frozenset[str] = frozenset()
+
+
 class Owners:
     """One per replica. `given` is the secret of the settings, None where the replicas share one."""
 
     def __init__(self, directory: Directory, given: bytes | None) -> None:
         self._directory = directory
-        self._secret = given or new_secret()
-        self._is_given = self._is_shared = given is not None
-
-        self.names: Callable[[], frozenset[str]] = frozenset
-        """Those of the owners of the relay's keys."""
-        self._named: tuple[frozenset[str], dict[str, str]] = frozenset(), {}
+        self._take(given or new_secret())
+        self._is_given = given is not None
+        self.secret_known = self._is_given
+        """Is what stands for a credential here what stands for it on every replica?"""
+        self.names: Callable[[], frozenset[str]] = lambda: _NO_NAMES
+        """Those of the owners of the relay's keys; another set where they have changed."""
+        self._named: tuple[frozenset[str], dict[str, str]] = _NO_NAMES, {}
 
     def shown(self, owner: str) -> str:
         """An owner in a line of the log: by name where the relay's keys name it, else the begin of its HMAC."""
@@ -68,24 +72,28 @@ class Owners:
             self._named = names, {self.owner(of_key(name)): name for name in names}
         return self._named[1].get(owner, owner[:12])
 
-    @property
-    def secret_known(self) -> bool:
-        """Is what stands for a credential here what stands for it on every replica?"""
-        return self._is_shared
+    def _take(self, secret: bytes) -> None:
+        """`hmac.digest` looks the algorithm up and derives two keys each time: here that is done once for all."""
+        self._secret = secret
+        self._mac = hmac.new(secret, digestmod="sha256")
+        # No identity begins with two NULs: it is a header's value, or `\0owner\0…`.
+        self._macs = {use: hmac.new(secret, b"\0\0" + _parts(use.value.encode()), "sha256") for use in Use}
 
     async def share_secret(self) -> None:
         """Also asked now and then: a store that came back empty gets the same secret again, so that replicas that
         start later know the owners of what runs. Raises StoreUnavailable."""
         if self._is_given:
             return
-        secret = await self._directory.share_secret(self._secret, shared=self._is_shared)
-        if self._is_shared and secret != self._secret:
+        secret = await self._directory.share_secret(self._secret, shared=self.secret_known)
+        if self.secret_known and secret != self._secret:
             logger.warning("the deployment has an older secret; who made streams here since may not find them again")
-        self._secret, self._is_shared = secret, True
+        if secret != self._secret:
+            self._take(secret)
+        self.secret_known = True
 
     async def know_secret(self) -> None:
         """Have the secret that the replicas share. Raises StoreUnavailable."""
-        if not self._is_shared:
+        if not self.secret_known:
             await self.share_secret()
 
     async def of_credential(self, identity: bytes) -> str:
@@ -101,23 +109,31 @@ class Owners:
     async def of_new_stream(self, identity: bytes, *, may_degrade: bool) -> str:
         """The owner of a stream that begins, which an unreachable store need not hinder where streams may be relayed
         without a log: it is known to this replica alone then. Raises StoreUnavailable."""
-        try:
-            await self.know_secret()
-        except StoreUnavailable:
-            if not may_degrade:
-                raise
+        if not self.secret_known:
+            try:
+                await self.share_secret()
+            except StoreUnavailable:
+                if not may_degrade:
+                    raise
         return self.owner(identity)
 
     def owner(self, identity: bytes) -> str:
         """As in version 0.1, whose streams have such owners; to be called once the secret is known."""
-        return hmac.digest(self._secret, identity, "sha256").hex()
+        mac = self._mac.copy()
+        mac.update(identity)
+        return mac.hexdigest()
 
     def digest(self, use: Use, *parts: bytes) -> str:
         """What stands for secrets in a name, or signs them; to be called once the secret is known. No two uses have a
         digest in common, whatever their parts are, and none has one with an owner."""
-        # No identity begins with two NULs: it is a header's value, or `\0owner\0…`. Each part says its length.
-        message = b"".join(len(part).to_bytes(8) + part for part in (use.value.encode(), *parts))
-        return hmac.digest(self._secret, b"\0\0" + message, "sha256").hex()
+        mac = self._macs[use].copy()
+        mac.update(_parts(*parts))
+        return mac.hexdigest()
+
+
+def _parts(*parts: bytes) -> bytes:
+    """Each says its length."""
+    return b"".join([len(part).to_bytes(8) + part for part in parts])
 
 
 def owns(asking: str | None, owner: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -266,6 +267,16 @@ class Settings(BaseSettings):
     def lent(self) -> list[str]:
         """The upstreams whose key is spent by whoever reaches the address."""
         return [u.name for u in self.upstreams if u.api_key_env] if self.auth.mode == "passthrough" else []
+
+    @cached_property
+    def asks_for_usage(self) -> bool:
+        """Is any upstream asked for usage, whether its client asks or not?"""
+        return any(upstream.usage != "passthrough" for upstream in self.upstreams)
+
+    @cached_property
+    def continues(self) -> bool:
+        """May another call go on with an answer of any upstream?"""
+        return any(upstream.continues for upstream in self.upstreams)
 
     @classmethod
     def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -105,3 +106,8 @@ class StreamSettings(Section):
         ["x-claude-code-session-id", "session-id", "x-session-id"],
         description="Names of headers in which agents send their session. The first of them that a request has counts.",
     )
+
+    @cached_property
+    def session_names(self) -> tuple[bytes, ...]:
+        """Those as a request has them."""
+        return tuple(name.lower().encode() for name in self.session_headers)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import os
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from relay.config import applications, tls
 from relay.config.streams import StreamSettings
@@ -27,6 +28,14 @@ class Timeouts:
     upstream_stall_timeout: float
     upstream_idle_timeout: float
     upstream_resume: float
+
+    def answer_limit(self, *, streamed: bool) -> tuple[str, float]:
+        """The setting that says how long an answer may take, and its seconds."""
+        if not streamed:
+            return "unstreamed_answer_timeout", self.unstreamed_answer_timeout
+        if self.first_token_timeout < self.upstream_answer_timeout:
+            return "first_token_timeout", self.first_token_timeout
+        return "upstream_answer_timeout", self.upstream_answer_timeout
 
     def extended(self, grace: float) -> Timeouts:
         """The same with so much more time for silence, in which an answer that broke off is gone on with."""
@@ -192,14 +201,12 @@ class UpstreamSettings(Section):
     def continues(self) -> bool:
         return self.continue_ == "prefill"
 
-    _timeouts: tuple[StreamSettings, Timeouts] | None = PrivateAttr(None)
-
     @property
     def is_application(self) -> bool:
         """Is it one of one's own, and nothing else?"""
         return self.apis == ["sse"]
 
-    @property
+    @cached_property
     def going_on(self) -> str:
         """How an answer of it that broke off is gone on with."""
         return "auto" if self.resume.startswith("/") else self.resume
@@ -207,9 +214,14 @@ class UpstreamSettings(Section):
     def timeouts(self, streams: StreamSettings) -> Timeouts:
         """Asked for twice for each stream, put together once."""
         known = self._timeouts
-        if known is None or known[0] is not streams:
-            known = self._timeouts = (streams, self._put_together(streams))
-        return known[1]
+        if not known or known[0][0] is not streams:
+            known[:] = [(streams, self._put_together(streams))]
+        return known[0][1]
+
+    @cached_property
+    def _timeouts(self) -> list[tuple[StreamSettings, Timeouts]]:
+        """The last that were put together. (A private attribute of pydantic's is looked up by a function.)"""
+        return []
 
     def _put_together(self, streams: StreamSettings) -> Timeouts:
         """An application may have nothing to say for long, and only a silent connection is a sign of its loss."""
@@ -246,7 +258,10 @@ class UpstreamSettings(Section):
         """The pattern that takes this model over this API (None: any), None where there is none."""
         if (api not in self.apis) if api is not None else self.is_application:
             return None
-        return next((p for p in self.models if fnmatch.fnmatchcase(model, p)), None)
+        for pattern in self.models:
+            if pattern == "*" or fnmatch.fnmatchcase(model, pattern):
+                return pattern
+        return None
 
     def api_key(self) -> str | None:
         return os.environ[self.api_key_env] if self.api_key_env else None

@@ -18,6 +18,8 @@ HeartbeatForm = Literal["auto", "comment", "event"]
 
 # `originator` and the user agent begin alike: codex_cli_rs, codex_exec, codex-tui, "Codex Desktop".
 _CODEX = re.compile(rb"codex[ _/-].*", re.IGNORECASE | re.DOTALL)
+TIMEOUT = b"x-stainless-timeout"
+"""The header in which the SDKs of OpenAI and Anthropic tell their own time-out."""
 # What a client's own time-out leaves for the upstream's status: most of it is the answer's.
 _SHARE = 0.1
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -46,8 +48,7 @@ def hears_losses_as_cuts(form: BrokenEnd, dialect: Dialect, headers: Headers) ->
     return form == "cut" or (form == "auto" and dialect.name == "messages" and is_claude_code(headers))
 
 
-def patience(least: float, most: float, headers: Headers) -> float:
-    """How long this client waits for an upstream's own status, in seconds: a tenth of its own time-out where it tells
-    that (`x-stainless-timeout`, the SDKs of OpenAI and Anthropic), from `least` to `most`."""
-    told = value(headers, b"x-stainless-timeout") or b""
-    return max(least, min(most, float(told) * _SHARE)) if _SECONDS.fullmatch(told) else least
+def patience(least: float, most: float, told: bytes | None) -> float:
+    """How long this client waits for an upstream's own status, in seconds: a tenth of its own time-out where it has
+    `told` that (`TIMEOUT`), from `least` to `most`."""
+    return max(least, min(most, float(told) * _SHARE)) if told and _SECONDS.fullmatch(told) else least

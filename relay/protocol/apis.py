@@ -28,8 +28,10 @@ def spoken(api: str, headers: Headers) -> Dialect:
 def of_path(path: str) -> Dialect:
     """The dialect in which an answer on that path is spelled: the longest of the three paths that it lies
     under; OpenAI's for every other."""
+    if path in BY_PATH:
+        return BY_PATH[path]
     for known, dialect in BY_PATH.items():
-        if path == known or path.startswith(known + "/"):
+        if path.startswith(known + "/"):
             return dialect
     return DIALECTS["chat"]
 

@@ -86,11 +86,14 @@ _KINDS: dict[str, Callable[[], _Member]] = {
 }
 # What no text begins with.
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_FIRST = frozenset(magic[0] for magic in _MAGIC)
 
 
 def of_header(value: str | None) -> list[str]:
     """The codings that a `Content-Encoding` lists, the last applied first: so they are to be taken off."""
-    listed = [item.strip().lower() for item in (value or "").split(",")]
+    if not value:
+        return []
+    listed = [item.strip().lower() for item in value.split(",")]
     return [item for item in reversed(listed) if item not in ("", "identity")]
 
 
@@ -105,6 +108,8 @@ def of_answer(value: str | None) -> list[str]:
 
 def sniffed(start: bytes) -> str | None:
     """The coding of bytes whose head does not tell one; "" where they have none, None where more must come to tell."""
+    if start and start[0] not in _FIRST:
+        return ""
     for magic, coding in _MAGIC.items():
         if start.startswith(magic):
             return coding

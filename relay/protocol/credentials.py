@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from relay.protocol import query as queries
+from relay.protocol.name_cache import NameCache
 
 HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 """Those of the APIs themselves."""
@@ -38,6 +39,19 @@ def _says_so(name: str) -> bool:
 def is_header(name: bytes) -> bool:
     """May a header of this name, in lower case, hold a credential?"""
     return name in HEADERS or (len(name) <= _LONGEST_NAME and _says_so(name.decode("latin-1").replace("_", "-")))
+
+
+@functools.cache  # what differs is the settings' to say
+def _holders(further: frozenset[bytes], any_name: bool) -> NameCache[int]:
+    """0 for a header that holds no credential, 2 for one in which a scheme may stand before it, else 1."""
+
+    def kind(given: bytes) -> int:
+        name = given.lower()
+        if name in HEADERS or name in further or (any_name and is_header(name)):
+            return 1 if name in (b"x-api-key", b"api-key") else 2
+        return 0
+
+    return NameCache(kind)
 
 
 def is_parameter(name: str) -> bool:
@@ -67,12 +81,12 @@ def shown(
     of headers that hold one, too, whatever they say; without `any_name` only those and the APIs' own count.
     """
     found: set[bytes] = set()
+    kinds = _holders(frozenset(further), any_name)
     for name, v in headers:
-        lower = name.lower()
-        if lower in HEADERS or lower in further or (any_name and is_header(lower)):
-            scheme, _, token = v.strip().partition(b" ")
-            bearer = lower not in (b"x-api-key", b"api-key") and scheme.lower() == b"bearer"
-            found.add(token.strip() if bearer else v.strip())
+        if kind := kinds[name]:
+            whole = v.strip()
+            scheme, _, token = whole.partition(b" ")
+            found.add(token.strip() if kind == 2 and scheme.lower() == b"bearer" else whole)
     if query and any_name:
         # No header can hold a NUL, and what stands for owners of other kinds begins with one.
         found.update(

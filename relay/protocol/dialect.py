@@ -211,7 +211,7 @@ def _parse(data: bytes) -> JsonObject:
             parsed = json.loads(data)
         except (ValueError, RecursionError):
             raise StreamFailure(Cause.UPSTREAM_MALFORMED) from None
-    if not isinstance(parsed, dict):
+    if type(parsed) is not dict:
         raise StreamFailure(Cause.UPSTREAM_MALFORMED)
     return parsed
 
@@ -256,7 +256,7 @@ def dump_json(value: JsonObject) -> bytes:
 
 def parse_count(value: object) -> int | None:
     """A count or an index as JSON should have it; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def openai_error_type(status: int) -> str:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
 
 from relay.protocol import credentials
+from relay.protocol.name_cache import LONGEST_NAME, NameCache
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -95,8 +95,8 @@ _STREAM_LIST = re.compile(
 )
 # True when the answer began, and misleading to who comes back later.
 _OF_THE_MOMENT = re.compile(rb"retry-after.*|.*ratelimit.*|server-timing|openai-processing-ms")
+_lasts = NameCache(lambda name: not _OF_THE_MOMENT.fullmatch(name))
 _NONE = re.compile(rb"(?!)")
-_LONGEST_NAME = 256  # what is longer crosses only where it is named: no name of any API is
 # Nothing that could be read as the end of a header's line: h2 sends values as they are, and a proxy may speak HTTP/1.1.
 UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -118,6 +118,8 @@ _OF_THE_STREAM = re.compile(
 INCREMENTAL = (b"incremental", b"?1")
 """Hand on what comes as it comes (RFC 10036): of every event stream, and of a request for one."""
 
+_is_connection = NameCache(lambda name: name.lower() == b"connection")
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -138,55 +140,34 @@ def value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 
 def named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """The headers that are of one hop because `Connection` names them."""
-    named = {
-        token.strip().lower()
-        for name, listed in headers
-        if name.lower() == b"connection"
-        for token in listed.split(b",")
-    }
-    return named - _OF_THE_BODY
+    listed = [v for name, v in headers if _is_connection[name]]
+    if not listed:
+        return set()
+    return {token.strip().lower() for v in listed for token in v.split(b",")} - _OF_THE_BODY
 
 
-def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The request id that a client or a proxy in front gave, where it is fit for a log line."""
-    given = value(headers, b"x-request-id")
+def request_id(given: bytes | None) -> str | None:
+    """The `X-Request-Id` that a client or a proxy in front gave, where it is fit for a log line."""
     return given.decode() if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
-def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def trace_id(traceparent: bytes | None) -> str | None:
     """The trace that a request belongs to (W3C Trace Context, section 3.2)."""
-    found = _TRACEPARENT.fullmatch(value(headers, b"traceparent") or b"")
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
     return found[1].decode() if found else None
 
 
-def _on(listed: re.Pattern[bytes]) -> Callable[[bytes], bool]:
-    """Clients and upstreams send the same names again and again: each is matched once."""
-
-    @functools.lru_cache(maxsize=1024)
-    def fits(name: bytes) -> bool:
-        return listed.fullmatch(name) is not None and not _of_proxies(name)
-
-    return fits
-
-
-def _listed(name: bytes, fits: Callable[[bytes], bool], more: Sequence[str]) -> bool:
+def _listed(name: bytes, pattern: re.Pattern[bytes], more: Sequence[str]) -> bool:
+    """Is it on the list, or named? What is longer than every API's names crosses only where it is named."""
     if b"_" in name:
         return _named(name, more) and not _NO_TWIN.fullmatch(name.replace(b"_", b"-"))
-    return (len(name) <= _LONGEST_NAME and fits(name)) or (_named(name, more) and not _is_obeyed(name[:_LONGEST_NAME]))
+    if len(name) <= LONGEST_NAME and pattern.fullmatch(name) and not _OF_PROXIES.fullmatch(name):
+        return True
+    return _named(name, more) and not _is_obeyed(name)
 
 
-@functools.lru_cache(maxsize=1024)
-def _of_proxies(name: bytes) -> bool:
-    return _OF_PROXIES.fullmatch(name) is not None
-
-
-@functools.lru_cache(maxsize=1024)
 def _is_obeyed(name: bytes) -> bool:
-    return _NOT_OF_AN_ANSWER.fullmatch(name.replace(b"_", b"-")) is not None
-
-
-_upstream, _beside_own_key = _on(_UPSTREAM_LIST), _on(_BESIDE_OWN_KEY)
-_client, _stream, _none = _on(_CLIENT_LIST), _on(_STREAM_LIST), _on(_NONE)
+    return _NOT_OF_AN_ANSWER.fullmatch(name[:LONGEST_NAME].replace(b"_", b"-")) is not None
 
 
 def _named(name: bytes, patterns: Sequence[str]) -> bool:
@@ -216,23 +197,21 @@ def to_upstream(
             hold a credential does only where it is named in full.
         incremental: it asks for an event stream.
     """
-    dropped = NOT_UPSTREAM | named_by_connection(headers)
+    dropped = named_by_connection(headers)
     if identity:
         dropped |= {b"accept-encoding"}
     if incremental:
         dropped |= {INCREMENTAL[0]}
     if length is not None:
         dropped |= {b"content-length"}
-    lower = [(name.lower(), v) for name, v in headers]
-    listed = _upstream if api_key is None else _beside_own_key
-    kept = [item for item in lower if item[0] not in dropped and _listed(item[0], listed, more)]
+    crossing = _to_upstream(api_key is not None, tuple(more))
+    kept = [(name, v) for given, v in headers if (name := crossing[given]) and name not in dropped]
     if api_key is not None:
-        by_key = any(name in (b"x-api-key", b"anthropic-version") and name not in dropped for name, _ in lower)
-        named = {name.lower().encode() for name in more} - credentials.HEADERS
-        kept = [item for item in kept if item[0] in named or not credentials.is_header(item[0])]
+        names = {name.lower() for name, _ in headers} - dropped
+        by_key = b"x-api-key" in names or b"anthropic-version" in names
         key = api_key.encode()
         kept.append((b"x-api-key", key) if by_key else (b"authorization", b"Bearer " + key))
-    if not any(name == b"x-request-id" for name, _ in kept):
+    if b"x-request-id" not in [name for name, _ in kept]:
         kept.append((b"x-request-id", request_id.encode()))
     if identity:
         kept.append((b"accept-encoding", b"identity"))
@@ -251,33 +230,17 @@ def to_client(headers: Headers, more: Sequence[str] = ()) -> Headers:
         headers: as the upstream sent them.
         more: patterns of further headers that go along (`upstreams[].headers`).
     """
-    dropped = _NOT_TO_CLIENT | named_by_connection(headers)
-    lower = [(name.lower(), v) for name, v in headers]
-    return [
-        item
-        for item in lower
-        if item[0] not in dropped
-        and _listed(item[0], _client, more)
-        and not _is_obeyed(item[0][:_LONGEST_NAME])
-        and not UNPRINTABLE.search(item[1])
-    ]
+    return _crossing(headers, _to_client(tuple(more)))
 
 
 def of_stream(headers: Headers, more: Sequence[str] = ()) -> Headers:
     """What a relayed stream has of the upstream's headers; `more` as of `to_client`."""
-    dropped = named_by_connection(headers)
-    return [
-        (name, v)
-        for name, v in ((name.lower(), v) for name, v in headers)
-        if (_of_a_stream(name) or (more and _named_for_streams(name, more)))
-        and name not in dropped
-        and not UNPRINTABLE.search(v)
-    ]
+    return _crossing(headers, _of_streams(tuple(more)))
 
 
 def of_resume(of_stream: Headers, more: Sequence[str] = ()) -> Headers:
     """What every later answer with the stream has of these, in all no more than `MAX_KEPT_BYTES`."""
-    kept = [item for item in of_stream if _lasts(item[0]) or (more and _named(item[0], more))]
+    kept = [item for item in of_stream if _lasts[item[0]] or (more and _named(item[0], more))]
     left = MAX_KEPT_BYTES - sum(map(_line_bytes, kept))
     for item in sorted(kept, key=_line_bytes, reverse=True) if left < 0 else ():
         kept.remove(item)
@@ -297,20 +260,48 @@ def _line_bytes(item: tuple[bytes, bytes]) -> int:
     return len(item[0]) + len(item[1]) + len(":\r\n")
 
 
-# Upstreams send few names, and each stream asks for all of them.
-@lru_cache(1024)
-def _of_a_stream(name: bytes) -> bool:
-    return _listed(name, _stream, ()) and not _OF_THE_STREAM.fullmatch(name) and not _is_obeyed(name)
+# Below, what is said of a name is the name in lower case where it crosses, else empty. `more` is of the settings.
 
 
-@lru_cache(1024)
-def _lasts(name: bytes) -> bool:
-    return not _OF_THE_MOMENT.fullmatch(name)
+def _crossing(headers: Headers, names: NameCache[bytes]) -> Headers:
+    """Those of an answer that cross, by their names and for all that their values are."""
+    dropped = named_by_connection(headers)
+    return [
+        (name, v)
+        for given, v in headers
+        if (name := names[given]) and name not in dropped and not UNPRINTABLE.search(v)
+    ]
 
 
-def _named_for_streams(name: bytes, more: Sequence[str]) -> bool:
-    return (
-        name not in _NOT_TO_CLIENT
-        and _listed(name, _none, more)
-        and not _OF_THE_STREAM.fullmatch(name.replace(b"_", b"-"))
-    )
+@functools.cache
+def _to_upstream(own_key: bool, more: tuple[str, ...]) -> NameCache[bytes]:
+    listed = _BESIDE_OWN_KEY if own_key else _UPSTREAM_LIST
+    in_full = {name.lower().encode() for name in more} - credentials.HEADERS
+
+    def say(given: bytes) -> bytes:
+        name = given.lower()
+        of_relay = own_key and name not in in_full and credentials.is_header(name)
+        return name if name not in NOT_UPSTREAM and _listed(name, listed, more) and not of_relay else b""
+
+    return NameCache(say)
+
+
+@functools.cache
+def _to_client(more: tuple[str, ...]) -> NameCache[bytes]:
+    def say(given: bytes) -> bytes:
+        name = given.lower()
+        crosses = name not in _NOT_TO_CLIENT and _listed(name, _CLIENT_LIST, more) and not _is_obeyed(name)
+        return name if crosses else b""
+
+    return NameCache(say)
+
+
+@functools.cache
+def _of_streams(more: tuple[str, ...]) -> NameCache[bytes]:
+    def say(given: bytes) -> bytes:
+        name = given.lower()
+        listed = _listed(name, _STREAM_LIST, ()) and not _OF_THE_STREAM.fullmatch(name) and not _is_obeyed(name)
+        named = name not in _NOT_TO_CLIENT and _listed(name, _NONE, more)
+        return name if listed or (named and not _OF_THE_STREAM.fullmatch(name.replace(b"_", b"-"))) else b""
+
+    return NameCache(say)

@@ -238,3 +238,65 @@ def test_whoever_asked_last_is_called_and_nobody_else(calls: bool) -> None:
         assert called == [2, 3]
 
     asyncio.run(scene())
+
+
+@both_ways
+@pytest.mark.parametrize("seconds", [None, 60])
+def test_what_is_waited_for_is_waited_for_no_longer(calls: bool, seconds: float | None) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        awaited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(server.presence.wait_for(awaited, seconds))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        awaited.set_result("done")
+        await waiting
+        assert server.call is None
+        await server.presence.wait_for(awaited, seconds)  # it is done by now
+
+    asyncio.run(scene())
+
+
+@both_ways
+def test_what_takes_too_long_goes_on_unwaited_for(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        awaited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        await server.presence.wait_for(awaited, 0.01)
+        assert not awaited.done()
+
+    asyncio.run(scene())
+
+
+@both_ways
+@pytest.mark.parametrize("ends", [True, False], ids=["as it ends", "first"])
+def test_a_client_that_goes_meanwhile_is_cut(calls: bool, ends: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        awaited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(server.presence.wait_for(awaited, 60))
+        await asyncio.sleep(0)
+        server.hang_up()
+        if ends and calls:  # a task that reads hears of it only later
+            awaited.set_result("done")
+        with pytest.raises(ConnectionCut):
+            await waiting
+        assert not awaited.cancelled()
+
+    asyncio.run(scene())
+
+
+@both_ways
+def test_another_s_cancellation_ends_the_wait_alone(calls: bool) -> None:
+    async def scene() -> None:
+        server = Server(calls=calls)
+        awaited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.ensure_future(server.presence.wait_for(awaited, 60))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert server.call is None
+        assert not awaited.cancelled()
+
+    asyncio.run(scene())

@@ -106,6 +106,13 @@ class TestDigests:
 
         assert asyncio.run(owner()) == hmac.digest(SECRET.encode(), b"sk-one", "sha256").hex()
 
+    def test_digests_are_those_of_replicas_of_earlier_versions(self) -> None:
+        parts = b"st_x", b"", b"r"
+        for use in Use:
+            said = b"".join(len(part).to_bytes(8) + part for part in (use.value.encode(), *parts))
+            expected = hmac.digest(SECRET.encode(), b"\0\0" + said, "sha256").hex()
+            assert self.OWNERS.digest(use, *parts) == expected
+
 
 class TestForeignIsUnknown:
     @pytest.fixture

@@ -64,9 +64,9 @@ def one(data: bytes) -> None:
         assert not _NEVER_DOWN.fullmatch(name)
         assert not name.startswith((b"content-", b"cache-"))
 
-    request_id = rules.request_id(given)
+    request_id = rules.request_id(rules.value(given, b"x-request-id"))
     assert request_id is None or (0 < len(request_id) <= 128 and request_id.isprintable() and " " not in request_id)
-    trace_id = rules.trace_id(given)
+    trace_id = rules.trace_id(rules.value(given, b"traceparent"))
     assert trace_id is None or re.fullmatch("[0-9a-f]{32}", trace_id)
 
     who = credentials.shown(given)
