@@ -63,7 +63,7 @@ class Compact:
         return log
 
     def writer(self) -> EntryWriter:
-        return EntryWriter(self.replica(), self.stream, BOUND)
+        return EntryWriter(self.replica(), self.stream, BOUND, in_full=0)
 
     async def begin(self) -> None:
         self.stream = await self.bench.made()

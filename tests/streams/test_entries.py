@@ -103,7 +103,15 @@ def test_a_stream_without_trouble() -> None:
         store.append(store.writer.last)
     store.check()
     assert len(store.entries) == 150
-    assert sum(not content.startswith(COMPACT) for content in store.entries) == 3
+    assert sum(not content.startswith(COMPACT) for content in store.entries) == 4 + len(KINDS)
+
+
+def test_the_first_few_events_are_written_as_they_are() -> None:
+    store = Store()
+    store.say(4)
+    store.append(4)
+    assert store.entries == store.writer.feed.frames
+    assert store.writer.entries._compactor is None
 
 
 def test_without_the_setting_events_are_in_full() -> None:
