@@ -257,6 +257,20 @@ class TestAServerThatGoesAway:
 
         play(server, story, SHORT)
 
+    def test_silent_after_an_answer_it_has_the_whole_time_out(self, server: Server) -> None:
+        async def story(link: CountingLink) -> None:
+            await link.call("PING")
+            await asyncio.sleep(SHORT / 6)  # so that the checks set for the answer come before those for the silence
+            await link.drop()
+            await link.call("PING")
+            server.pause()
+            before = time.monotonic()
+            assert isinstance(await answer(link.call("PING")), StoreDown)
+            assert SHORT * 0.9 <= time.monotonic() - before < SHORT + SOON
+            server.resume()
+
+        play(server, story, SHORT)
+
     def test_silent_from_the_start_too(self, server: Server) -> None:
         async def story(link: CountingLink) -> None:
             server.pause()  # the kernel accepts the connection, nobody answers on it
