@@ -14,7 +14,10 @@ import asyncio
 import contextlib
 import dataclasses
 
+import orjson
+
 from relay.api.exchange import Exchange
+from relay.api.json_body import READ_WHOLE
 from relay.api.services import Services
 from relay.auth.owners import Use
 from relay.protocol import agents
@@ -32,6 +35,10 @@ _LOOK_EVERY = 0.05
 # A larger body is digested in a thread: at 2 ms for each 256 KiB.
 _DIGESTED_HERE = 256 << 10
 _TURNS_HERE = 200
+
+
+def _turns_of(raw: bytes) -> list[str]:
+    return prefix_digests(messages_of(orjson.loads(raw)))
 
 
 class Attaching:
@@ -100,9 +107,14 @@ class Attaching:
         here = len(raw) <= _DIGESTED_HERE
         digest = body_digest(raw) if here else await asyncio.to_thread(body_digest, raw)
         self._request = self._digest(self._path.encode(), digest)[:32]
-        messages = messages_of(body) if self._session is not None else []
-        here = here and len(messages) <= _TURNS_HERE
-        self._turns = prefix_digests(messages) if here else await asyncio.to_thread(prefix_digests, messages)
+        if self._session is None:
+            pass
+        elif len(raw) > READ_WHOLE:
+            self._turns = await asyncio.to_thread(_turns_of, raw)
+        else:
+            messages = messages_of(body)
+            here = here and len(messages) <= _TURNS_HERE
+            self._turns = prefix_digests(messages) if here else await asyncio.to_thread(prefix_digests, messages)
         if not self._name:
             self._name = "again:" + self._request
 

@@ -80,7 +80,8 @@ class Scanner:
         self.layout = Layout()
         self._names = frozenset(names)
         self._longest = 6 * max(map(len, self._names), default=0)
-        self._at = 0
+        self.at = 0
+        """So many bytes were fed."""
         self._in_string = False
         self._held = b""  # of the last piece, what can only be read with the next one
         self._depth = 0
@@ -91,15 +92,15 @@ class Scanner:
         self._key = ""
         self._colon = -1
 
-    def feed(self, data: bytes) -> None:
-        """Raises Beyond."""
+    def feed(self, data: bytes) -> bool:
+        """Is all of it the text of one string, without a backslash? Raises Beyond."""
         if self._in_string and not self._held and b'"' not in data and b"\\" not in data:
-            self._at += len(data)
-            return
+            self.at += len(data)
+            return True
         begun = b'"' if self._in_string else b""
         text = begun + self._held + data
-        start = self._at - len(self._held) - len(begun)
-        self._at += len(data)
+        start = self.at - len(self._held) - len(begun)
+        self.at += len(data)
         # A backslash without what it escapes. Where the quote at the end closes a string, the piece ends within it.
         odd = (len(text) - len(text.rstrip(b"\\"))) & 1
         self._held = text[len(text) - odd :]
@@ -120,6 +121,7 @@ class Scanner:
         if lowest < 2 and self._is_object is not False:
             self._walk(text[: len(text) - odd] if odd else text, start, len(begun))
         self._depth += opened - closed
+        return False
 
     def _check(self, highest: int) -> None:
         if highest > DEPTH:

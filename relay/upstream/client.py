@@ -69,14 +69,16 @@ class _Pushing(aiohttp.StreamReader):
 
 
 async def _in_pieces(body: bytes | AsyncIterable[bytes | memoryview]) -> AsyncIterator[memoryview]:
-    """So that each of them shows that the upstream takes it."""
+    """So that each of them shows that the upstream takes it, and others have their turn between two."""
     if isinstance(body, bytes):
         for at in range(0, len(body), _PIECE):
             yield memoryview(body)[at : at + _PIECE]
+            await asyncio.sleep(0)
     else:
         async for part in body:
             for at in range(0, len(part), _PIECE):
                 yield memoryview(part)[at : at + _PIECE]
+                await asyncio.sleep(0)
             part = b""  # while the next one is waited for, and once the last one is sent
 
 

@@ -476,6 +476,29 @@ def test_an_orphan_is_stopped_when_its_session_goes_on(
         assert check(again.events()) == (3, "done")
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["the-same-picture", "another-picture"])
+def test_pictures_of_megabytes_are_told_apart_by_all_that_they_are(site: PairSite, other: bool) -> None:
+    """Of so long a text the parser does not get all."""
+    model = f"picture-{other}"
+    site.upstream.on(model, *held(model))
+    it = agent("claude", model)
+    picture = "AbCd" * (5 << 18)
+    shown = {"role": "user", "content": [{"type": "image", "data": picture}]}
+    first = it.ask(site.replicas[0], messages=[shown])
+    first.events(2)
+    first.close()
+    time.sleep(0.2)
+    site.upstream.on(model, *stream(frame(1), DONE))
+    if other:
+        shown["content"] = [{"type": "image", "data": picture[: 5 << 19] + "x" + picture[(5 << 19) + 1 :]}]
+    assert check(it.ask(site.replicas[0], messages=[shown, TITLE]).events()) == (1, "done")
+    if other:
+        time.sleep(0.3)
+        assert status(site.replicas[0], stream_id(first))["state"] == "live"
+        site.upstream.open(model)
+    wait_until(lambda: status(site.replicas[0], stream_id(first))["state"] == "ended", 5, "its end")
+
+
 @pytest.mark.parametrize("where", [0, 1], ids=["same-replica", "other-replica"])
 def test_what_somebody_reads_is_not_stopped(site: PairSite, where: int) -> None:
     model = f"beyond-read-{where}"

@@ -1,0 +1,98 @@
+"""Bodies whose long texts the parser does not get: they are taken and refused as before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import orjson
+import pytest
+
+from relay.api import json_body
+from relay.api.bodies import Bodies
+from relay.api.json_body import READ_WHOLE, JsonBody
+from relay.config import LimitSettings
+from relay.protocol.errors import BadRequest
+from relay.protocol.json_scan import Layout
+
+LONG = "aé語😀 " * 20_000
+
+
+@pytest.fixture
+def short_of_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a body need not have megabytes."""
+    monkeypatch.setattr(json_body, "READ_WHOLE", 20_000)
+    monkeypatch.setattr(json_body, "_STANDARD", 0)
+
+
+def read(text: bytes, size: int = 1 << 16, *, counted: bool = False) -> tuple[bytes, Any, Layout]:
+    async def fed() -> tuple[bytes, Any, Layout]:
+        bodies = Bodies(LimitSettings())
+        body = JsonBody(bodies, bodies.open(b"", 0), [], counted=counted)
+        for at in range(0, len(text), size):
+            await body.feed(text[at : at + size])
+        return await body.finish(empty=False)
+
+    return asyncio.run(fed())
+
+
+def test_a_picture_of_megabytes_is_not_parsed() -> None:
+    said = {"model": "m", "messages": [{"role": "user", "content": "A" * (READ_WHOLE + 1)}], "stream": True}
+    text = json.dumps(said).encode()
+    raw, parsed, layout = read(text)
+    assert raw == text
+    assert [member.name for member in layout.members] == ["model", "stream"]
+    assert len(parsed["messages"][0]["content"]) < READ_WHOLE // 100
+    parsed["messages"] = said["messages"]
+    assert parsed == said
+
+
+def test_with_a_key_all_is_read() -> None:
+    said = {"model": "m", "file_id": " " * READ_WHOLE + "file-1"}
+    assert read(json.dumps(said).encode(), counted=True)[1] == said
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("size", [1_000, 16_383, 16_384, 70_000])
+@pytest.mark.usefixtures("short_of_whole")
+def test_what_is_left_out_leaves_the_rest_as_it_is(size: int, ascii_only: bool) -> None:
+    said = {"a": [LONG, 1, {LONG[:40_000]: None}], "model": "m", "z": LONG + '"\\\n', "n": 2}
+    text = json.dumps(said, ensure_ascii=ascii_only).encode()
+    raw, parsed, _ = read(text, size)
+    assert raw == text
+    assert (parsed["model"], parsed["n"], parsed["a"][1]) == ("m", 2, 1)
+    assert list(parsed) == list(said)
+    whole, short = said["z"], parsed["z"]
+    assert isinstance(whole, str)
+    assert ascii_only or len(short) < len(whole) // 2
+    assert (whole[:8], whole[-8:]) == (short[:8], short[-8:])
+
+
+@pytest.mark.usefixtures("short_of_whole")
+def test_what_is_no_json_is_refused_wherever_it_is() -> None:
+    random.seed(1)
+    begun = b'{"model":"m","x":"'
+    fill = [b"a" * 60_000, LONG.encode()[:60_000], b"a" * 20_000 + rb"\u00e9" * 4_000]
+    broken = [b"\n", b"\x00", b"\x80", b"\xff", b"\xed\xa0\x80", b"\xc3", b"\xf0\x9f\x98", rb"\ud83d", rb"\x", rb"\u12"]
+    taken = [b"", "é".encode(), "😀".encode(), rb"\n", rb"\u00e9", rb"\ud83d\ude00", b"\x7f"]
+    found = set()
+    for each in broken + taken:
+        for _ in range(30):
+            text = random.choice(fill)
+            at = random.choice([random.randrange(len(text)), 16_384 * random.randrange(1, 4) - random.randrange(40)])
+            text = begun + text[:at] + each + text[at:] + b'"}'
+            try:
+                orjson.loads(text)
+                valid = True
+            except orjson.JSONDecodeError:
+                valid = False
+            found.add(valid)
+            try:
+                read(text, random.choice([1_000, 16_384, 50_000]))
+            except BadRequest:
+                assert not valid, (each, at)
+            else:
+                assert valid, (each, at)
+    assert found == {True, False}
