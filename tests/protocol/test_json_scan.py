@@ -138,17 +138,28 @@ BEYOND: dict[str, tuple[bytes, str]] = {
     "up and down": (b'{"x":[' + (b"[" * 128 + b"]" * 128 + b",") * N, "levels deep"),
     "brackets that only close": (b"[" + b"]" * N + b"[]" * N, "arrays and objects"),
 }
+# A parser refuses it at once, so it may be small at a glance.
+LOOSE: dict[str, tuple[bytes, str]] = {
+    "strings one behind the other": (b'{"x":' + b'""' * N, "strings at its top"),
+    "strings before the top": (b'""' * N, "strings at its top"),
+}
 
 
-@pytest.mark.parametrize("kind", BEYOND)
+@pytest.mark.parametrize("kind", [*BEYOND, *LOOSE])
 def test_what_is_beyond_a_bound_is_told_soon(kind: str) -> None:
-    text, told = BEYOND[kind]
+    text, told = (BEYOND | LOOSE)[kind]
     with pytest.raises(Beyond, match=told):
         scan(text[: len(text) * 3 // 4])
 
 
+@pytest.mark.parametrize("size", [7, 1 << 14])
+def test_as_many_members_as_there_may_be_may_have_strings(size: int) -> None:
+    text = b"{" + b",".join([b'"a":"b"'] * json_scan.MEMBERS) + b"}"
+    assert scan(text, size).members_in_all == json_scan.MEMBERS
+
+
 ODD: dict[str, bytes] = {
-    **{kind: text for kind, (text, _) in BEYOND.items()},
+    **{kind: text for kind, (text, _) in (BEYOND | LOOSE).items()},
     "one string": b'{"x":"' + b"a" * 4 * N,
     "escapes": b'{"x":"' + b"\\n" * 2 * N,
     "escaped quotes": b'{"x":"' + b'\\"' * 2 * N,
