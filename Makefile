@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Set in many container images: every relay that a test starts, and each of its workers, would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: test quick torture image-test cluster demo bench agents generate lint types audit sbom fuzz locks packages clean

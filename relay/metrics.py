@@ -11,6 +11,7 @@ The server runs in a thread, or in the parent of the workers: a scrape does not 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import socket
@@ -350,8 +351,7 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
     too. `hosts` are further names under which it may be asked. What ends it. Raises OSError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    own = guard.hosts_of(address, ())
-    pages = guard.Guard([*own, *hosts])
+    pages = guard.Guard([*guard.hosts_of(address, ()), *hosts])
     scrape: WSGIApplication = make_wsgi_app(registry)
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -360,9 +360,8 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
         try:
             pages.check(head, navigates=True)
         except ApiError as error:
-            body = f"{error.message}\n".encode()
             start_response(f"{error.status} {error.code}", [("content-type", "text/plain; charset=utf-8")])
-            return [body]
+            return [f"{error.message}\n".encode()]
         return scrape(environ, start_response)
 
     class Server(ThreadingMixIn, WSGIServer):
@@ -373,13 +372,13 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
         server = make_server(host, int(port), answer, Server, handler_class=_Handler)
     except OSError as error:
         raise OSError(f"metrics_bind {address}: {error.strerror}; free the address or set another") from None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def close() -> None:
+        with contextlib.suppress(OSError):
+            server.socket.shutdown(socket.SHUT_RDWR)  # wakes it: by itself it looks twice a second whether it is to end
         server.shutdown()
         server.server_close()
-        thread.join()
 
     return close
 

@@ -51,6 +51,17 @@ _LONGEST = (
 )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make quick` does not even import the files of which it would run no test: that takes each worker seconds."""
+    if config.option.markexpr != "not slow":
+        return None
+    folder = collection_path.parent.name if collection_path.suffix else collection_path.name
+    slow = folder in _SLOW or (
+        collection_path.suffix == ".py" and "\npytestmark = pytest.mark.slow\n" in collection_path.read_text()
+    )
+    return True if slow else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:

@@ -88,6 +88,7 @@ class Scanner:
         self._containers = 0
         self._commas = 0
         self._members = 0
+        self._strings = 0  # not below the top of the document
         self._is_object: bool | None = None
         self._key = ""
         self._colon = -1
@@ -156,6 +157,10 @@ class Scanner:
                         self._hold(text[token.start() :])
                         return
                     self._key = self._named(token[0]) if token.start() >= begun else ""
+                self._strings += token.start() >= begun
+                # One behind the other, with neither comma nor colon, they are no JSON and within all other bounds.
+                if self._strings > 2 * MEMBERS:
+                    raise Beyond(f"it has more than {2 * MEMBERS:,} strings at its top")
             elif depth == 1 and kind == b":":
                 self._colon = start + token.start() if self._colon < 0 else self._colon
             elif kind in b"[{":

@@ -201,7 +201,7 @@ def test_an_upstream_that_breaks_off_is_no_end(site: Site) -> None:
 def test_a_draining_replica_resets_the_readers_of_other_replicas() -> None:
     with ScriptedUpstream() as upstream:
         upstream.on("m", *stream(frame(1), Gate("m"), frame(2), DONE))
-        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}]}
+        config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}], "drain": {"timeout": "60s"}}
         with two_replicas(config) as replicas:
             body = {"model": "m", "stream": True, "messages": []}
             with open_stream(replicas.first.url + PATH, headers=AUTH, body=body) as producer:

@@ -29,8 +29,8 @@ KNOWN_AGAIN = 3.0
 
 @pytest.fixture
 def replicas(upstream: ScriptedUpstream) -> Iterator[Replicas]:
-    config = {"upstreams": [{"name": "scripted", "base_url": upstream.url}], "log": {"format": "json"}}
-    with two_replicas(config) as both:
+    served = [{"name": "scripted", "base_url": upstream.url}]
+    with two_replicas({"upstreams": served, "log": {"format": "json"}, "drain": {"timeout": "60s"}}) as both:
         yield both
 
 

@@ -74,6 +74,11 @@ def of_package(module: str, name: str) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
+def bound_in(source: Path) -> set[str]:
+    return bound(ast.parse(source.read_text(encoding="utf-8"))) if source.exists() else set()
+
+
 def uses(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     known = imports(tree)
@@ -81,8 +86,7 @@ def uses(path: Path) -> Iterator[str]:
     for module, _ in known.values():
         parts = module.split(".")
         if parts[0] == "relay":
-            source = ROOT.joinpath(*parts).with_suffix(".py")
-            own |= bound(ast.parse(source.read_text(encoding="utf-8"))) if source.exists() else set()
+            own |= bound_in(ROOT.joinpath(*parts).with_suffix(".py"))
         else:
             yield from filter(is_private, parts)
     for node in ast.walk(tree):

@@ -62,6 +62,7 @@ def settings(upstream: str, store: str) -> dict[str, Any]:
             {"name": "edge", "base_url": upstream, "models": ["edge-*"], "buffer": False, "continue": "prefill"},
         ],
         "streams": {"heartbeat": "200ms", "upstream_idle_timeout": "2s", "abandon_after": "500ms"},
+        "drain": {"timeout": "60s"},
         "webhook": {"url": f"{upstream}/hook", "secret_env": "HOOK_SECRET", "proxy": "off"},
     }
 

@@ -169,7 +169,8 @@ class TestCanaries:
     def test_nothing_of_prompt_completion_or_credentials_is_found_anywhere(
         self, upstream: ScriptedUpstream, relays: Relays, store: Store, form: str
     ) -> None:
-        settings = config(upstream, form, store={"url": store.url}, streams={"upstream_idle_timeout": "1s"})
+        streams, drain = {"upstream_idle_timeout": "1s"}, {"timeout": "60s"}
+        settings = config(upstream, form, store={"url": store.url}, streams=streams, drain=drain)
         settings["upstreams"].insert(
             0, {"name": "keyed", "base_url": upstream.url, "models": ["keyed-*"], "api_key_env": "UP_KEY"}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -125,48 +126,60 @@ def test_the_cut_changes_nothing(text: bytes, size: int) -> None:
 # -- bounds -----------------------------------------------------------------------------------------------------------
 
 N = 1 << 20
-BEYOND: dict[str, tuple[bytes, str]] = {
-    "empty arrays": (b'{"x":[' + b"[]," * N, "arrays and objects"),
-    "empty arrays at the top": (b'{"x":1,' + b"[]," * N, "arrays and objects"),
-    "empty objects": (b'{"x":[' + b"{}," * N, "arrays and objects"),
-    "short strings": (b'{"x":[' + b'"",' * N, "values"),
-    "numbers": (b'{"x":[' + b"1," * N, "values"),
-    "members": (b'{"x":{' + b'"":1,' * N, "members"),
-    "members at the top": (b"{" + b'"":1,' * N, "members"),
-    "deep arrays": (b'{"x":' + b"[" * N, "levels deep"),
-    "deep objects": (b'{"x":' * N, "levels deep"),
-    "up and down": (b'{"x":[' + (b"[" * 128 + b"]" * 128 + b",") * N, "levels deep"),
-    "brackets that only close": (b"[" + b"]" * N + b"[]" * N, "arrays and objects"),
+BEYOND: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty arrays": (lambda: b'{"x":[' + b"[]," * N, "arrays and objects"),
+    "empty arrays at the top": (lambda: b'{"x":1,' + b"[]," * N, "arrays and objects"),
+    "empty objects": (lambda: b'{"x":[' + b"{}," * N, "arrays and objects"),
+    "short strings": (lambda: b'{"x":[' + b'"",' * N, "values"),
+    "numbers": (lambda: b'{"x":[' + b"1," * N, "values"),
+    "members": (lambda: b'{"x":{' + b'"":1,' * N, "members"),
+    "members at the top": (lambda: b"{" + b'"":1,' * N, "members"),
+    "deep arrays": (lambda: b'{"x":' + b"[" * N, "levels deep"),
+    "deep objects": (lambda: b'{"x":' * N, "levels deep"),
+    "up and down": (lambda: b'{"x":[' + (b"[" * 128 + b"]" * 128 + b",") * N, "levels deep"),
+    "brackets that only close": (lambda: b"[" + b"]" * N + b"[]" * N, "arrays and objects"),
+}
+# A parser refuses it at once, so it may be small at a glance.
+LOOSE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "strings one behind the other": (lambda: b'{"x":' + b'""' * N, "strings at its top"),
+    "strings before the top": (lambda: b'""' * N, "strings at its top"),
 }
 
 
-@pytest.mark.parametrize("kind", BEYOND)
+@pytest.mark.parametrize("kind", [*BEYOND, *LOOSE])
 def test_what_is_beyond_a_bound_is_told_soon(kind: str) -> None:
-    text, told = BEYOND[kind]
+    make, told = (BEYOND | LOOSE)[kind]
+    text = make()
     with pytest.raises(Beyond, match=told):
         scan(text[: len(text) * 3 // 4])
 
 
-ODD: dict[str, bytes] = {
-    **{kind: text for kind, (text, _) in BEYOND.items()},
-    "one string": b'{"x":"' + b"a" * 4 * N,
-    "escapes": b'{"x":"' + b"\\n" * 2 * N,
-    "escaped quotes": b'{"x":"' + b'\\"' * 2 * N,
-    "quotes": b'"' * 2 * N,
-    "backslashes": b"\\" * 2 * N,
-    "half strings": b'"\\' * N,
-    "spaces": b"{" + b" " * 4 * N,
-    "colons": b"{" + b":" * N,
-    "a number": b'{"x":' + b"1" * 4 * N,
-    "a key without an end": b'{"' + b"m" * 4 * N,
-    "a key of escapes": b'{"' + b"\\u006d" * N,
+@pytest.mark.parametrize("size", [7, 1 << 14])
+def test_as_many_members_as_there_may_be_may_have_strings(size: int) -> None:
+    text = b"{" + b",".join([b'"a":"b"'] * json_scan.MEMBERS) + b"}"
+    assert scan(text, size).members_in_all == json_scan.MEMBERS
+
+
+ODD: dict[str, Callable[[], bytes]] = {
+    **{kind: text for kind, (text, _) in (BEYOND | LOOSE).items()},
+    "one string": lambda: b'{"x":"' + b"a" * 4 * N,
+    "escapes": lambda: b'{"x":"' + b"\\n" * 2 * N,
+    "escaped quotes": lambda: b'{"x":"' + b'\\"' * 2 * N,
+    "quotes": lambda: b'"' * 2 * N,
+    "backslashes": lambda: b"\\" * 2 * N,
+    "half strings": lambda: b'"\\' * N,
+    "spaces": lambda: b"{" + b" " * 4 * N,
+    "colons": lambda: b"{" + b":" * N,
+    "a number": lambda: b'{"x":' + b"1" * 4 * N,
+    "a key without an end": lambda: b'{"' + b"m" * 4 * N,
+    "a key of escapes": lambda: b'{"' + b"\\u006d" * N,
 }
 
 
 @pytest.mark.parametrize("kind", ODD)
 def test_no_piece_takes_long(kind: str) -> None:
     """Each takes a few milliseconds of CPU; the wide margin is a busy machine's."""
-    text = ODD[kind]
+    text = ODD[kind]()
     scanner = Scanner(NAMES)
     slowest = 0.0
     try:
@@ -180,15 +193,15 @@ def test_no_piece_takes_long(kind: str) -> None:
     assert slowest < 0.1
 
 
-REAL: dict[str, bytes] = {
-    "a million tokens of text": b'{"model":"m","prompt":"' + b"a word, [and] {so} on: " * 200_000 + b'"}',
-    "an image of 30 MiB": b'{"model":"m","input":[{"image_url":"data:image/png;base64,' + b"A" * 30 * N + b'"}]}',
-    "2,048 inputs": json.dumps({"model": "m", "input": ["some text to embed"] * 2048}).encode(),
-    "300,000 tokens": json.dumps({"model": "m", "input": [[50256] * 150] * 2000}).encode(),
-    "a schema of 40 levels": json.dumps(
+REAL: dict[str, Callable[[], bytes]] = {
+    "a million tokens of text": lambda: b'{"model":"m","prompt":"' + b"a word, [and] {so} on: " * 200_000 + b'"}',
+    "an image of 30 MiB": lambda: b'{"model":"m","input":[{"image_url":"data:image/png,' + b"A" * 30 * N + b'"}]}',
+    "2,048 inputs": lambda: json.dumps({"model": "m", "input": ["some text to embed"] * 2048}).encode(),
+    "300,000 tokens": lambda: json.dumps({"model": "m", "input": [[50256] * 150] * 2000}).encode(),
+    "a schema of 40 levels": lambda: json.dumps(
         {"model": "m", "tools": json.loads('{"type":"object","properties":{"a":' * 40 + "{}" + "}}" * 40)}
     ).encode(),
-    "20,000 blocks": json.dumps(
+    "20,000 blocks": lambda: json.dumps(
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}] * 20_000, "model": "m"}
     ).encode(),
 }
@@ -196,7 +209,7 @@ REAL: dict[str, bytes] = {
 
 @pytest.mark.parametrize("kind", REAL)
 def test_real_bodies_are_within_the_bounds(kind: str) -> None:
-    assert ("model", b'"m"') in found(REAL[kind])
+    assert ("model", b'"m"') in found(REAL[kind]())
 
 
 # -- edits ------------------------------------------------------------------------------------------------------------
@@ -318,7 +331,7 @@ def test_a_glance_guesses_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in BEYOND if "deep" not in kind and "down" not in kind])
 def test_what_is_beyond_a_bound_is_not_small(kind: str) -> None:
-    assert not is_small(BEYOND[kind][0])
+    assert not is_small(BEYOND[kind][0]())
 
 
 def test_as_much_as_is_small_is_within_the_bounds() -> None:

@@ -1,7 +1,8 @@
 """The relay as a user runs it: a process of its own, with a configuration file, ended by its pid.
 
 Promises: no setting leaks in from the environment, only loopback and free ports are used, and a relay that
-does not become ready fails the test with the end of its log.
+does not become ready fails the test with the end of its log. It ends without a drain, unless a test asks for one:
+streams that a test has left would keep it, by default for ten minutes.
 """
 
 from __future__ import annotations
@@ -209,6 +210,7 @@ def _complete(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = deepcopy(config)
     config.setdefault("bind", f"127.0.0.1:{free_port()}")
     config.setdefault("metrics_bind", f"127.0.0.1:{free_port()}")
+    config.setdefault("drain", {"timeout": "0s"})
     store = config.setdefault("store", {})
     if "url" not in store:
         store.setdefault("data_dir", str(folder / "data"))
