@@ -83,7 +83,6 @@ class Accepting:
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         with suppress(OSError):  # its client has gone
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(self._protocol, connection)
 
     def _pause(self, error: OSError) -> None:

@@ -61,12 +61,14 @@ class Beginnings:
             self._count(loop, self._at_once)
             return
         begun = self._rested = 0
-        while begun < self._at_once and self._waiting:
-            begun += self._let_one_begin()
-        if begun:
-            self._count(loop, begun)
-        else:
-            self._counting = False
+        try:
+            while begun < self._at_once and self._waiting:
+                begun += self._let_one_begin()
+        finally:  # one's fault is not another's
+            if begun or self._waiting:
+                self._count(loop, begun)
+            else:
+                self._counting = False
 
     def _let_one_begin(self) -> bool:
         """Of the key that has waited longest since one of its own did. False where who waited does so no more."""

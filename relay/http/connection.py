@@ -218,7 +218,8 @@ class Connection(asyncio.Protocol):
     def go(self) -> None:
         """The client has gone."""
         cast(Http1, self.protocol).hang_up()
-        self.close()
+        self._idle = False
+        self.transport.close()
 
     def cork(self) -> None:
         """Have what is written from now on sent with the connection's end."""

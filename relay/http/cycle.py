@@ -26,6 +26,7 @@ _HELD = 64 * 1024
 # The most of a body that is handed to a connection before it has taken what came before.
 SLICE = 64 * 1024
 _NO_BODY = (204, 304)
+_ASGI = {"spec_version": "2.1", "version": "3.0"}
 _GONE: Message = {"type": "http.disconnect"}
 
 
@@ -71,24 +72,21 @@ class Cycle:
         self._bodiless = False
 
     def scope(self) -> Scope:
+        """As small as it may be: it lives as long as the answer."""
         head = self.head
         path, _, query = head.target.partition(b"?")
         text = path.decode("ascii")
         return {
             "type": "http",
             "http_version": head.version,
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "asgi": _ASGI,
             "method": head.method,
-            "scheme": "http",
             "path": unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
             "headers": head.headers,
-            "client": None,
-            "server": None,
             "state": {CONNECTION: self._http1.connection, CLIENT: self},
-            "extensions": {},
         }
 
     # -- the request --------------------------------------------------------------------------------------

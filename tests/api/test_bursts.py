@@ -113,6 +113,26 @@ def test_who_waits_no_more_takes_nobodys_turn() -> None:
     run(scene)
 
 
+def test_one_that_fails_as_it_begins_holds_up_nobody() -> None:
+    async def scene() -> None:
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+        beginnings = Beginnings()
+
+        def fail() -> bool:
+            raise ValueError
+
+        for _ in range(2):
+            await beginnings.turn("owner")
+            beginnings.wait("owner", fail)
+            await beginnings.turn("owner")
+        beginnings.wait("owner", fail)
+        await until(lambda: len(faults) == 3, TIMEOUT, "the faults")
+        await beginnings.turn("owner")
+
+    run(scene)
+
+
 class Listener(socket.socket):
     """Notes in which turn of the loop each connection is taken, and fails as often as it is told to."""
 
