@@ -86,6 +86,7 @@ _KINDS: dict[str, Callable[[], _Member]] = {
 }
 # What no text begins with.
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_BEGUN = frozenset(magic[:at] for magic in _MAGIC for at in range(len(magic)))
 
 
 def of_header(value: str | None) -> list[str]:
@@ -108,7 +109,7 @@ def sniffed(start: bytes) -> str | None:
     for magic, coding in _MAGIC.items():
         if start.startswith(magic):
             return coding
-    return None if any(magic.startswith(start) for magic in _MAGIC) else ""
+    return None if len(start) < 4 and start in _BEGUN else ""
 
 
 class Decoder:

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.request import getproxies_environment
 
 import aiohttp
-from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection, TCPConnector
 from yarl import URL
 
@@ -34,10 +33,6 @@ _Kind = tuple[Path | None, Path | None, float]
 
 class Connector(TCPConnector):
     """One that looks at a connection before it is used again: its end may have come since the loop last read."""
-
-    async def take(self, key: ConnectionKey) -> Connection | None:
-        """One that is kept, None where there is none."""
-        return await self._get(key, [])
 
     async def _get(self, key: Any, traces: Any) -> Connection | None:
         while (found := await super()._get(key, traces)) is not None and _has_ended(found):

@@ -123,12 +123,14 @@ class Content:
     def data_received(self, data: bytes) -> None:
         self._held.append(data)
         self._size += len(data)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
         if self._size > 2 * READ_AHEAD:
             self.pause()
 
     def eof_received(self, error: Any) -> None:
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def end(self, error: BaseException | None) -> None:
         """Its connection has no more of it."""

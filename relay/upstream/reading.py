@@ -79,6 +79,8 @@ class Handler(ResponseHandler):
     _whole = False
     _bounded = False
     _interim = 0
+    _head: tuple[Head, Content] | None = None  # until the read that brought it is over
+    _asking: asyncio.Future[tuple[Head, Content]] | None = None
     _unread = 0  # bytes since the last one of a body or of a header that ended
     stopped = False
     _answers: HttpResponseParser | None = None
@@ -106,6 +108,25 @@ class Handler(ResponseHandler):
             self._answers.set_dangerous_leniencies(  # aiohttp's for answers
                 lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
             )
+            early, self._tail = self._tail, b""
+            if early:
+                self.data_received(early)
+
+    def ask(self, request: bytes, seconds: float | None) -> asyncio.Future[tuple[Head, Content]]:
+        """Sends a request. Its answer, once its head is there, which may take so many seconds."""
+        if self.transport is None:
+            raise aiohttp.ServerDisconnectedError
+        self._asking = asking = self._loop.create_future()
+        self.set_response_params(read_timeout=seconds)
+        self.transport.write(request)
+        self.start_timeout()
+        return asking
+
+    def set_exception(self, error: Any, cause: Any = None) -> None:
+        super().set_exception(error) if cause is None else super().set_exception(error, cause)
+        asking, self._asking = self._asking, None
+        if asking is not None and not asking.done():
+            asking.set_exception(error)
 
     @property
     def should_close(self) -> bool:
@@ -113,7 +134,7 @@ class Handler(ResponseHandler):
 
     def start_timeout(self) -> None:
         self._sent = True
-        super().start_timeout()
+        self._reschedule_timeout()
 
     def stop_timeout(self) -> None:
         self._drop_timeout()
@@ -141,10 +162,10 @@ class Handler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         parser = self._answers
-        if parser is None:  # it has failed, and is being closed
+        if parser is None:
+            if not self._should_close:  # else it has failed
+                self._tail += data  # some answer before they are asked
             return
-        if self._read_timeout_handle is not None:
-            self._reschedule_timeout()
         self._unread += len(data)
         try:
             parser.feed_data(data)
@@ -154,21 +175,33 @@ class Handler(ResponseHandler):
             pass  # nobody asked for it: its status is refused
         except HttpParserError as error:
             self._refuse(error)
+        if self._read_timeout_handle is not None:
+            self._reschedule_timeout()
+        if self._head is not None:
+            self._answer(self._head)
         if self._whole:
             self._whole = False
             self.end(None)
+
+    def _answer(self, answered: tuple[Head, Content]) -> None:
+        self._head = None
+        asking, self._asking = self._asking, None
+        if asking is None:
+            self.feed_data(answered, 0)  # type: ignore[arg-type]
+        elif not asking.done():
+            asking.set_result(answered)
 
     def _refuse(self, error: HttpParserError) -> None:
         self._answers = None
         self._should_close = True
         if self.transport is not None:
             self.transport.close()
-        early = self._expecting or (self._content is not None and len(self._buffer) > 0)  # its head is nobody's yet
+        early = self._expecting or self._head is not None
         if early or not self._whole:
             self._whole = False
             self.end(aiohttp.ClientPayloadError(f"The body is malformed: {error}"))
         if early:
-            self._buffer.clear()
+            self._head = None
             self.set_exception(HttpProcessingError(code=400, message=str(error.__context__ or error)))
 
     def on_message_begin(self) -> None:
@@ -208,7 +241,7 @@ class Handler(ResponseHandler):
         self._content = content = Content(self, self._bounded)
         self._sink = _NOBODY if self._bodiless else content
         self._whole = self._bodiless
-        self.feed_data((Head(code, fields), content), 0)  # type: ignore[arg-type]
+        self._head = Head(code, fields), content
 
     def on_body(self, data: bytes) -> None:
         self._unread = 0

@@ -8,7 +8,6 @@ kept, or a new one. Nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -18,7 +17,7 @@ from yarl import URL
 from relay.protocol.headers import Headers, lines_of
 from relay.upstream.connections import CONNECT_TIMEOUT, Connector
 from relay.upstream.content import Content
-from relay.upstream.reading import Head
+from relay.upstream.reading import Handler, Head
 
 _DIAL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
 
@@ -36,22 +35,17 @@ class SmallRequests:
         the request is sent. Raises as aiohttp does, HttpProcessingError for what is no answer, and ValueError for
         headers that cannot be sent."""
         lines = [(b"host", (address.host_port_subcomponent or "").encode("ascii")), *headers]
-        if not any(name == b"content-length" for name, _ in headers):
+        if b"content-length" not in dict(headers):
             lines.append((b"content-length", b"%d" % len(body)))
         request = b"POST %b HTTP/1.1\r\n%b\r\n%b" % (address.raw_path_qs.encode("ascii"), lines_of(lines), body)
         connection = await self._connection(connector, address)
         protocol = connection.protocol
-        assert protocol is not None
+        assert isinstance(protocol, Handler)
         try:
-            protocol.set_response_params(read_timeout=seconds)
-            assert protocol.transport is not None
-            protocol.transport.write(request)
-            protocol.start_timeout()
-            answered: Any = await protocol.read()
+            head, content = await protocol.ask(request, seconds)
         except BaseException:
             connection.close()
             raise
-        head, content = answered
         content.on_eof(connection.release)
         return head, content, connection
 
@@ -63,7 +57,7 @@ class SmallRequests:
         if found is None:
             request = aiohttp.ClientRequest("POST", address, loop=asyncio.get_running_loop())
             found = self._addresses[name] = request, request.connection_key
-        kept = await connector.take(found[1])
+        kept = await connector._get(found[1], [])
         if kept is not None:
             return kept
         try:

@@ -72,6 +72,7 @@ class Line(asyncio.Transport):
     """Of a connection: what is done to it."""
 
     closed = paused = False
+    sent = b""
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
@@ -81,6 +82,9 @@ class Line(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def write(self, data: Any) -> None:
+        self.sent += data
 
     def pause_reading(self) -> None:
         self.paused = True
@@ -199,6 +203,30 @@ def test_what_follows_an_answer_is_never_the_next_one() -> None:
         assert not handler._buffer
 
     scene(story)
+
+
+def test_an_answer_may_come_before_it_is_asked_for() -> None:
+    async def told() -> None:
+        handler = Handler(asyncio.get_running_loop())
+        handler.connection_made(Line())
+        handler.data_received(b"HTTP/1.1 503 -\r\ncontent-length: 2\r\n\r\nno")
+        head, content = await handler.ask(b"", None)
+        heard = Heard()
+        content.push_to(heard)
+        assert (head.code, heard.text, heard.ends) == (503, b"no", [None])
+
+    asyncio.run(told())
+
+
+def test_a_connection_that_is_gone_before_it_is_used_is_told() -> None:
+    async def told() -> None:
+        handler = Handler(asyncio.get_running_loop())
+        handler.connection_made(Line())
+        handler.connection_lost(None)
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await handler.ask(b"", None)
+
+    asyncio.run(told())
 
 
 def test_two_answers_in_one_read_are_none() -> None:
