@@ -73,24 +73,24 @@ class Handler(ResponseHandler):
     only ever announces itself is none. A body without a length, which ends with its connection, is not whole where
     that broke."""
 
-    _sent = False
-    _expecting = False
-    _bodiless = False
-    _whole = False
-    _bounded = False
-    _interim = 0
-    _head: tuple[Head, Content] | None = None  # until the read that brought it is over
-    _asking: asyncio.Future[tuple[Head, Content]] | None = None
-    _unread = 0  # bytes since the last one of a body or of a header that ended
-    stopped = False
-    _answers: HttpResponseParser | None = None
-    _content: Content | None = None
-    _sink: Sink = _NOBODY
+    # With more names in its dictionary, which aiohttp's have, that is one of its own: 1.3 KiB for each connection.
+    __slots__ = (
+        *("_answers", "_asking", "_bodiless", "_bounded", "_content", "_expecting", "_fields", "_head", "_interim"),
+        *("_sent", "_sink", "_unread", "_whole", "stopped"),
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._buffer = _Few()  # type: ignore[assignment]
+        self._answers: HttpResponseParser | None = None
+        self._asking: asyncio.Future[tuple[Head, Content]] | None = None
+        self._content: Content | None = None
         self._fields: Headers = []
+        self._head: tuple[Head, Content] | None = None  # until the read that brought it is over
+        self._sink: Sink = _NOBODY
+        self._interim = 0
+        self._unread = 0  # bytes since the last one of a body or of a header that ended
+        self._sent = self._expecting = self._bodiless = self._bounded = self._whole = self.stopped = False
 
     # -- a request ------------------------------------------------------------------------------------------
 
