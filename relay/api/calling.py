@@ -6,8 +6,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from relay.api.application_body import ApplicationBody
 from relay.api.exchange import Exchange
 from relay.api.joining import Joining
@@ -17,6 +15,7 @@ from relay.protocol.dialect import Dialect
 from relay.protocol.json_rpc import Id
 from relay.streams.answer import Asking, Call
 from relay.tracing.spans import StreamSpan
+from relay.upstream.client import Response
 from relay.upstream.failover import ask
 from relay.upstream.routing import Route
 
@@ -81,7 +80,7 @@ def call(
             abandon_after=abandon_after,
         )
 
-    def sent(at: Route, data: RequestBody) -> Coroutine[Any, Any, httpx.Response]:
+    def sent(at: Route, data: RequestBody) -> Coroutine[Any, Any, Response]:
         return to(at, data.size).stream(
             data,
             dialect.name,
@@ -94,14 +93,14 @@ def call(
     def hides(at: Route) -> bool:
         return body.asks(at) and at.upstream.usage == "observe"
 
-    async def once(asking: Asking) -> httpx.Response:
+    async def once(asking: Asking) -> Response:
         asking(route, hides(route))
         return await sent(route, body.sent_once(route))
 
-    async def in_turn(asking: Asking) -> httpx.Response:
+    async def in_turn(asking: Asking) -> Response:
         last = route
 
-        async def send(at: Route) -> httpx.Response:
+        async def send(at: Route) -> Response:
             nonlocal last
             last = at
             data = body.written_for(at)

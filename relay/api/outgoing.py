@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeGuard
 
-import httpx
-
 from relay import access
 from relay.api.bodies import Charge
 from relay.api.exchange import Exchange
@@ -27,7 +25,7 @@ from relay.protocol.headers import Headers
 from relay.protocol.json_edit import Parts, TooLong, edited
 from relay.protocol.json_rpc import Id
 from relay.protocol.legs import LONGEST_QUERY
-from relay.upstream.client import UpstreamClient
+from relay.upstream.client import Response, UpstreamClient
 from relay.upstream.resuming import Continuing, StreamRequest
 from relay.upstream.routing import Route
 
@@ -202,7 +200,7 @@ class UpstreamRequest:
         background: bool,
         on_continued: Callable[[], None] | None = None,
         rpc: tuple[Id, ...] = (),
-    ) -> httpx.Response:
+    ) -> Response:
         """The answer to a request for a stream, which goes on after a loss where the upstream can do that. `key` names
         this generation and no other; `on_continued` hears of each further call that goes on with the answer, None where
         there is to be none; `rpc` are the ids of the JSON-RPC requests that it has. Raises as `UpstreamClient.send`
@@ -243,7 +241,7 @@ class UpstreamRequest:
             self.client.relays.add(upstream.base_url)
         return resumable
 
-    async def _ask(self, method: str, url: str, headers: Headers, body: bytes) -> httpx.Response:
+    async def _ask(self, method: str, url: str, headers: Headers, body: bytes) -> Response:
         """One request that generates nothing of its own."""
         return await self.client.send(
             self.upstream, method, url, headers, body, answer=self.answer, idle=self.timeouts.upstream_idle_timeout
@@ -254,12 +252,10 @@ class UpstreamRequest:
         if found:
             on_continued()
 
-    async def _send_again(self, headers: Headers, body: bytes) -> httpx.Response:
+    async def _send_again(self, headers: Headers, body: bytes) -> Response:
         return await self.send(body, headers)
 
-    async def send(
-        self, body: bytes | AsyncIterable[bytes | memoryview], headers: Headers | None = None
-    ) -> httpx.Response:
+    async def send(self, body: bytes | AsyncIterable[bytes | memoryview], headers: Headers | None = None) -> Response:
         """The upstream's answer, counted. Raises as `UpstreamClient.send` does."""
         idle = self.timeouts.upstream_idle_timeout
         headers = self.headers if headers is None else headers

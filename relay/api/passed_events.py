@@ -22,7 +22,7 @@ from relay.protocol import headers as rules
 from relay.protocol.headers import Headers
 from relay.protocol.sse import COMMENT_BLOCK, COMMENT_LINE
 from relay.streams.reader import Lost
-from relay.upstream.client import body_of
+from relay.upstream.client import Response, body_of
 
 # The longest that tells where an event ends, and where a line with an id begins.
 _TAIL = 6
@@ -92,7 +92,7 @@ class PassedEvents:
 
 async def deliver(
     exchange: Exchange,
-    response: httpx.Response,
+    response: Response,
     more: Sequence[str],
     meter: Meter,
     settings: Settings,

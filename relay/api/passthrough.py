@@ -16,7 +16,7 @@ from relay.protocol import headers as rules
 from relay.protocol.apis import api_label
 from relay.protocol.dialect import JsonObject
 from relay.protocol.errors import UpstreamDisconnected, UpstreamUnreachable
-from relay.upstream.client import body_of, is_event_stream
+from relay.upstream.client import Response, body_of, is_event_stream
 from relay.upstream.failover import ask
 from relay.upstream.routing import Route, route_path
 
@@ -123,11 +123,11 @@ async def _answer(
     route: Route,
     body: _Outgoing,
     incremental: bool,
-) -> tuple[Route, httpx.Response]:
+) -> tuple[Route, Response]:
     """A body that is passed on as it comes cannot be sent again."""
     incremental = incremental or "text/event-stream" in (exchange.header(b"accept") or "")
 
-    async def send(at: Route, data: RequestBody | AsyncIterable[bytes]) -> httpx.Response:
+    async def send(at: Route, data: RequestBody | AsyncIterable[bytes]) -> Response:
         length = (data.size or None) if isinstance(data, RequestBody) else None
         request = upstream_request(
             services, exchange, at, _label(exchange), identity=False, incremental=incremental, length=length
@@ -149,7 +149,7 @@ def _label(exchange: Exchange) -> str:
 
 
 async def relay_response(
-    exchange: Exchange, response: httpx.Response, more: Sequence[str], head: rules.Headers | None = None
+    exchange: Exchange, response: Response, more: Sequence[str], head: rules.Headers | None = None
 ) -> None:
     """An upstream's answer to the client as it is: an answer that breaks off breaks off here too. `more` are patterns
     of further headers that come back with it, `head` are its headers where they are known."""
@@ -161,7 +161,7 @@ async def relay_response(
     await exchange.end()
 
 
-async def _relay_body(exchange: Exchange, response: httpx.Response, head: rules.Headers) -> None:
+async def _relay_body(exchange: Exchange, response: Response, head: rules.Headers) -> None:
     await exchange.start(response.status_code, head)
     send = exchange.sender()
     try:

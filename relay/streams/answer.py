@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import httpx
-
 from relay.config import UpstreamSettings
 from relay.protocol import application_headers
 from relay.protocol.errors import ApiError
 from relay.protocol.headers import Headers, of_answer
 from relay.protocol.upstream_error import UpstreamError
-from relay.upstream.client import is_event_stream
+from relay.upstream.client import Response, is_event_stream
 from relay.upstream.routing import Route
 
 Asking = Callable[[Route, bool], None]
 """Hears where a request goes, before it does, and whether the usage that it asks for there is hidden."""
-Call = Callable[[Asking], Awaitable[httpx.Response]]
+Call = Callable[[Asking], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Opened:
 class Refused:
     """The upstream answered something that is no stream. The response is open; who takes it closes it."""
 
-    response: httpx.Response
+    response: Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Failed:
 _UNTOLD = ("text/plain", "application/octet-stream", "binary/octet-stream")
 
 
-def is_stream(response: httpx.Response, api: str) -> bool:
+def is_stream(response: Response, api: str) -> bool:
     """An LLM API that was asked for a stream answers with one, whether it says so or not; an application says what it
     answers with."""
     told = is_event_stream(response)
@@ -60,7 +58,7 @@ def is_stream(response: httpx.Response, api: str) -> bool:
     return told or (kind in _UNTOLD and "content-encoding" not in response.headers)
 
 
-def headers_of(response: httpx.Response, api: str, upstream: UpstreamSettings) -> tuple[Headers, Headers]:
+def headers_of(response: Response, api: str, upstream: UpstreamSettings) -> tuple[Headers, Headers]:
     """What the stream's first answer has of its upstream's headers, and what every later one has."""
     if api == "sse":
         return application_headers.of_answer(response.headers.raw, cookies=upstream.cookies, more=upstream.headers)

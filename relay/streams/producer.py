@@ -11,8 +11,6 @@ import logging
 import time
 from typing import Any
 
-import httpx
-
 from relay import timers
 from relay.encryption import Binding
 from relay.flags import Flag
@@ -33,7 +31,7 @@ from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
 from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
-from relay.upstream.client import Body, body_of
+from relay.upstream.client import Body, Response, body_of
 from relay.upstream.resuming_body import follow, leg_of, let_go
 from relay.upstream.routing import Route
 
@@ -277,7 +275,7 @@ class Producer:
             return None
         raise late_refusal(response, await read_refusal(response))
 
-    async def _begin_reading(self, response: httpx.Response) -> UpstreamIngest | None:
+    async def _begin_reading(self, response: Response) -> UpstreamIngest | None:
         """Give the stream to the client at its first event, unless that is an error or nothing comes; or earlier, where
         the client's patience is over. It is made meanwhile, so that no event waits for that."""
         self._reading, upstream = body_of(response), self.route.upstream

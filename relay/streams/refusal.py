@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
-
 from relay.protocol.headers import of_stream
 from relay.protocol.outcomes import Cause, StreamFailure, refused_late
 from relay.protocol.redirects import REDIRECTS, redirect
 from relay.protocol.upstream_error import UpstreamError, read_body
 from relay.streams.answer import Failed
 from relay.streams.ingest import UpstreamIngest, no_events
-from relay.upstream.client import body_of
+from relay.upstream.client import Response, body_of
 from relay.upstream.resuming_body import beginning_of
 
 
-async def read_refusal(response: httpx.Response) -> UpstreamError:
+async def read_refusal(response: Response) -> UpstreamError:
     """What the body of an answer says, whatever it is; the response is closed."""
     try:
         body = await beginning_of(body_of(response))
@@ -25,7 +23,7 @@ async def read_refusal(response: httpx.Response) -> UpstreamError:
     return read_body(body, status=response.status_code, retry_after=response.headers.get("retry-after", ""))
 
 
-def no_event_stream(response: httpx.Response, error: UpstreamError) -> str:
+def no_event_stream(response: Response, error: UpstreamError) -> str:
     """The message about an answer that is neither a stream nor a refusal."""
     if response.status_code in REDIRECTS:
         return f"The upstream answered {redirect(response.status_code, response.headers.get('location', ''))}."
@@ -36,7 +34,7 @@ def no_event_stream(response: httpx.Response, error: UpstreamError) -> str:
     )
 
 
-def failed_answer(response: httpx.Response, error: UpstreamError, more: Sequence[str]) -> Failed:
+def failed_answer(response: Response, error: UpstreamError, more: Sequence[str]) -> Failed:
     """What the client gets for an answer that is an error and says 200. `more` are patterns of further headers."""
     headers = of_stream(response.headers.raw, more)
     after = error.retry_after or response.headers.get("retry-after", "")
@@ -45,7 +43,7 @@ def failed_answer(response: httpx.Response, error: UpstreamError, more: Sequence
     return Failed(error, error.status or 502, headers)
 
 
-def begins_with_error(response: httpx.Response, ingest: UpstreamIngest, more: Sequence[str]) -> Failed | None:
+def begins_with_error(response: Response, ingest: UpstreamIngest, more: Sequence[str]) -> Failed | None:
     """The error that a stream begins with, where its status is known. Raises StreamFailure for a stream that holds no
     answer at all."""
     opening = ingest.opening
@@ -60,7 +58,7 @@ def begins_with_error(response: httpx.Response, ingest: UpstreamIngest, more: Se
     return None
 
 
-def late_refusal(response: httpx.Response, error: UpstreamError) -> StreamFailure:
+def late_refusal(response: Response, error: UpstreamError) -> StreamFailure:
     """How a stream fails that was begun before the upstream answered so."""
     if response.status_code in REDIRECTS:
         told = redirect(response.status_code, response.headers.get("location", ""))

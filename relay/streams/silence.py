@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from relay import timers
 from relay.config import Timeouts
-from relay.upstream.connections import READ_FIRST
+from relay.upstream.reading import READ_FIRST
 
 
 def _nothing(message: str) -> None: ...

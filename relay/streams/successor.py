@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import httpx
-
 from relay.protocol.apis import DIALECTS
 from relay.protocol.legs import Leg, Offsets
 from relay.protocol.outcomes import Cause, Outcome, StreamFailure
@@ -22,6 +20,7 @@ from relay.streams.answer import Asking, Opened
 from relay.streams.context import ProducerContext
 from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
+from relay.upstream.client import Response
 from relay.upstream.resuming_body import ResumingBody
 from relay.upstream.routing import Route
 
@@ -54,7 +53,7 @@ class Inheritance:
     position: int | None
 
 
-async def _asked_already(asking: Asking) -> httpx.Response:
+async def _asked_already(asking: Asking) -> Response:
     raise AssertionError("what another replica has asked for is not asked for again")
 
 

@@ -18,8 +18,6 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import httpx
-
 from relay import access
 from relay.config import Settings, UpstreamSettings
 from relay.metrics import Meter, Metrics
@@ -37,7 +35,7 @@ from relay.streams.account import Request, StreamAccount
 from relay.streams.context import ProducerContext
 from relay.streams.producer import Producer
 from relay.streams.successor import Inheritance, Return, Successor
-from relay.upstream.client import UpstreamClient
+from relay.upstream.client import Response, UpstreamClient
 from relay.upstream.resuming import StreamRequest
 from relay.upstream.resuming_body import ResumingBody
 from relay.upstream.routing import Route
@@ -266,7 +264,7 @@ class Takeovers:
         query = way.leg.query_for(shown)
         target = DIALECTS[status.api].path + (f"?{query}" if query else "")
 
-        async def send(method: str, url: str, headers: Headers, body: bytes) -> httpx.Response:
+        async def send(method: str, url: str, headers: Headers, body: bytes) -> Response:
             answer = ("upstream_answer_timeout", timeouts.upstream_answer_timeout)
             idle = timeouts.upstream_idle_timeout
             return await client.send(upstream, method, url, headers, body, answer=answer, idle=idle)

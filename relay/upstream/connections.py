@@ -16,97 +16,23 @@ from typing import Any
 from urllib.request import getproxies_environment
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection, TCPConnector
-from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from relay.config import UpstreamSettings
 from relay.config.tls import context
 from relay.protocol.errors import UpstreamUnreachable
 from relay.upstream.no_proxy import is_direct
+from relay.upstream.reading import Handler
 
-# Of a body that its client does not take; aiohttp reads on to twice as much, and its own default is 256 KiB.
-READ_AHEAD = 16 * 1024
-MAX_LINE = 64 * 1024
-# How long a time-out that is due waits for what has arrived in time and was not read yet.
-READ_FIRST = 0.1
-# Heads (1xx) before an answer's own. Each puts off its time-out, and aiohttp queues as many as come.
-_INTERIM = 64
+CONNECT_TIMEOUT = 10.0
 _GONE = select.POLLIN | getattr(select, "POLLRDHUP", 0)
 
 _Kind = tuple[Path | None, Path | None, float]
 
 
-class _Few(list[Any]):
-    """In the place of a deque, which holds 700 bytes while it is empty: a connection has one head or none here."""
-
-    __slots__ = ()
-
-    def popleft(self) -> Any:
-        return self.pop(0)
-
-
-class _Handler(ResponseHandler):
-    """aiohttp's connection, whose time-out begins when the request is sent, with four differences. An upstream that
-    takes none of a request is as silent as one that does not answer. A process that was stopped does not take its
-    pause for the upstream's: it wakes up to its timers, and what has happened meanwhile is read first. An answer
-    that only ever announces itself is none. And a body without a length, which ends with its connection, is not whole
-    where that broke."""
-
-    _sent = False
-    _interim = 0
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self._buffer = _Few()  # type: ignore[assignment]
-
-    def set_response_params(self, **params: Any) -> None:
-        self._sent = False
-        self._interim = 0
-        super().set_response_params(**params)
-
-    def start_timeout(self) -> None:
-        self._sent = True
-        super().start_timeout()
-
-    def feed_data(self, data: Any, size: int = 0) -> None:
-        self._interim += data[0].code < 200
-        if self._interim <= _INTERIM:
-            super().feed_data(data, size)
-        elif self.exception() is None:
-            self.set_exception(HttpProcessingError(code=400, message="too many interim answers"))
-            if self.transport is not None:
-                self.transport.close()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        payload = self._payload
-        if exc is not None and payload is not None and not payload.is_eof() and payload.exception() is None:
-            payload.set_exception(aiohttp.ClientPayloadError(f"The connection broke within a body: {exc!r}"))
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        super().start_timeout()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._sent:
-            super().start_timeout()
-        else:
-            self._drop_timeout()
-
-    def _on_read_timeout(self) -> None:
-        self._read_timeout_handle = self._loop.call_later(READ_FIRST, super()._on_read_timeout)
-
-
 class Connector(TCPConnector):
     """One that looks at a connection before it is used again: its end may have come since the loop last read."""
-
-    async def take(self, key: ConnectionKey) -> Connection | None:
-        """One that is kept, None where there is none."""
-        return await self._get(key, [])
 
     async def _get(self, key: Any, traces: Any) -> Connection | None:
         while (found := await super()._get(key, traces)) is not None and _has_ended(found):
@@ -162,15 +88,11 @@ class Connections:
     @staticmethod
     def _open(ca_file: Path | None, client_cert: Path | None, keepalive: float) -> aiohttp.ClientSession:
         connector = Connector(limit=0, ssl=context(ca_file, client_cert), keepalive_timeout=keepalive)
-        connector._factory = partial(_Handler, asyncio.get_running_loop())  # type: ignore[assignment]
+        connector._factory = partial(Handler, asyncio.get_running_loop())  # type: ignore[assignment]
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=READ_AHEAD,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_LINE,
         )
 
     async def close(self) -> None:

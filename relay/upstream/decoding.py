@@ -70,12 +70,20 @@ class Decoding:
     def __init__(self, sink: Sink, decoders: list[Decoder] | None, hand_to: Callable[[Sink], None]) -> None:
         self._sink = sink
         self._undone = Undone(decoders)
+        self._untouched = decoders is None
         self._hand_to = hand_to
         self._broken = False
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
             return
+        if self._untouched:
+            self._untouched = False
+            if sniffed(data) == "":  # as a rule
+                self._undone = Undone([])
+                self._hand_to(self._sink)
+                self._sink.data_received(data)
+                return
         try:
             for piece in self._undone.feed(data):
                 self._sink.data_received(piece)

@@ -15,22 +15,21 @@ from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from typing import get_args
 
-import httpx
-
 from relay.config.upstreams import Refusal
 from relay.protocol.errors import UpstreamUnreachable
-from relay.upstream.client import body_of
+from relay.upstream.answer_headers import AnswerHeaders
+from relay.upstream.client import Response, body_of
 from relay.upstream.routing import Route
 
 logger = logging.getLogger(__name__)
 
 REFUSALS = frozenset(get_args(Refusal))
-Send = Callable[[Route], Awaitable[httpx.Response]]
+Send = Callable[[Route], Awaitable[Response]]
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-_Answer = httpx.Response | UpstreamUnreachable
+_Answer = Response | UpstreamUnreachable
 
 
-async def ask(route: Route, send: Send) -> tuple[Route, httpx.Response]:
+async def ask(route: Route, send: Send) -> tuple[Route, Response]:
     """The answer that counts, and whose it is: the first that is no refusal. Where all refuse it is the first refusal
     that was sent, for the later ones say nothing of the upstream that the request was meant for.
 
@@ -87,7 +86,7 @@ async def _patiently(route: Route, send: Send) -> _Answer:
         await asyncio.sleep(seconds)
 
 
-def retry_after(headers: httpx.Headers) -> float | None:
+def retry_after(headers: AnswerHeaders) -> float | None:
     """The seconds that `Retry-After` asks for (RFC 9110, section 10.2.3), None where it asks for none."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
@@ -102,12 +101,12 @@ def _word(answer: _Answer) -> int | str:
     return "unreachable" if isinstance(answer, UpstreamUnreachable) else answer.status_code
 
 
-def _sent(answer: _Answer) -> httpx.Response:
+def _sent(answer: _Answer) -> Response:
     if isinstance(answer, UpstreamUnreachable):
         raise answer
     return answer
 
 
 async def _close(answer: _Answer) -> None:
-    if isinstance(answer, httpx.Response):
+    if isinstance(answer, Response):
         await body_of(answer).aclose()

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-import httpx
-
 from relay.client.events import KEY_IN_FLIGHT, error_code
 from relay.client.policy import Policy, RetryBudget, heartbeat_interval, retry_after
 from relay.client.resumable_stream import Reason, ResumableStream, Unresumable, resumable_stream_id
@@ -25,13 +23,13 @@ from relay.protocol.headers import Headers
 from relay.protocol.json_rpc import Id
 from relay.protocol.legs import RELAY, RESPONSES, Leg
 from relay.upstream.addresses import relay_root
-from relay.upstream.client import Body, body_of, is_event_stream
+from relay.upstream.client import Body, Response, body_of, is_event_stream
 from relay.upstream.json_rpc import RpcStream
 from relay.upstream.positions import NumberedStream, OwnIdsStream, RelayStream
 from relay.upstream.prefilled import PrefilledStream
 from relay.upstream.resuming_body import ResumingBody, beginning_of
 
-Send = Callable[[str, str, Headers, bytes], Awaitable[httpx.Response]]
+Send = Callable[[str, str, Headers, bytes], Awaitable[Response]]
 """Sends a request upstream: method, url, headers, body. Raises as `UpstreamClient.send` does."""
 
 # The bound of an event counts its text alone, this one its `id:` and other lines, too.
@@ -59,7 +57,7 @@ class Continuing:
     """How an answer is gone on with by another call: `send` makes it, with these headers and this body, and counts it;
     `on_result` hears of each loss whether it was gone on with."""
 
-    send: Callable[[Headers, bytes], Awaitable[httpx.Response]]
+    send: Callable[[Headers, bytes], Awaitable[Response]]
     on_result: Callable[[bool], None]
 
 
@@ -107,7 +105,7 @@ class StreamRequest:
     def _policy(self) -> Policy:
         return policy_of(self.timeouts.upstream_resume, self.max_event_bytes + _LINES_BESIDE)
 
-    async def joining(self, body: bytes) -> httpx.Response:
+    async def joining(self, body: bytes) -> Response:
         """The answer of another relay. A request that is lost before it, or for which something on the way answers what
         is none of HTTP, is sent again, for it joins what it began.
         Raises as `UpstreamClient.send` does."""
@@ -136,7 +134,7 @@ class StreamRequest:
                     raise lost from None  # type: ignore[misc]
             await asyncio.sleep(wait)
 
-    def resumable(self, response: httpx.Response, kept: Kept | None) -> httpx.Response:
+    def resumable(self, response: Response, kept: Kept | None) -> Response:
         """The answer, whose body goes on after a loss where the upstream can do that; `kept` is that of the request,
         where it was kept."""
         stream = self._stream_of(response)
@@ -149,7 +147,7 @@ class StreamRequest:
         if self.query is not None and isinstance(stream, RelayStream | NumberedStream):
             far = stream.stream if isinstance(stream, RelayStream) else ""
             going_on.leg = Leg(RELAY if far else RESPONSES, self.upstream.name, far, self.query)
-        return httpx.Response(response.status_code, headers=response.headers.raw, stream=going_on)
+        return Response(response.status_code, response.headers, going_on)
 
     def taken_over(self, leg: Leg, frames: Sequence[bytes], position: int | None) -> ResumingBody | None:
         """What follows after `frames`, the last of which is the event that a relay upstream calls `position`; None
@@ -180,7 +178,7 @@ class StreamRequest:
         is_relay = isinstance(stream, RelayStream)
         idle = self.timeouts.upstream_idle_timeout
 
-        async def ask(position: str) -> httpx.Response:
+        async def ask(position: str) -> Response:
             sent = b"{}" if is_relay and self.method == "POST" else b"" if kept is None else kept.data
             if sent is None:
                 raise Unresumable("The place of its request was needed for others.", Reason.REFUSED, position)
@@ -209,7 +207,7 @@ class StreamRequest:
             on_over=kept.let_go if kept is not None else lambda: None,
         )
 
-    def _stream_of(self, response: httpx.Response) -> ResumableStream | None:
+    def _stream_of(self, response: Response) -> ResumableStream | None:
         """What is known of the answer; None where nobody can go on with it."""
         if response.status_code != 200 or not is_event_stream(response):
             return None
@@ -225,7 +223,7 @@ class StreamRequest:
             return RelayStream(self.api, found, self._policy())
         return None if self.continuing is None else PrefilledStream(self.api, self.upstream.prefill, self._policy())
 
-    async def _ask(self, stream: ResumableStream, position: str, body: bytes) -> httpx.Response:
+    async def _ask(self, stream: ResumableStream, position: str, body: bytes) -> Response:
         found = _RESPONSES.fullmatch(self.url)
         if isinstance(stream, NumberedStream) and stream.response_id is not None and found is not None:
             query = "&".join(filter(None, (found[2], "stream=true", f"starting_after={position}")))

@@ -19,10 +19,10 @@ from relay.config import Timeouts
 from relay.protocol.dialect import Watch
 from relay.protocol.errors import ApiError
 from relay.protocol.legs import Leg
-from relay.upstream.client import Body, body_of
-from relay.upstream.connections import READ_FIRST
+from relay.upstream.client import Body, Response, body_of
 from relay.upstream.decoding import Sink
 from relay.upstream.positions import OwnIdsStream
+from relay.upstream.reading import READ_FIRST
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _BETWEEN = 0.25
 _LAST_STOPS_SECONDS = 2.0
 _STOPPING: set[asyncio.Task[None]] = set()
 
-Ask = Callable[[str], Awaitable[httpx.Response]]
+Ask = Callable[[str], Awaitable[Response]]
 """Asks the upstream for what follows this position. Raises as `UpstreamClient.send` does."""
 
 

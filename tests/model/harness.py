@@ -11,8 +11,6 @@ import asyncio
 import re
 from typing import Any, cast
 
-import httpx
-
 from relay.config import Settings
 from relay.metrics import Metrics
 from relay.protocol.apis import DIALECTS
@@ -29,7 +27,8 @@ from relay.streams.ingest import UpstreamIngest
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream.client import Body
+from relay.upstream.answer_headers import AnswerHeaders
+from relay.upstream.client import Body, Response
 from relay.upstream.decoding import Sink
 from relay.upstream.routing import route_model
 from tests.model.simulated import Node, Pending, Server, Topology
@@ -167,8 +166,8 @@ class Harness:
     async def begin(self, with_client: bool, with_other: bool) -> None:
         """The stream is made on A."""
 
-        async def call(_: object) -> httpx.Response:
-            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=self._body)
+        async def call(_: object) -> Response:
+            return Response(200, AnswerHeaders([(b"content-type", b"text/event-stream")]), self._body)
 
         route = route_model(SETTINGS.upstreams, "chat", "m")
         request = Request("req_1", self._loop.time(), "m", None)

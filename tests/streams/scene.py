@@ -24,7 +24,8 @@ from relay.streams.lookup import Attached
 from relay.streams.producer import Producer
 from relay.streams.reader import Reader
 from relay.streams.registry import Registry
-from relay.upstream.client import Body
+from relay.upstream.answer_headers import AnswerHeaders
+from relay.upstream.client import Body, Response
 from relay.upstream.decoding import Sink
 from relay.upstream.routing import Route, route_model
 from tests.support.oracle import DONE, frame
@@ -98,8 +99,8 @@ class Replica:
         """A generation that the upstream has answered, and its first reader; with `read` the upstream is being read.
         The call upstream holds the `request`. With `patience` the client waits for the first event."""
 
-        async def call(_: object, request: object = request) -> httpx.Response:
-            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=upstream)
+        async def call(_: object, request: object = request) -> Response:
+            return Response(200, AnswerHeaders([(b"content-type", b"text/event-stream")]), upstream)
 
         del request  # the call has it
         route: Route = route_model(self.registry.settings.upstreams, api, "m")

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from relay.config import UpstreamSettings
@@ -21,6 +20,8 @@ from relay.protocol.outcomes import Ending
 from relay.streams.account import Request
 from relay.streams.answer import Asking
 from relay.streams.reader import Lost
+from relay.upstream.answer_headers import AnswerHeaders
+from relay.upstream.client import Response
 from relay.upstream.routing import Route
 from tests.streams.scene import OWNER, TIMEOUT, Held, Replica, Upstream, ids, replica, take, until_it_says
 from tests.support.stores import Store, valkey_server
@@ -188,13 +189,13 @@ def test_what_is_learnt_of_a_stream_reaches_the_store(store: Store, when: str, n
         other = Route(UpstreamSettings(name="u2", base_url="http://u2", models=["m*"], headers=["kept"]), "m", "m*")
         route = Route(UpstreamSettings(name="u1", base_url="http://u1", headers=["kept"]), "m", "*", other)
 
-        async def call(asking: Asking) -> httpx.Response:
+        async def call(asking: Asking) -> Response:
             asking(route, False)
             await going_on.wait()
             if moves:
                 asking(other, False)
-            headers = {"content-type": "text/event-stream", **({"kept": "yes"} if named else {})}
-            return httpx.Response(200, headers=headers, stream=upstream)
+            headers = [(b"content-type", b"text/event-stream"), *([(b"kept", b"yes")] if named else [])]
+            return Response(200, AnswerHeaders(headers), upstream)
 
         learn = counted(first.log, "learn")
         create = Held(first.log, "create", answers=True)

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -231,8 +232,9 @@ class TestCertificates:
         return paths
 
     @staticmethod
-    def call(files: dict[str, Path], upstream: UpstreamSettings) -> bytes:
-        """At a server that wants a certificate of its own authority."""
+    def call(files: dict[str, Path], upstream: UpstreamSettings, tunnel: bytes | None = None) -> bytes:
+        """At a server that wants a certificate of its own authority; through a proxy that answers `tunnel` to CONNECT
+        unless that is None."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(files["ca"]))
         context.load_cert_chain(files["server"])
         context.verify_mode = ssl.CERT_REQUIRED
@@ -247,20 +249,55 @@ class TestCertificates:
             finally:
                 writer.close()
 
+        async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await reader.read(1 << 16):
+                    writer.write(data)
+            writer.close()
+
+        tunnels: list[asyncio.Task[None] | None] = []
+
+        async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tunnels.append(asyncio.current_task())
+            method, address, _ = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
+            assert method == b"CONNECT"
+            assert tunnel is not None
+            writer.write(tunnel)
+            there = await asyncio.open_connection("127.0.0.1", int(address.rpartition(b":")[2]))
+            await asyncio.gather(pipe(reader, there[1]), pipe(there[0], writer))
+
         async def fetch() -> bytes:
-            async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            async with (
+                await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server,
+                await asyncio.start_server(proxy, "127.0.0.1", 0) as between,
+            ):
                 client = UpstreamClient()
-                try:
-                    return await fetched(
-                        client, upstream, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x"
+                to = upstream
+                if tunnel is not None:
+                    to = upstream.model_copy(
+                        update={"proxy": f"http://127.0.0.1:{between.sockets[0].getsockname()[1]}"}
                     )
+                try:
+                    return await fetched(client, to, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/x")
                 finally:
                     await client.close()
+                    for each in tunnels:
+                        await each  # type: ignore[misc]
 
         return asyncio.run(asyncio.wait_for(fetch(), 10))
 
     def test_both_sides_prove_themselves(self, files: dict[str, Path]) -> None:
         assert self.call(files, settings(ca_file=files["ca"], client_cert=files["client"])) == b"ok"
+
+    @pytest.mark.parametrize("more", [b"", b"content-length: 0\r\n", b"via: 1.1 x\r\nconnection: close\r\n"])
+    def test_a_proxy_s_tunnel_leads_there(self, files: dict[str, Path], more: bytes) -> None:
+        upstream = settings(ca_file=files["ca"], client_cert=files["client"])
+        assert self.call(files, upstream, b"HTTP/1.1 200 Established\r\n" + more + b"\r\n") == b"ok"
+
+    def test_a_proxy_that_makes_no_tunnel_is_told(self, files: dict[str, Path]) -> None:
+        upstream = settings(ca_file=files["ca"], client_cert=files["client"])
+        with pytest.raises(UpstreamUnreachable, match="ClientHttpProxyError"):
+            self.call(files, upstream, b"HTTP/1.1 407 -\r\ncontent-length: 2\r\n\r\nno")
 
     def test_another_authority_s_upstream_is_not_believed(self, files: dict[str, Path]) -> None:
         with pytest.raises(UpstreamUnreachable):

@@ -6,7 +6,6 @@ import asyncio
 from email.utils import formatdate
 from typing import Any, get_args
 
-import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -14,7 +13,8 @@ from relay.config import UpstreamSettings
 from relay.config.upstreams import Refusal
 from relay.protocol.errors import ApiError, UpstreamDisconnected, UpstreamTimeout, UpstreamUnreachable
 from relay.upstream import failover
-from relay.upstream.client import Body
+from relay.upstream.answer_headers import AnswerHeaders
+from relay.upstream.client import Body, Response
 from relay.upstream.routing import Route, route_model
 
 ON = [429, 503, 529, "unreachable"]
@@ -37,20 +37,21 @@ def upstreams(*each: dict[str, Any]) -> list[UpstreamSettings]:
     return [UpstreamSettings(name=f"u{n}", base_url=f"http://u{n}", **one) for n, one in enumerate(each)]
 
 
-def asked(route: Route, *answers: Any) -> tuple[list[str], Any, list[httpx.Response]]:
+def asked(route: Route, *answers: Any) -> tuple[list[str], Any, list[Response]]:
     """Who was asked, what came of it, and the responses that were sent. An answer is a status, (status, headers), or an
     error."""
     sends: list[str] = []
-    responses: list[httpx.Response] = []
+    responses: list[Response] = []
     left = list(answers)
 
-    async def send(at: Route) -> httpx.Response:
+    async def send(at: Route) -> Response:
         sends.append(at.upstream.name)
         answer = left.pop(0)
         if isinstance(answer, ApiError):
             raise answer
         status, headers = answer if isinstance(answer, tuple) else (answer, {})
-        responses.append(httpx.Response(status, headers=headers, stream=Held()))
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        responses.append(Response(status, AnswerHeaders(raw), Held()))
         return responses[-1]
 
     try:
@@ -90,7 +91,7 @@ def test_who_is_asked_and_what_is_answered(answers: list[Any], sends: int, outco
     route = route_model(upstreams({"next_on": ON}, {"next_on": ON}, {}), "chat", "m")
     names, found, responses = asked(route, *answers)
     assert (names, found) == ([f"u{n}" for n in range(sends)], outcome)
-    kept = [r for r in responses if not r.stream.closed]  # type: ignore[union-attr]
+    kept = [r for r in responses if not r.stream.closed]  # type: ignore[attr-defined]
     assert [r.status_code for r in kept] == ([outcome[1]] if isinstance(outcome, tuple) else [])
 
 

@@ -24,8 +24,8 @@ def test_text_that_arrived_before_the_connection_died_is_not_lost(upstream: Scri
     async def read() -> tuple[bytes, bool]:
         client = UpstreamClient()
         response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
-        content = response.stream._response.content  # type: ignore[union-attr]
-        while content.exception() is None:  # noqa: ASYNC110 - aiohttp offers nothing to wait for
+        content = body_of(response)._content
+        while content.exception() is None:  # noqa: ASYNC110 - there is nothing to wait for
             await asyncio.sleep(0)
         text, broke = b"", False
         try:
@@ -55,7 +55,7 @@ class Heard:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["as-it-arrives", "when-it-is-over"])
-@pytest.mark.parametrize("size", [5, 1 << 20])  # a MiB is more than aiohttp reads ahead
+@pytest.mark.parametrize("size", [5, 1 << 20])  # a MiB is more than is read ahead
 @pytest.mark.parametrize("last", [Cut(), End()], ids=["cut", "whole"])
 def test_a_pushed_body_is_all_there_and_ends_once(
     upstream: ScriptedUpstream, last: Cut | End, late: bool, size: int
@@ -65,13 +65,12 @@ def test_a_pushed_body_is_all_there_and_ends_once(
     async def push() -> tuple[bytes, httpx.TransportError | None]:
         client = UpstreamClient()
         response = await client.send(ANY, "POST", upstream.url + "/v1/chat/completions", [], b'{"model":"m"}')
-        content = response.stream._response.content  # type: ignore[union-attr]
+        content = body_of(response)._content
 
         def has_read_all_it_will() -> bool:
-            stopped = content._protocol._reading_paused
-            return content.exception() is not None or content.is_eof() or stopped
+            return content.over or content.stopped
 
-        while late and not has_read_all_it_will():  # noqa: ASYNC110 - aiohttp offers nothing to wait for
+        while late and not has_read_all_it_will():  # noqa: ASYNC110 - there is nothing to wait for
             await asyncio.sleep(0)
         heard = Heard()
         body_of(response).push_to(heard)
