@@ -215,7 +215,8 @@ class Exchange:
         coded = self.header(b"content-encoding")
         if coded is not None:
             self.take_headers([item for item in self.headers if item[0] != b"content-encoding"])
-        if self.caller.is_checked:  # as a form, or in another charset, it would name other things upstream
+        checked = self.caller.is_checked
+        if checked:  # as a form, or in another charset, it would name other things upstream
             others = (item for item in self.headers if item[0] != b"content-type")
             self.take_headers([*others, (b"content-type", b"application/json")])
         told = self.named.get(b"content-length", b"")
@@ -223,7 +224,7 @@ class Exchange:
         if length > bodies.limit:
             raise too_large(bodies.limit)
         self.charge = bodies.open(self.caller.identity, length)
-        body = JsonBody(bodies, self.charge, codings.of_header(coded), counted=self.caller.is_checked)
+        body = JsonBody(bodies, self.charge, codings.of_header(coded), counted=checked)
         try:
             while not self.body_read:
                 if chunk := await self.chunk(bodies.limit):
