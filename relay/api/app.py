@@ -12,7 +12,8 @@ from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from relay.api import application, listing, openapi, pages, responses, resume, told
-from relay.api.exchange import Endpoint, Exchange
+from relay.api.endpoint import Endpoint
+from relay.api.exchange import Exchange
 from relay.api.generate import generate
 from relay.api.passthrough import any_path
 from relay.api.services import Services

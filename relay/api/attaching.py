@@ -63,7 +63,7 @@ class Attaching:
             self._session = None
         # What nobody shows a credential for is nobody's: it would be anybody's. And without the secret that the
         # replicas share, no name is the same on another one.
-        self._takes_part = (
+        self.takes_part = (
             attach != "off"
             and (self._session is not None or self._counts)
             and exchange.caller.can_come_back
@@ -71,7 +71,7 @@ class Attaching:
             and b"respond-async" not in named.get(b"prefer", b"")
             and self._registry.owners.secret_known
         )
-        self._owner = self._registry.owners.owner(exchange.caller.identity) if self._takes_part else ""
+        self._owner = self._registry.owners.owner(exchange.caller.identity) if self.takes_part else ""
         self._name = ""
         self._request = ""
         self._turns: list[str] = []
@@ -79,17 +79,17 @@ class Attaching:
         self._asking: asyncio.Task[list[Noted]] | None = None
         self.noted = False
         """Can another request come to this one's generation?"""
-        if self._takes_part and self._session is not None:
+        if self.takes_part and self._session is not None:
             self._name = "session:" + self._digest(self._path.encode(), self._session)
 
     @property
     def is_possible(self) -> bool:
         """May it join a generation that is there, for all that its head says?"""
-        return self._takes_part and self._came is not Came.PLAIN
+        return self.takes_part and self._came is not Came.PLAIN
 
     def ask(self) -> None:
         """Ask the store what it knows of the session, while the body arrives."""
-        if self._takes_part and self._session is not None:
+        if self.takes_part and self._session is not None:
             self._asking = asyncio.create_task(self._ask())
 
     def _digest(self, *parts: bytes) -> str:
@@ -101,9 +101,7 @@ class Attaching:
         return []
 
     async def read(self, raw: bytes, body: JsonObject) -> None:
-        """The body is there."""
-        if not self._takes_part:
-            return
+        """The body is there. To be called where it `takes_part`."""
         here = len(raw) <= _DIGESTED_HERE
         digest = body_digest(raw) if here else await asyncio.to_thread(body_digest, raw)
         self._request = self._digest(self._path.encode(), digest)[:32]
@@ -120,12 +118,12 @@ class Attaching:
 
     def drop(self) -> None:
         """The request asks for no stream, or for one that is not logged."""
-        self._takes_part = False
+        self.takes_part = False
         self._turns = []
 
     def began(self, stream: str) -> None:
         """A generation of this request begins."""
-        if self._takes_part:
+        if self.takes_part:
             self.noted = True
             self._registry.orphans.begin(
                 stream, self._name, self._request, self._turns, self._others, always=self._session is not None
@@ -134,7 +132,7 @@ class Attaching:
     async def join(self) -> str | Attached | None:
         """A place in the generation of an earlier request, or the stream of one that whoever reads it has taken over;
         None where there is none to join. Raises what `Lookup.attach` does."""
-        if not self._takes_part or self._came is Came.PLAIN:
+        if not self.takes_part or self._came is Came.PLAIN:
             return None
         self._others = await (self._asking or self._ask())
         until = asyncio.get_running_loop().time() + _SEEN_WITHIN

@@ -91,7 +91,7 @@ def call(
         )
 
     def hides(at: Route) -> bool:
-        return body.asks(at) and at.upstream.usage == "observe"
+        return at.upstream.usage == "observe" and body.asks(at)
 
     async def once(asking: Asking) -> Response:
         asking(route, hides(route))

@@ -9,7 +9,6 @@ room in the request's queue before it can be done with the connection.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import time
@@ -26,7 +25,6 @@ from relay.http.contract import (
     CLIENT,
     CONNECTION,
     Connection,
-    ConnectionCut,
     DirectWriter,
 )
 from relay.protocol import codings
@@ -47,10 +45,9 @@ from relay.protocol.headers import Headers
 from relay.protocol.json_scan import Layout
 from relay.tracing.spans import ReaderSpan
 
-logger = logging.getLogger(__name__)
-
 _T = TypeVar("_T")
 
+_NO_LAYOUT = Layout()
 _DRAIN_SECONDS = 5.0
 _DRAIN_BYTES = 256 << 20
 
@@ -98,7 +95,7 @@ class Exchange:
         """What every answer to this request carries."""
         self.own_headers: Headers = []  # `Cors.allow_own`, on the path of an application
         self.charge: Charge | None = None
-        self.layout: Layout  # of a body that was read as `json`
+        self.layout = _NO_LAYOUT  # of a body that was read as `json`
         self._receive = receive
         self._send = send
         self._waited = 0.0
@@ -119,6 +116,13 @@ class Exchange:
         """The same by name; several of one are joined with `, ` (RFC 9110, section 5.3)."""
         for name, value in headers:
             self.named[name] = self.named[name] + b", " + value if name in self.named else value
+
+    def forget_head(self) -> None:
+        """The headers are looked at no more: a stream may live for hours, and an SDK sends some kilobytes of them."""
+        if isinstance(self.scope["headers"], list):  # the server has the same one
+            self.scope["headers"].clear()
+        self.take_headers([])
+        self.layout = _NO_LAYOUT
 
     def header(self, name: bytes) -> str | None:
         value = self.named.get(name)
@@ -208,7 +212,8 @@ class Exchange:
         coded = self.header(b"content-encoding")
         if coded is not None:
             self.take_headers([item for item in self.headers if item[0] != b"content-encoding"])
-        if self.caller.is_checked:  # as a form, or in another charset, it would name other things upstream
+        checked = self.caller.is_checked
+        if checked:  # as a form, or in another charset, it would name other things upstream
             others = (item for item in self.headers if item[0] != b"content-type")
             self.take_headers([*others, (b"content-type", b"application/json")])
         told = self.named.get(b"content-length", b"")
@@ -216,7 +221,7 @@ class Exchange:
         if length > bodies.limit:
             raise too_large(bodies.limit)
         self.charge = bodies.open(self.caller.identity, length)
-        body = JsonBody(bodies, self.charge, codings.of_header(coded), counted=self.caller.is_checked)
+        body = JsonBody(bodies, self.charge, codings.of_header(coded), counted=checked)
         try:
             while not self.body_read:
                 if chunk := await self.chunk(bodies.limit):
@@ -335,58 +340,3 @@ class Exchange:
             self.dialect.error_body(error, self.request_id),
             [self.id_header()] + [(k.encode(), v.encode()) for k, v in error.headers.items()],
         )
-
-
-Handler = Callable[[Exchange], Awaitable[None]]
-
-
-class Endpoint:
-    """An ASGI application around a handler: its refusals become answers, its faults a 500 without detail."""
-
-    def __init__(self, handler: Handler, cors: Cors, on_refusal: Callable[[Exchange, ApiError], None]) -> None:
-        self._handler = handler
-        self._cors = cors
-        self._on_refusal = on_refusal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        try:
-            exchange.answer_headers = self._cors.allow(exchange.headers)
-            exchange.check_head()
-            if exchange.answer_headers:
-                if self._cors.is_preflight(exchange.method, exchange.headers):
-                    exchange.answer_headers = [*exchange.answer_headers, *self._cors.preflight(exchange.headers)]
-                    await exchange.answer(204, b"", [])
-                    return
-                # Some upstreams refuse pages that they do not know: this one has been let in here.
-                exchange.take_headers([item for item in exchange.headers if item[0] != b"origin"])
-            await self._handler(exchange)
-            if (rest := exchange.rest) is not None:
-                exchange.rest = None
-                await rest()
-        except ApiError as error:
-            self._on_refusal(exchange, error)
-            await exchange.refuse(error)
-        except ClientGone:
-            raise ConnectionCut from None
-        except ConnectionCut:
-            raise
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            await self._fault(exchange)  # nobody has cancelled this request, but something that it waited for
-        except Exception:
-            await self._fault(exchange)
-        finally:
-            if (charge := exchange.take_charge()) is not None:
-                charge.release()
-
-    async def _fault(self, exchange: Exchange) -> None:
-        """Answer a fault of the relay's own; to be called where its exception is handled."""
-        logger.exception("a fault of the relay's own", extra={"fields": {"request_id": exchange.request_id}})
-        if exchange.started:
-            raise ConnectionCut from None
-        fault = ApiError("The relay failed. Try again; if it lasts, look into its log for this request id.")
-        self._on_refusal(exchange, fault)
-        await exchange.refuse(fault)

@@ -92,7 +92,8 @@ async def _read(services: Services, exchange: Exchange, dialect: Dialect, attach
     background = body.get("background") is True
     carried = services.settings.continues and continuing.carries(dialect.name, body)
     content = ClientBody(exchange, raw, model, None if asking is None else changes(body, asking))
-    await attaching.read(raw, body)
+    if attaching.takes_part:
+        await attaching.read(raw, body)
     del body, asking  # larger than the body, and not charged
     if named:
         await kept.check(services, exchange, named)
@@ -132,7 +133,7 @@ async def stream(
     within_reach = exchange.caller.can_come_back or scope != ""
     detached = is_logged(request.stream) and within_reach and "respond-async" in _preferences(exchange)
     with_ids = event_ids.wanted(services, exchange)
-    if route.upstream.buffer and (joined := await joining.join()) is not None:
+    if route.upstream.buffer and joining.may_join and (joined := await joining.join()) is not None:
         request.body.let_go()
         slot.refund()
         if isinstance(joined, Attached):
@@ -163,7 +164,7 @@ async def stream(
             exchange.caller.key.label if exchange.caller.key is not None else "",
             span,
         ),
-        hide_usage=request.body.asks(route) and route.upstream.usage == "observe",
+        hide_usage=route.upstream.usage == "observe" and request.body.asks(route),
         choices=request.choices,
         name=request.name,
         call=call(services, exchange, dialect, request, span, preference_met=detached, abandon_after=abandon_after),

@@ -47,6 +47,7 @@ class Joining:
         self._owner = owner
         self._attaching = attaching
         self._claimed: str | None = None
+        self.may_join = self.is_possible(exchange, attaching)
         self._key = exchange.header(b"idempotency-key")
         self._told = exchange.named.get(agents.TIMEOUT)
         # Without the secret that the replicas share, no name is the same on another one.

@@ -8,7 +8,6 @@ be no stream leaves the list.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -105,7 +104,8 @@ class Listing:
         self._answered(producer, held, await (sent or self._listings.put(producer.owner, held.listed)))
 
     def _answered(self, producer: Producer, held: _Held, at: bytes) -> None:
-        held.listed = dataclasses.replace(held.listed, at=int(at))
+        listed = held.listed  # `dataclasses.replace` makes 45 calls
+        held.listed = Listed(listed.stream, listed.replica, listed.digest, listed.entry, int(at))
         if self._held.get(producer) is held:
             held.told = True
         elif not _is_made(producer):  # it has ended meanwhile, and never was a stream

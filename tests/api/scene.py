@@ -67,6 +67,8 @@ def two_upstreams(folder: Path) -> Iterator[Scene]:
                 },
                 {"name": "unlogged", "base_url": main.url, "models": ["unlogged-*"], "buffer": False},
                 {"name": "observed", "base_url": main.url, "models": ["observe-*"], "usage": "observe"},
+                {"name": "first", "base_url": main.url, "models": ["first-*"], "next_on": [503]},
+                {"name": "next", "base_url": other.url, "models": ["first-*"]},
                 {"name": "always", "base_url": main.url, "models": ["always-*"], "usage": "always"},
             ],
             "store": {"url": store.url},

@@ -77,6 +77,24 @@ def test_late_refusal_is_told_in_band(scene: Scene, api: Api, kind: str) -> None
 
 
 @each_api
+def test_who_is_asked_next_long_after_the_answer_has_begun_gets_the_same_head(scene: Scene, api: Api) -> None:
+    sample = SAMPLES[api]
+    gate = f"next-{api}"
+    model = scene.play(Gate(gate), Head(503, {}, "length"), prefix="first-")
+    scene.other.on(model, *stream(*sample.frames))
+    answer = start(scene.relay, sample, model)
+    assert beats(answer, 1) == [sample.heartbeat]
+    scene.main.open(gate)
+    with answer:
+        answer.read()
+        assert answer.ended == "zero-chunk"
+    (call,) = scene.other.calls_of(model)
+    first, then = ({name.lower(): value for name, value in each.headers} for each in (scene.call(model), call))
+    assert {**first, "host": ""} == {**then, "host": ""}
+    assert set(sample.headers()) <= set(then)
+
+
+@each_api
 @logged_or_not
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 529])
 def test_refusal_in_time_is_verbatim(scene: Scene, api: Api, prefix: str, status: int) -> None:
