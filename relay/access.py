@@ -30,11 +30,18 @@ def of_stream(message: str, fields: dict[str, Any], *, failed: bool = False) -> 
     """What has become of a stream, and of those who read it."""
     level = logging.WARNING if failed else logging.INFO
     if _streams.isEnabledFor(level):
-        _streams.log(level, message, extra={"fields": fields})
+        _write(_streams, level, message, fields)
 
 
 def of_request(message: str, fields: dict[str, Any], *, failed: bool = False) -> None:
     """What is ordinary, or may come in any number."""
     level = logging.WARNING if failed else logging.INFO
     if _all.isEnabledFor(level):
-        _all.log(level, message, extra={"fields": fields})
+        _write(_all, level, message, fields)
+
+
+def _write(log: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
+    """As `Logger.log` does, by a fourth of its calls less."""
+    record = logging.LogRecord(log.name, level, "", 0, message, None, None)
+    record.__dict__["fields"] = fields
+    log.handle(record)

@@ -131,11 +131,10 @@ class _TextLines(logging.Formatter):
     _spelled = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [self._time(record), record.levelname, record.name, record.getMessage()]
-        for name, value in getattr(record, "fields", {}).items():
-            text = str(value)
-            parts.append(f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
-        line = " ".join(parts)
+        line = f"{self._time(record)} {record.levelname} {record.name} {record.getMessage()}"
+        fields = getattr(record, "fields", None)
+        if fields:
+            line = f"{line} {_spell(fields)}"
         return f"{line}\n{_trace(record.exc_info)}" if record.exc_info else line
 
     def _time(self, record: logging.LogRecord) -> str:
@@ -143,3 +142,12 @@ class _TextLines(logging.Formatter):
         if second != self._second:
             self._second, self._spelled = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         return f"{self._spelled},{int(record.msecs):03d}"
+
+
+def _spell(fields: dict[str, Any]) -> str:
+    line = " ".join([f"{name}={value}" for name, value in fields.items()])
+    between = line.count(" ") + 1, line.count("="), line.count('"')
+    if between == (len(fields), len(fields), 0) and line.isascii() and line.isprintable():
+        return line
+    texts = ((name, str(value)) for name, value in fields.items())
+    return " ".join([f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}" for name, text in texts])

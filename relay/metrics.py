@@ -20,6 +20,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -36,6 +37,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from relay import __version__
 from relay.model_labels import ModelLabels
@@ -55,8 +57,15 @@ _GENERATION = ("api", "upstream", "model")
 _FAILED, _TRIES = "failed", 5
 
 
-class _Tally(Histogram):
-    """A histogram that takes many observations at once."""
+class _Histogram(Histogram):
+    """One that is told a lot: what is observed is not checked, and may be many observations at once."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._sum.inc(amount)
+        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
+        bucket.inc(1)
+        if exemplar is not None:
+            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
 
     def add(self, counts: Iterable[int], total: float) -> None:
         """`counts` per bucket, the last one that of `+Inf`, not cumulative; `total` their sum."""
@@ -150,21 +159,21 @@ class Metrics:
         self.models = ModelLabels() if models is None else models
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, of which nothing is asked
         self.registry = registry = CollectorRegistry()
-        self.first_token = Histogram(
+        self.first_token = _Histogram(
             "relay_time_to_first_token_seconds",
             "From the last byte of the request to the first token in the log, or shown ahead of it.",
             _GENERATION,
             buckets=_FIRST_TOKEN,
             registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = _Histogram(
             "relay_stream_duration_seconds",
             "From the last byte of the request to the end of the stream in the log, or shown ahead of it.",
             (*_GENERATION, "outcome"),
             buckets=_DURATION,
             registry=registry,
         )
-        self.inter_token = _Tally(
+        self.inter_token = _Histogram(
             "relay_inter_token_seconds",
             "Between two events that carry tokens, as they come from the upstream.",
             _GENERATION,
@@ -259,10 +268,10 @@ class Metrics:
             ("api", "code"),
             registry=registry,
         )
-        self.append = Histogram(
+        self.append = _Histogram(
             "relay_append_seconds", "One flush of events to the store.", buckets=_APPEND, registry=registry
         )
-        self.append_batch = Histogram(
+        self.append_batch = _Histogram(
             "relay_append_batch_events", "Events in one flush.", buckets=_BATCH, registry=registry
         )
         self.append_failures = Counter(
@@ -288,11 +297,7 @@ class Metrics:
         )
         self.draining = Gauge("relay_draining", "1 from SIGTERM on.", registry=registry, multiprocess_mode="livemax")
         self.build_info = Gauge(
-            "relay_build_info",
-            "What runs here.",
-            ("version", "python"),
-            registry=registry,
-            multiprocess_mode="livemax",
+            "relay_build_info", "What runs here.", ("version", "python"), registry=registry, multiprocess_mode="livemax"
         )
         self.build_info.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)
@@ -309,10 +314,9 @@ class Metrics:
     def meter(self, api: str, upstream: str, model: str) -> Meter:
         """`upstream` is a word of the settings, `model` what `models` says; never a client's."""
         key = (api, upstream, model)
-        found = self._meters.get(key)
-        if found is None:
-            found = self._meters[key] = Meter(self, *key)
-        return found
+        if key not in self._meters:
+            self._meters[key] = Meter(self, *key)
+        return self._meters[key]
 
     def flush(self) -> None:
         for meter in self._meters.values():
@@ -320,18 +324,15 @@ class Metrics:
 
 
 class _Workers(Collector):
-    """A worker that has just started has a file that is still empty, of which prometheus-client dies: for a moment
-    that is too short to miss, so it is read again."""
+    """A worker that has just started has a file that is still empty, of which prometheus-client dies: for a moment."""
 
     def collect(self) -> Iterable[Metric]:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                return list(MultiProcessCollector(None).collect())  # type: ignore[no-untyped-call]
-            except struct.error:
-                if attempt == _TRIES:
-                    raise
-                time.sleep(0.01 * attempt)
-        return ()
+        collector: Any = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        for attempt in range(1, _TRIES):
+            with suppress(struct.error):
+                return list(collector.collect())
+            time.sleep(0.01 * attempt)
+        return list(collector.collect())
 
 
 def of_workers() -> CollectorRegistry:

@@ -12,7 +12,6 @@ import heapq
 from collections.abc import Callable
 from contextvars import Context
 from itertools import count
-from weakref import WeakKeyDictionary
 
 # Cancelled ones are thrown out once there are so many, and more than of all others.
 _FEW = 64
@@ -44,7 +43,8 @@ class Timer:
 class Timers:
     """Those of one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._heap: list[tuple[float, int, Timer]] = []
         self._numbers = count()
         self._cancelled = 0
@@ -70,12 +70,11 @@ class Timers:
             self._handle.cancel()
             self._handle = None
         if self._heap:
-            self._handle = asyncio.get_running_loop().call_at(self._heap[0][0], self._due, context=Context())
+            self._handle = self.loop.call_at(self._heap[0][0], self._due, context=Context())
 
     def _due(self) -> None:
         self._handle = None
-        loop = asyncio.get_running_loop()
-        now = loop.time() + _EARLY
+        now = self.loop.time() + _EARLY
         while self._heap and self._heap[0][0] <= now:
             call = heapq.heappop(self._heap)[2].take()
             if call is None:
@@ -84,22 +83,27 @@ class Timers:
             try:
                 call()
             except Exception as error:  # one's fault is not another's
-                loop.call_exception_handler({"message": "a fault in a timer", "exception": error})
+                self.loop.call_exception_handler({"message": "a fault in a timer", "exception": error})
         if self._handle is None:
             self._arm()
 
 
-_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Timers] = WeakKeyDictionary()
+_latest: Timers | None = None  # a process has one loop that matters
+
+
+def _of_running_loop() -> Timers:
+    global _latest
+    loop = asyncio.get_running_loop()
+    if _latest is None or _latest.loop is not loop:
+        _latest = Timers(loop)
+    return _latest
 
 
 def call_at(when: float, call: Callable[[], object]) -> Timer:
     """Have it called at a time of the running loop's clock."""
-    loop = asyncio.get_running_loop()
-    timers = _of_loops.get(loop)
-    if timers is None:
-        timers = _of_loops[loop] = Timers()
-    return timers.at(when, call)
+    return _of_running_loop().at(when, call)
 
 
 def call_later(seconds: float, call: Callable[[], object]) -> Timer:
-    return call_at(asyncio.get_running_loop().time() + seconds, call)
+    timers = _of_running_loop()
+    return timers.at(timers.loop.time() + seconds, call)

@@ -39,6 +39,8 @@ _TOKEN_FIELDS = (
     "audio",
 )
 
+_NONE: set[int] = set()  # for all who have none yet: an empty set holds 216 bytes
+
 
 class ChatWatch(Watch):
     """Follows a chat stream (OpenAI API reference, "The chat completion chunk object"). `hide_usage` hides the chunk
@@ -50,11 +52,12 @@ class ChatWatch(Watch):
     def __init__(self, hide_usage: bool, choices: int) -> None:
         super().__init__()
         self.hides_usage = hide_usage
-        self._first: JsonObject = {}  # of the chunks with a model: the one that a chunk of the relay's is made like
+        self._model: object = ""  # of the first chunk with one, and when that was made
+        self._created: object = 0
         self._begun = False
         self.choices = choices
         self._open: set[int] = set()
-        self._finished: set[int] = set()
+        self._finished = _NONE
 
     def see(self, event: Event) -> int:
         """The bits of a chunk: text in any of its choices' deltas is a token; it is a finish where all choices are.
@@ -78,8 +81,8 @@ class ChatWatch(Watch):
                 return ERROR
         if not self.response_id and isinstance(chunk.get("id"), str):
             self.response_id = chunk["id"] or None
-        if not self._first and chunk.get("model"):
-            self._first = chunk
+        if not self._model and chunk.get("model"):
+            self._model, self._created = chunk["model"], chunk.get("created", 0)
         usage = counted = chunk.get("usage")
         if "x_groq" in chunk and isinstance(own := chunk["x_groq"], dict):
             if own.get("error"):
@@ -109,6 +112,7 @@ class ChatWatch(Watch):
             if judged == finish_reasons.UNFINISHED:
                 self._open.add(index)
             else:
+                self._finished = self._finished or set()
                 self._finished.add(index)
                 if judged == finish_reasons.FAILED:
                     told = finish_reasons.text_of(reason)
@@ -145,8 +149,8 @@ class ChatWatch(Watch):
             chunk = {
                 "id": self.response_id or f"chatcmpl-{request_id}",
                 "object": "chat.completion.chunk",
-                "created": self._first.get("created", 0),
-                "model": self._first.get("model", ""),
+                "created": self._created,
+                "model": self._model,
                 "choices": [{"index": i, "delta": begun, "finish_reason": "length"} for i in unfinished],
                 "relay": STOPPED,
             }

@@ -6,6 +6,7 @@ and of the stream. The document's tables are printed by `python -m relay.protoco
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import Final
 
@@ -80,6 +81,7 @@ _NAMES: Final = (
 )
 
 
+@functools.cache
 def name_of(bits: int) -> Name:
     """The name of an event with these bits."""
     return next((name for bit, name in _NAMES if bits & bit), Name.OTHER)

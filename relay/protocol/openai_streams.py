@@ -78,8 +78,8 @@ class CompletionWatch(ChatWatch):
         chunk = {
             "id": self.response_id or f"cmpl-{request_id}",
             "object": "text_completion",
-            "created": self._first.get("created", 0),
-            "model": self._first.get("model", ""),
+            "created": self._created,
+            "model": self._model,
             "choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}],
             "relay": STOPPED,
         }

@@ -36,18 +36,17 @@ class Adoption:
         self._orphans = orphans
         self._tail = tail
         self._background = background
-        self._probes: dict[str, set[Callable[[], None]]] = {}  # of the clients that read a stream here
+        self._probes: dict[str, tuple[Callable[[], None], ...]] = {}  # of the clients that read a stream here
         self._taken: set[str] = set()  # by requests on this replica, until the store knows that they have gone again
 
     def connected(self, stream: str, probe: Callable[[], None]) -> None:
         """A client reads a stream here; `probe` finds out whether it is still there."""
-        self._probes.setdefault(stream, set()).add(probe)
+        self._probes[stream] = (*self._probes.get(stream, ()), probe)
 
     def disconnected(self, stream: str, probe: Callable[[], None]) -> None:
-        probes = self._probes[stream]
-        probes.discard(probe)
-        if not probes:
-            del self._probes[stream]
+        probes = tuple(other for other in self._probes.pop(stream) if other != probe)
+        if probes:
+            self._probes[stream] = probes
 
     def probe(self, stream: str) -> None:
         """Somebody, somewhere, asks for the same as the readers of a stream."""

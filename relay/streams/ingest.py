@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import httpx
 
 from relay.config import StreamSettings, UpstreamSettings
+from relay.flags import Flag
 from relay.protocol import sse
 from relay.protocol.dialect import DONE, Dialect, Watch, split_block
 from relay.protocol.ends import (
@@ -55,11 +56,12 @@ def no_events(said: UpstreamError) -> StreamFailure:
 class UpstreamIngest:
     """Reads one upstream's body, and hands its events to a sink.
 
-    `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is done
-    when the body is. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while the
-    upstream is made to wait. `asked` is the loop's time at which the upstream was sent the request.
+    `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is set
+    when the body is over. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while
+    the upstream is made to wait. `asked` is the loop's time at which the upstream was sent the request.
 
-    Until `open` nothing is taken: `opening` keeps the bytes, and `first` is done when it knows what they begin with.
+    Until `open` nothing is taken: `opening` keeps the bytes, and `first` is set when it knows what they begin with,
+    the stream is over, or nobody waits for that any longer.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class UpstreamIngest:
         asked: float,
         request_id: str,
     ) -> None:
+        self.first, self.ended_upstream = Flag(), Flag()
         self.terminal: Outcome | None = None
         self.opening: FirstEvent | None = FirstEvent(dialect, settings.max_event_bytes)
         self.body = body
@@ -94,9 +97,7 @@ class UpstreamIngest:
         self._named = False
         self.paused = False
         self._loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[None] = self._loop.create_future()
         self.finished: asyncio.Future[Outcome] = self._loop.create_future()
-        self.ended_upstream: asyncio.Future[None] = self._loop.create_future()
         self._lingering: asyncio.TimerHandle | None = None
 
     def replay(self, frames: Iterable[bytes]) -> None:
@@ -184,7 +185,7 @@ class UpstreamIngest:
         """Bytes that come before `open`: when it is known what they begin with, more of them have to wait."""
         if not opening.feed(data):
             return
-        if self.first.done():
+        if self.first.is_set:
             self.pause(True)
         else:
             self._know_first()
@@ -192,16 +193,16 @@ class UpstreamIngest:
     def _know_first(self) -> None:
         """From now on it is not the upstream that is waited for."""
         self._silence.pause(True)
-        self.first.set_result(None)
+        self.first.set()
 
     def eof_received(self, error: httpx.TransportError | None) -> None:
-        self.ended_upstream.set_result(None)
+        self.ended_upstream.set()
         if self.finished.done():
             return
         if self.opening is not None:
             self.opening.end()
             self._error = error
-            if not self.first.done():
+            if not self.first.is_set:
                 self._know_first()
         else:
             self._end(error)
@@ -257,6 +258,7 @@ class UpstreamIngest:
             self._fail(failure)
         else:
             self.finished.set_result(outcome)
+            self.first.set()
 
     def _add(self, events: list[Event]) -> None:
         for event in events:
@@ -265,6 +267,7 @@ class UpstreamIngest:
     def _fail(self, error: Exception) -> None:
         self.finished.set_exception(error)
         self.finished.exception()  # whoever still waits hears it; a task that is being stopped need not
+        self.first.set()
 
     def _take(self, data: bytes) -> Outcome | None:
         """The events of some more bytes; how the stream ended, once it has. Raises StreamFailure."""

@@ -178,13 +178,14 @@ class Lookup:
         meter = self._metrics.meter(status.api, status.upstream, self._metrics.models.of_another(status.model))
         feed = self._tail.enter(status, abandon_after)
 
-        def left() -> None:
+        def left(reader: Reader) -> None:
+            self._closed(reader)
             if shown is not None:
                 feed.shown.remove(shown)
             self._tail.leave(feed)
 
         try:
-            reader = self._reader(status.stream, n, dialect, meter, feed, status.binding, on_close=left)
+            reader = self._reader(status.stream, n, dialect, meter, feed, status.binding, left)
             if shown is not None:
                 feed.shown.append(shown)
         except TooManyRequests:
@@ -223,17 +224,18 @@ class Lookup:
 
     def _local(self, producer: Producer, n: int, abandon_after: float | None) -> Reader:
         feed = producer.feed
-        left = partial(self._left, producer)
         consumed = producer.writer.consumed if not producer.logged else None
         binding = Binding(producer.owner, producer.dialect.name)
         meter = producer.account.meter
-        reader = self._reader(producer.stream, n, producer.dialect, meter, feed, binding, left, consumed)
+        closed = partial(self._left, producer)
+        reader = self._reader(producer.stream, n, producer.dialect, meter, feed, binding, closed, consumed)
         feed.readers += 1
         producer.account.readers += 1
         self._abandonment.reader_came(producer, abandon_after)
         return reader
 
-    def _left(self, producer: Producer) -> None:
+    def _left(self, producer: Producer, reader: Reader) -> None:
+        self._closed(reader)
         producer.feed.readers -= 1
         self._abandonment.reader_left(producer)
 
@@ -245,10 +247,11 @@ class Lookup:
         meter: Meter,
         feed: Feed | None,
         binding: Binding,
-        on_close: Callable[[], None] = lambda: None,
+        on_close: Callable[[Reader], None] | None = None,
         on_consumed: Callable[[int], None] | None = None,
     ) -> Reader:
-        """Every reader of every stream comes through here, and is counted. Raises TooManyRequests."""
+        """Every reader of every stream comes through here, and is counted; `on_close` calls `_closed`, or is that.
+        Raises TooManyRequests."""
         if self._readers[stream] >= self._readers_per_stream:
             raise TooManyRequests(
                 "This stream has as many readers as limits.readers_per_stream allows. Close one first.",
@@ -258,16 +261,16 @@ class Lookup:
         self._readers[stream] += 1
         meter.readers_active.inc()
 
-        closed = partial(self._closed, stream, on_close)
-        return Reader(stream, n, dialect, meter, self._log, feed, binding, on_consumed=on_consumed, on_close=closed)
+        on_close = on_close or self._closed
+        return Reader(stream, n, dialect, meter, self._log, feed, binding, on_consumed=on_consumed, on_close=on_close)
 
-    def _closed(self, stream: str, on_close: Callable[[], None], reader: Reader) -> None:
+    def _closed(self, reader: Reader) -> None:
+        stream = reader.stream
         reader.meter.readers_active.dec()
         self._of_tails.discard(reader)
         self._readers[stream] -= 1
         if not self._readers[stream]:
             del self._readers[stream]
-        on_close()
 
     # -- what a stream is ---------------------------------------------------------------------------------
 
@@ -362,9 +365,7 @@ class Lookup:
     @staticmethod
     async def _stop_here(producer: Producer) -> None:
         producer.stop(Ending.STOPPED)
-        with contextlib.suppress(TimeoutError):  # it has stopped; its log is told as soon as the store answers
-            async with asyncio.timeout(_STOP_TIMEOUT):
-                await producer.persisted.wait()
+        await producer.persisted.wait(_STOP_TIMEOUT)  # it has stopped; its log is told as soon as the store answers
 
     async def _stop_elsewhere(self, status: Status) -> None:
         feed: TailFeed = self._tail.enter(status)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
 
 from relay import timers
 from relay.encryption import Binding
@@ -29,7 +28,7 @@ from relay.streams.context import ProducerContext
 from relay.streams.feed import Feed
 from relay.streams.hold import HoldWhileSilent
 from relay.streams.ingest import LINGER_SECONDS, UpstreamIngest
-from relay.streams.refusal import begins_with_error, late_refusal, read_refusal
+from relay.streams.refusal import begins_with_error, late_refusal, read_refusal, until_begun
 from relay.streams.writer import ENDED, FENCED, UNLOGGED, LogWriter
 from relay.upstream.client import Body, Response, body_of
 from relay.upstream.resuming_body import follow, leg_of, let_go
@@ -51,6 +50,7 @@ class Producer:
     _owed: Failed | None = None
     _stop: Outcome | None = None
     _remaking: asyncio.Task[None] | None = None
+    _hold: HoldWhileSilent | None = None
 
     def __init__(
         self,
@@ -97,7 +97,6 @@ class Producer:
         self._promised = False  # the client is to be given the stream
         self._reading: Body | None = None  # the response's body, which alone is kept of it
         self._ingest: UpstreamIngest | None = None
-        self._hold = HoldWhileSilent(self.writer, context.log.store.hold)
         self.persisted = Flag()  # the end is in the log, or there is none to be put there
         self._task: asyncio.Task[None] | None = None
 
@@ -119,6 +118,9 @@ class Producer:
         if self._stop is None and self.outcome is None and self._task is not None:
             self._stop = outcome
             self._task.cancel()
+
+    def _exceed(self) -> None:
+        self.stop(Cause.MAX_DURATION)
 
     @property
     def renewable(self) -> bool:
@@ -160,7 +162,7 @@ class Producer:
                 await self._end(end)
                 if self._ingest is not None and not end.sent_by_relay:
                     # A body that was read to its end leaves a connection that can serve the next call.
-                    await asyncio.wait([self._ingest.ended_upstream], timeout=LINGER_SECONDS)
+                    await self._ingest.ended_upstream.wait(LINGER_SECONDS)
         finally:
             self._close()
             if self._reading is not None:
@@ -175,7 +177,8 @@ class Producer:
         self.persisted.set()
         if self.feed.live:
             self.feed.close()
-        self._hold.cancel()
+        if self._hold is not None:
+            self._hold.cancel()
         if self._remaking is not None:
             self._remaking.cancel()
         if self._ingest is not None:
@@ -189,7 +192,7 @@ class Producer:
     async def _generate(self) -> End | None:
         """Read the upstream to its end and say how it ended; None where no stream came to be."""
         message = ""
-        limit = timers.call_later(self._settings.max_duration, lambda: self.stop(Cause.MAX_DURATION))
+        limit = timers.call_later(self._settings.max_duration, self._exceed)
         try:
             ingest = await self._open()
             if ingest is None:
@@ -295,13 +298,8 @@ class Producer:
             request_id=self.account.request.id,
         )
         ingest.start()
-        known: list[asyncio.Future[Any]] = [ingest.first, ingest.finished, self.created]
         try:
-            await asyncio.wait([self.make(), *known], return_when=asyncio.FIRST_COMPLETED)
-            if self.make().done():
-                await self.make()
-            if not self.watch.verbatim:
-                await asyncio.wait(known, return_when=asyncio.FIRST_COMPLETED)
+            await until_begun(ingest, self.make(), self.created, verbatim=self.watch.verbatim)
             if not (self._promised or self.watch.verbatim):
                 self._owed = begins_with_error(response, ingest, upstream.headers)
                 if self._owed is not None:
@@ -336,8 +334,13 @@ class Producer:
         naming = self._context.host.on_response_id(self)
         if naming is not None:
             self.writer.held = True
-            self._hold.begin()
+            self._begin_hold()
             naming.add_done_callback(lambda _: self.writer.release())
+
+    def _begin_hold(self) -> HoldWhileSilent:
+        self._hold = self._hold or HoldWhileSilent(self.writer, self._context.log.store.hold)
+        self._hold.begin()
+        return self._hold
 
     # -- what the writer says -----------------------------------------------------------------------------
 
@@ -366,8 +369,7 @@ class Producer:
 
     def on_log_gone(self) -> None:
         logger.warning("stream %s: the store has come back without it; making it again", self.stream)
-        self._hold.begin()
-        self._remaking = asyncio.create_task(self._context.put_again(self, self._hold))
+        self._remaking = asyncio.create_task(self._context.put_again(self, self._begin_hold()))
 
     def on_fault(self, error: Exception) -> None:
         """One stream's fault is not another's: this one ends, or others end it."""
@@ -386,12 +388,11 @@ class Producer:
         self.writer.finish(end)
         if self.logged:
             try:
-                async with asyncio.timeout(self._settings.retention):
-                    await self.persisted.wait()
-            except TimeoutError:
-                logger.warning("stream %s: its end could not be written within streams.retention", self.stream)
-                self.outcome = Cause.STORE_LOST
+                await self.persisted.wait(self._settings.retention)
             except asyncio.CancelledError:
                 return  # the process ends: another replica ends the stream when its lease has lapsed
+            if not self.persisted.is_set:
+                logger.warning("stream %s: its end could not be written within streams.retention", self.stream)
+                self.outcome = Cause.STORE_LOST
         if self.writer.state != FENCED and self.outcome is not None:
             self.account.ended(self.stream, self.outcome, self.writer.last, self.watch, self._ended_at)

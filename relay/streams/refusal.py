@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from relay.protocol.headers import of_stream
@@ -41,6 +42,23 @@ def failed_answer(response: Response, error: UpstreamError, more: Sequence[str])
     if after.isdigit() and not any(name == b"retry-after" for name, _ in headers):
         headers.append((b"retry-after", after.encode()))
     return Failed(error, error.status or 502, headers)
+
+
+async def until_begun(
+    ingest: UpstreamIngest, making: asyncio.Future[None], created: asyncio.Future[bool], *, verbatim: bool
+) -> None:
+    """Returns when it is known what a stream begins with, or its client is given it before that; one that is passed on
+    `verbatim` needs only to be made. Raises what its making has raised, as soon as that has."""
+
+    def made(_: object) -> None:
+        if verbatim or making.cancelled() or making.exception() is not None:
+            ingest.first.set()
+
+    making.add_done_callback(made)
+    created.add_done_callback(lambda _: ingest.first.set())
+    await ingest.first.wait()
+    if making.done():
+        await making
 
 
 def begins_with_error(response: Response, ingest: UpstreamIngest, more: Sequence[str]) -> Failed | None:

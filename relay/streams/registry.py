@@ -286,7 +286,8 @@ class Registry:
     def on_ended(self, producer: Producer) -> None:
         account, shown = producer.account, self.owners.shown(producer.owner)
         self._running.discard(producer)
-        account.request.span.end(span_end(producer), shown)
+        if self.tracing.on:
+            account.request.span.end(span_end(producer), shown)
         self._began.discard(producer.first_stream)
         self.learning.ended(producer)
         self._abandonment.forget(producer)

@@ -68,13 +68,11 @@ class Silence:
         limits = self._timeouts
         idle, stall, first = limits.upstream_idle_timeout, limits.upstream_stall_timeout, limits.first_token_timeout
         dues = [
-            (
-                max(self.heard, self.event_at) + idle,
-                f"The upstream sent nothing for upstream_idle_timeout ({idle:g} s).",
-            ),
-            (self.event_at + stall, f"The upstream sent no event for upstream_stall_timeout ({stall:g} s)."),
+            (max(self.heard, self.event_at) + idle, "nothing for upstream_idle_timeout", idle),
+            (self.event_at + stall, "no event for upstream_stall_timeout", stall),
         ]
         if not self.has_token:
-            dues.append((self._asked + first, f"The upstream sent no output within first_token_timeout ({first:g} s)."))
-        due, message = min(dues)
-        return due + (0.0 if self._paused_at is None else self._loop.time() - self._paused_at), message
+            dues.append((self._asked + first, "no output within first_token_timeout", first))
+        due, what, seconds = min(dues)
+        paused = 0.0 if self._paused_at is None else self._loop.time() - self._paused_at
+        return due + paused, f"The upstream sent {what} ({seconds:g} s)."

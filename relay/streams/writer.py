@@ -204,7 +204,8 @@ class LogWriter:
         else:
             # Clients of a replica that dies come back spread out. Never in a block of its own: a lone retry
             # kills some clients.
-            frame = b"id: %b%d\nretry: %d\n%b" % (self._id, feed.base + 1, random.randint(*_RETRY_MILLIS), block)
+            retry = random.uniform(*_RETRY_MILLIS)
+            frame = b"id: %b%d\nretry: %d\n%b" % (self._id, feed.base + 1, retry, block)
         size = len(frame)
         self._size += size
         if self._size > self._max_bytes and self.state != UNLOGGED:

@@ -165,3 +165,28 @@ def test_how_a_value_is_spelled(stream: Stream, value: object, shown: str) -> No
     access.of_stream("said", {"value": value})
     (line,) = stream.writes
     assert line.endswith(f" said value={shown}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        ("plain", "plain"),
+        ("", ""),
+        (True, "True"),
+        (0.25, "0.25"),
+        (None, "None"),
+        ("two words", '"two words"'),
+        ("x second=forged", '"x second=forged"'),
+        ("a=b", '"a=b"'),
+        ('"', '"\\""'),
+        ("a\nb", '"a\\nb"'),
+        ("\x7f", '"\\u007f"'),
+        ("é", '"\\u00e9"'),
+    ],
+)
+def test_no_value_of_a_field_looks_like_another_field(stream: Stream, value: object, spelled: str) -> None:
+    access.of_stream("told", {"first": value, "second": "b"}, failed=True)
+    access.of_stream("told", {"first": "a", "second": value}, failed=True)
+    ends = [text.split(" told ", 1)[1] for text in stream.writes]
+    assert ends == [f"first={spelled} second=b\n", f"first=a second={spelled}\n"]
+    assert sum(text.count("\n") for text in stream.writes) == 2

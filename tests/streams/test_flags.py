@@ -34,3 +34,18 @@ def test_who_waits_and_is_cancelled_takes_nobody_along() -> None:
         await second
 
     asyncio.run(play())
+
+
+def test_who_waits_for_so_long_only_is_not_kept_and_leaves_the_others_waiting() -> None:
+    async def play() -> None:
+        flag = Flag()
+        other = asyncio.create_task(flag.wait())
+        await flag.wait(0.01)
+        assert not flag.is_set
+        assert len(flag._waiting) == 1
+        assert not other.done()
+        flag.set()
+        await other
+        await flag.wait(0.0)
+
+    asyncio.run(play())

@@ -30,7 +30,7 @@ def run(
 
 
 def held() -> int:
-    return len(timers._of_loops[asyncio.get_running_loop()]._heap)
+    return len(timers._of_running_loop()._heap)
 
 
 @pytest.mark.parametrize("factory", [uvloop.new_event_loop, asyncio.new_event_loop])
