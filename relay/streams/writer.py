@@ -25,6 +25,7 @@ from relay.protocol.end_mark import End
 from relay.protocol.legs import Offsets
 from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
+from relay.store.link import pack_arguments
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.entries import EntryWriter
@@ -38,6 +39,8 @@ ENDED: Final = "ended"
 FENCED: Final = "fenced"
 UNLOGGED: Final = "unlogged"
 STATES = (WRITING, AHEAD, ENDED, FENCED, UNLOGGED)
+
+FIRST_FENCE: Final = "1"  # of a stream that nobody has taken over
 
 # What the store says: the codes of append.lua and renew.lua, OK_END where the end went along, AWAY where it has said
 # nothing for `store.hold`.
@@ -110,6 +113,7 @@ class LogWriter:
         "meter",
         "offsets",
         "outcome",
+        "packed_keys",
         "queued",
         "state",
         "stream",
@@ -128,7 +132,7 @@ class LogWriter:
         ahead: Ahead,
         max_bytes: int,
         logged: bool = True,
-        fence: str = "1",
+        fence: str = FIRST_FENCE,
         binding: Binding = UNBOUND,
     ) -> None:
         self.feed = Feed()
@@ -159,6 +163,7 @@ class LogWriter:
         self.stream = stream
         self._log = log
         self.keys = (log.names.log(stream), log.names.meta(stream))
+        self.packed_keys = pack_arguments(*self.keys)
         self.entries = EntryWriter(log, stream, self._binding)
         self._id = stream.encode() + b"."
 
