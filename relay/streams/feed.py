@@ -35,7 +35,8 @@ class Feed:
         """Show events up to `top`."""
         if top > self.top:
             self.top = top
-            self.wake()
+            for watcher in self._watchers:
+                watcher()
 
     def finish(self, end: End) -> None:
         self.end = end

@@ -198,7 +198,7 @@ class LogWriter:
 
     # -- events, as the upstream sends them -----------------------------------------------------------------
 
-    def append(self, block: bytes) -> None:
+    def append(self, block: bytes, has_token: bool = False) -> None:
         """The next event: its lines and its blank line. Raises StreamFailure."""
         feed = self.feed
         frames = feed.frames
@@ -216,15 +216,13 @@ class LogWriter:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         self.unacked += size
         frames.append(frame)
-
-    def token(self) -> None:
-        """The last event has a token."""
-        now = time.monotonic()
-        if self._last_token is None:
-            self._first_token_n = self.last
-        else:
-            self.meter.gap(now - self._last_token)
-        self._last_token = now
+        if has_token:
+            now = time.monotonic()
+            if self._last_token is None:
+                self._first_token_n = self.last
+            else:
+                self.meter.gap(now - self._last_token)
+            self._last_token = now
 
     def had_token(self) -> None:
         """Another replica has shown the first one."""
@@ -234,7 +232,8 @@ class LogWriter:
         """That is all for now: hand it to the commit, or show it."""
         state = self.state
         if state == WRITING:
-            if not self.held and (self.outcome or self.last > self.acked):
+            feed = self.feed
+            if not self.queued and not self.held and (feed.base + len(feed.frames) > self.acked or self.outcome):
                 self._submit(self)
             if self.unacked > _HELD_BACK:
                 self.balance()
@@ -283,7 +282,9 @@ class LogWriter:
             self._advance(sent)
         else:
             self._reply(OK_END if code == OK and ended else code, top, sent)
-        return not self.held and self.state in (WRITING, AHEAD) and (bool(self.outcome) or self.last > self.acked)
+        feed = self.feed
+        more = feed.base + len(feed.frames) > self.acked or bool(self.outcome)
+        return more and not self.held and self.state in (WRITING, AHEAD)
 
     def on_renewed(self, code: int, top: int) -> None:
         """A renewal's answer. The log may have lost events that it had acknowledged, which nobody else would notice
