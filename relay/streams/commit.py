@@ -179,20 +179,19 @@ class Committer:
         three times as long for it, which was a tenth of the Python of an event."""
         keys: list[bytes] = []
         args: list[bytes] = []
-        count = len(batch) * 2 + 5
+        count = len(batch) * 8 + 5
         for item in batch:
             writer, sent, ended = item
-            acked = writer.acked
+            acked, feed = writer.acked, writer.feed
             keys.append(writer.packed_keys)
             if sent - acked == 1 and not ended and writer.offsets is None and writer.fence == FIRST_FENCE:
-                entry = writer.entries.event(sent, writer.feed.frames[acked - writer.feed.base])
+                entry = writer.entries.event(sent, feed.frames[acked - feed.base])
                 expected = b"%d" % acked
                 args.append(_ONE_EVENT % (len(expected), expected, len(entry), entry))
-                count += 6
             else:
                 arguments = self._arguments(item)
                 args.append(pack_arguments(*arguments))
-                count += len(arguments)
+                count += len(arguments) - 6
         head = b"*%d\r\n%b%b" % (count, _CALL, pack_arguments(len(batch) * 2))
         return b"".join((head, *keys, self._packed_kept, *args))
 

@@ -341,11 +341,14 @@ class CommitQueue:
         for position, writer in enumerate(waiting):
             try:
                 first = sent = writer.acked
-                base = writer.feed.base
-                ready = writer.feed.frames
-                last = base + len(ready)
+                feed = writer.feed
+                last = feed.base + len(feed.frames)
+                if last - first == 1:
+                    size += len(feed.frames[-1])
+                    frames += 1
+                    sent = last
                 while sent < last and (sent == first or (frames < _FLUSH_FRAMES and size < _FLUSH_BYTES)):
-                    size += len(ready[sent - base])
+                    size += len(feed.frames[sent - feed.base])
                     frames += 1
                     sent += 1
                 batch.append((writer, sent, sent == last and bool(writer.outcome)))

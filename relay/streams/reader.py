@@ -171,7 +171,7 @@ class Reader:
             return  # busy with what came before; it will look for itself
         if write_through is not None:
             try:
-                while feed.base <= self.cursor < feed.top:
+                while feed.top > self.cursor >= feed.base:
                     if not write_through(self._take(feed)):
                         self.nudge()
                         return

@@ -232,8 +232,7 @@ class LogWriter:
         """That is all for now: hand it to the commit, or show it."""
         state = self.state
         if state == WRITING:
-            feed = self.feed
-            if not self.queued and not self.held and (feed.base + len(feed.frames) > self.acked or self.outcome):
+            if not self.queued and not self.held and (self.unacked or self.outcome):
                 self._submit(self)
             if self.unacked > _HELD_BACK:
                 self.balance()
@@ -282,8 +281,7 @@ class LogWriter:
             self._advance(sent)
         else:
             self._reply(OK_END if code == OK and ended else code, top, sent)
-        feed = self.feed
-        more = feed.base + len(feed.frames) > self.acked or bool(self.outcome)
+        more = self.unacked > 0 or bool(self.outcome)
         return more and not self.held and self.state in (WRITING, AHEAD)
 
     def on_renewed(self, code: int, top: int) -> None:
@@ -324,11 +322,10 @@ class LogWriter:
 
     def _advance(self, sent: int) -> None:
         feed = self.feed
-        first = self.acked - feed.base
-        if sent - self.acked == 1:
-            self.unacked -= len(feed.frames[first])
+        if sent - feed.base == len(feed.frames):
+            self.unacked = 0
         else:
-            self.unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
+            self.unacked -= sum(map(len, feed.frames[self.acked - feed.base : sent - feed.base]))
         self.acked = sent
         if self._waits:
             self.balance()
