@@ -192,7 +192,8 @@ class Committer:
                 arguments = self._arguments(item)
                 args.append(pack_arguments(*arguments))
                 count += len(arguments) - 6
-        head = b"*%d\r\n%b%b" % (count, _CALL, pack_arguments(len(batch) * 2))
+        named = b"%d" % (len(batch) * 2)
+        head = b"*%d\r\n%b$%d\r\n%b\r\n" % (count, _CALL, len(named), named)
         return b"".join((head, *keys, self._packed_kept, *args))
 
     def command(self, batch: list[Item]) -> Command:
