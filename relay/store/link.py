@@ -60,6 +60,12 @@ def pack(*command: Any) -> bytes:
     return packed
 
 
+def pack_arguments(*arguments: Any) -> bytes:
+    """Parts of a command, to be joined with others after the line that says how many they are."""
+    packed = pack(*arguments)
+    return packed[packed.index(b"\n") + 1 :]
+
+
 class Watcher(Protocol):
     """What a link tells of its server."""
 

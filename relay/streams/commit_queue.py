@@ -138,12 +138,12 @@ class CommitQueue:
             self._busy = False
             return
         self._started = time.monotonic()  # uvloop's own clock has whole milliseconds
-        command = self._committer.command
+        pack_items = self._committer.packed
         try:
             if self._topology.sharded:
-                packed, count = b"".join([pack(*command([item])) for item in self._in_flight]), len(self._in_flight)
+                packed, count = b"".join([pack_items([item]) for item in self._in_flight]), len(self._in_flight)
             elif self._in_flight:
-                packed, count = pack(*command(self._in_flight)), 1
+                packed, count = pack_items(self._in_flight), 1
             else:
                 packed, count = b"", 0
         except Exception:  # of one of them, which `_recover` finds
@@ -223,7 +223,7 @@ class CommitQueue:
         left: list[LogWriter] = []
         for item, reply in zip(batch, replies, strict=True):
             if type(reply) is list:
-                committer.answered(item, *reply)
+                committer.answered(item, reply)
             elif not committer.refused(item, reply, self._node):
                 self._tell_refusal(item[0], str(reply))
                 left.append(item[0])
@@ -306,7 +306,7 @@ class CommitQueue:
     def _can_be_written(self, item: Item) -> bool:
         """Can it be written at all?"""
         try:
-            pack(*self._committer.command([item]))
+            self._committer.packed([item])
         except Exception as error:
             self._committer.fault(item[0], error)
             return False
@@ -341,11 +341,14 @@ class CommitQueue:
         for position, writer in enumerate(waiting):
             try:
                 first = sent = writer.acked
-                base = writer.feed.base
-                ready = writer.feed.frames
-                last = base + len(ready)
+                feed = writer.feed
+                last = feed.base + len(feed.frames)
+                if last - first == 1:
+                    size += len(feed.frames[-1])
+                    frames += 1
+                    sent = last
                 while sent < last and (sent == first or (frames < _FLUSH_FRAMES and size < _FLUSH_BYTES)):
-                    size += len(ready[sent - base])
+                    size += len(feed.frames[sent - feed.base])
                     frames += 1
                     sent += 1
                 batch.append((writer, sent, sent == last and bool(writer.outcome)))

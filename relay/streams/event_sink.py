@@ -8,11 +8,8 @@ from typing import Protocol
 class EventSink(Protocol):
     """Makes frames of events. What it raises ends the stream."""
 
-    def append(self, block: bytes) -> None:
+    def append(self, block: bytes, has_token: bool = False) -> None:
         """The next event: its lines and its blank line."""
-
-    def token(self) -> None:
-        """The last event has a token."""
 
     def publish(self) -> None:
         """That is all for now."""
@@ -21,8 +18,6 @@ class EventSink(Protocol):
 class Replayed:
     """In the place of a sink that has the events."""
 
-    def append(self, block: bytes) -> None: ...
-
-    def token(self) -> None: ...
+    def append(self, block: bytes, has_token: bool = False) -> None: ...
 
     def publish(self) -> None: ...

@@ -29,13 +29,14 @@ class Feed:
         self.end: End | None = None
         self.closed = False
         self.readers = 0
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: tuple[Callable[[], None], ...] = ()
 
     def advance(self, top: int) -> None:
         """Show events up to `top`."""
         if top > self.top:
             self.top = top
-            self.wake()
+            for watcher in self._watchers:
+                watcher()
 
     def finish(self, end: End) -> None:
         self.end = end
@@ -56,10 +57,10 @@ class Feed:
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call it whenever something has changed. It must not raise, watch or unwatch."""
-        self._watchers = [*self._watchers, watcher]
+        self._watchers = (*self._watchers, watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        self._watchers = [other for other in self._watchers if other != watcher]
+        self._watchers = tuple(other for other in self._watchers if other != watcher)
 
     async def over(self) -> None:
         """Returns when nothing more comes."""

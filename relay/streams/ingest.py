@@ -93,6 +93,7 @@ class UpstreamIngest:
         self._unframed: UpstreamError | None = None
         self._silence = Silence(upstream.timeouts(settings).extended(body.grace), asked, self._on_silent)
         self._parser = sse.Parser(settings.max_event_bytes, verbatim=watch.verbatim)
+        self._between_events = False  # does the next byte begin an event?
         self._template = TextDeltaTemplate(settings.max_event_bytes)
         self._named = False
         self.paused = False
@@ -162,18 +163,16 @@ class UpstreamIngest:
             return
         now = self._loop.time()
         sink = self._sink
-        silence = self._silence
         try:
-            if self._template.matches(data) and self._parser.idle and self.terminal is None:
-                silence.event_at = now
-                sink.append(data)
-                sink.token()
+            if self._between_events and self._template.matches(data):
+                self._silence.event_at = now
+                sink.append(data, True)
             elif self.opening is not None:
-                silence.heard = now
+                self._silence.heard = now
                 self._keep(self.opening, data)
                 return
             else:
-                silence.heard = now
+                self._silence.heard = now
                 if (outcome := self._take(data)) is not None:
                     self._finish(outcome)
                     return
@@ -290,15 +289,15 @@ class UpstreamIngest:
             else:
                 silence.event_at = silence.heard
                 if not bits & HIDDEN:
-                    self._sink.append(sse.encode(event, None))
+                    self._sink.append(sse.encode(event, None), bits & TOKEN != 0)
                     shown += 1
             if bits & TOKEN:
-                self._sink.token()
                 silence.has_token = True
             if not self._named and self._watch.response_id is not None:
                 self._named = True
                 self._on_named(self._watch.response_id)
-        if bits | PART == TOKEN | PART and shown == 1 and self._watch.stateless_deltas and self._parser.idle:
+        self._between_events = self._parser.idle
+        if bits | PART == TOKEN | PART and shown == 1 and self._watch.stateless_deltas and self._between_events:
             self._template.learn(data, event)
         return None
 
@@ -317,7 +316,7 @@ class UpstreamIngest:
             self._add(self._watch.left_out(self._request_id))
             event = Event(b"", DONE)
         if not bits & HIDDEN:
-            self._sink.append(sse.encode(event, None))
+            self._sink.append(sse.encode(event, None), bits & TOKEN != 0)
         if cell is Act.COMPLETE:
             return Ending.COMPLETED
         if cell is Act.FAIL:
@@ -363,7 +362,6 @@ class UpstreamIngest:
             if (outcome := self._step(part, bits)) is not None:
                 return outcome
             if bits & TOKEN:
-                self._sink.token()
                 self._silence.has_token = True
         return None
 

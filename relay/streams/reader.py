@@ -171,7 +171,7 @@ class Reader:
             return  # busy with what came before; it will look for itself
         if write_through is not None:
             try:
-                while feed.base <= self.cursor < feed.top:
+                while feed.top > self.cursor >= feed.base:
                     if not write_through(self._take(feed)):
                         self.nudge()
                         return
@@ -179,7 +179,7 @@ class Reader:
                 logger.exception("stream %s: a fault of the relay's own; a reader is cut", self.stream)
                 self.hang_up()
                 return
-            if feed.live and self.cursor >= feed.base:
+            if feed.end is None and not feed.closed and self.cursor >= feed.base:
                 return
         waiter.set_result(None)
 

@@ -25,6 +25,7 @@ from relay.protocol.end_mark import End
 from relay.protocol.legs import Offsets
 from relay.protocol.outcomes import Cause, StreamFailure
 from relay.store import scripts
+from relay.store.link import pack_arguments
 from relay.store.log import Log
 from relay.streams.ahead import Ahead
 from relay.streams.entries import EntryWriter
@@ -38,6 +39,8 @@ ENDED: Final = "ended"
 FENCED: Final = "fenced"
 UNLOGGED: Final = "unlogged"
 STATES = (WRITING, AHEAD, ENDED, FENCED, UNLOGGED)
+
+FIRST_FENCE: Final = "1"  # of a stream that nobody has taken over
 
 # What the store says: the codes of append.lua and renew.lua, OK_END where the end went along, AWAY where it has said
 # nothing for `store.hold`.
@@ -110,6 +113,7 @@ class LogWriter:
         "meter",
         "offsets",
         "outcome",
+        "packed_keys",
         "queued",
         "state",
         "stream",
@@ -128,7 +132,7 @@ class LogWriter:
         ahead: Ahead,
         max_bytes: int,
         logged: bool = True,
-        fence: str = "1",
+        fence: str = FIRST_FENCE,
         binding: Binding = UNBOUND,
     ) -> None:
         self.feed = Feed()
@@ -159,6 +163,7 @@ class LogWriter:
         self.stream = stream
         self._log = log
         self.keys = (log.names.log(stream), log.names.meta(stream))
+        self.packed_keys = pack_arguments(*self.keys)
         self.entries = EntryWriter(log, stream, self._binding)
         self._id = stream.encode() + b"."
 
@@ -193,7 +198,7 @@ class LogWriter:
 
     # -- events, as the upstream sends them -----------------------------------------------------------------
 
-    def append(self, block: bytes) -> None:
+    def append(self, block: bytes, has_token: bool = False) -> None:
         """The next event: its lines and its blank line. Raises StreamFailure."""
         feed = self.feed
         frames = feed.frames
@@ -212,15 +217,13 @@ class LogWriter:
             raise StreamFailure(Cause.STREAM_TOO_LARGE)
         self.unacked += size
         frames.append(frame)
-
-    def token(self) -> None:
-        """The last event has a token."""
-        now = time.monotonic()
-        if self._last_token is None:
-            self._first_token_n = self.last
-        else:
-            self.meter.gap(now - self._last_token)
-        self._last_token = now
+        if has_token:
+            now = time.monotonic()
+            if self._last_token is None:
+                self._first_token_n = self.last
+            else:
+                self.meter.gap(now - self._last_token)
+            self._last_token = now
 
     def had_token(self) -> None:
         """Another replica has shown the first one."""
@@ -230,7 +233,7 @@ class LogWriter:
         """That is all for now: hand it to the commit, or show it."""
         state = self.state
         if state == WRITING:
-            if not self.held and (self.outcome or self.last > self.acked):
+            if not self.queued and not self.held and (self.unacked or self.outcome):
                 self._submit(self)
             if self.unacked > _HELD_BACK:
                 self.balance()
@@ -279,7 +282,8 @@ class LogWriter:
             self._advance(sent)
         else:
             self._reply(OK_END if code == OK and ended else code, top, sent)
-        return not self.held and self.state in (WRITING, AHEAD) and (bool(self.outcome) or self.last > self.acked)
+        more = self.unacked > 0 or bool(self.outcome)
+        return more and not self.held and self.state in (WRITING, AHEAD)
 
     def on_renewed(self, code: int, top: int) -> None:
         """A renewal's answer. The log may have lost events that it had acknowledged, which nobody else would notice
@@ -319,11 +323,10 @@ class LogWriter:
 
     def _advance(self, sent: int) -> None:
         feed = self.feed
-        first = self.acked - feed.base
-        if sent - self.acked == 1:
-            self.unacked -= len(feed.frames[first])
+        if sent - feed.base == len(feed.frames):
+            self.unacked = 0
         else:
-            self.unacked -= sum(map(len, feed.frames[first : sent - feed.base]))
+            self.unacked -= sum(map(len, feed.frames[self.acked - feed.base : sent - feed.base]))
         self.acked = sent
         if self._waits:
             self.balance()

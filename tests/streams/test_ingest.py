@@ -71,10 +71,8 @@ class Sink:
     def __init__(self) -> None:
         self.blocks: list[bytes] = []
 
-    def append(self, block: bytes) -> None:
+    def append(self, block: bytes, has_token: bool = False) -> None:
         self.blocks.append(block)
-
-    def token(self) -> None: ...
 
     def publish(self) -> None: ...
 
