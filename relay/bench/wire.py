@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,9 +42,9 @@ class Order:
         return f"relay-bench stream={self.stream} length={self.length} rate={self.rate:f} payload={self.payload}"
 
 
-def order_in(body: bytes) -> Order | None:
+def order_in(request: bytes | bytearray, start: int = 0, stop: int = sys.maxsize) -> Order | None:
     """The order in a request's body, however a gateway has laid out the JSON around it."""
-    found = _ORDER.search(body)
+    found = _ORDER.search(request, start, stop)
     return None if found is None else Order(int(found[1]), int(found[2]), float(found[3]), int(found[4]))
 
 

@@ -39,6 +39,14 @@ class Connector(TCPConnector):
             found.close()
         return found
 
+    async def _wrap_create_connection(self, *args: Any, addr_infos: Any, **more: Any) -> Any:
+        """Where there is one address there is nothing to choose: aiohttp's way to the first of several that answers
+        takes as long again as to connect."""
+        address = addr_infos[0][4]
+        if more["ssl"] is not None or len(addr_infos) > 1 or len(address) > 2:  # as of IPv6
+            return await super()._wrap_create_connection(*args, addr_infos=addr_infos, **more)
+        return await self._wrap_existing_connection(*args, host=address[0], port=address[1], **more)
+
 
 def _has_ended(connection: Connection) -> bool:
     """Is there anything to read on it? While it is idle that is its end, or what makes it useless."""
