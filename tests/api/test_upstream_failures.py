@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
-from tests.api.scene import SSE_HEAD, UNREADABLE, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
+from tests.api.scene import KEY, SSE_HEAD, UNREADABLE, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
 from tests.support.ids import end_ids, event_ids
+from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id
 from tests.support.samples import SAMPLES, Event, Sample, error_of, masked, refusal_of, rest, resume, start
 from tests.support.scripted import Cut, End, Gate, Head, Reset, Send, Step, json_response, stream
@@ -60,20 +64,29 @@ LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def hurried(scene: Scene) -> Iterator[Scene]:
+    """The same with hardly any patience."""
+    config = {name: value for name, value in scene.relay.config.items() if name not in ("bind", "metrics_bind")}
+    config["streams"] = {**config["streams"], "patience": "50ms"}
+    with RelayProcess(config, {"OTHER_UPSTREAM_KEY": KEY}) as relay:
+        yield replace(scene, relay=relay)
+
+
 @each_api
 @pytest.mark.parametrize("kind", LATE)
-def test_late_refusal_is_told_in_band(scene: Scene, api: Api, kind: str) -> None:
+def test_late_refusal_is_told_in_band(hurried: Scene, api: Api, kind: str) -> None:
     sample = SAMPLES[api]
     steps, code, words = LATE[kind]
     gate = f"late-{api}-{kind}"
-    model = scene.play(Gate(gate), *steps)
-    answer = start(scene.relay, sample, model)
+    model = hurried.play(Gate(gate), *steps)
+    answer = start(hurried.relay, sample, model)
     assert beats(answer, 1) == [sample.heartbeat]
-    scene.main.open(gate)
-    told, message = ends_in_error(scene, sample, answer, 0)
+    hurried.main.open(gate)
+    told, message = ends_in_error(hurried, sample, answer, 0)
     assert told == code
     assert words in message
-    assert scene.call(model).path == sample.path
+    assert hurried.call(model).path == sample.path
 
 
 @each_api
