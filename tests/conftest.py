@@ -25,8 +25,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
 _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
-# Files that take half a minute or more come first, the longest at the top: begun last, one of them would keep one worker
-# busy and the others idle. Most of them wait; `test_bodies` computes, so its neighbours here do not.
+# Files that take half a minute or more come first, the longest at the top: begun last, one of them would keep one
+# worker busy and the others idle. Most of them wait; `test_bodies` computes, so its neighbours here do not.
 _LONGEST = (
     "faults/test_store_away.py",
     "faults/test_replicas.py",

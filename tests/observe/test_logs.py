@@ -106,6 +106,7 @@ class TestStory:
         }
         assert ends(two) == []
         for relay in (one, two):
+            wait_until(lambda at=relay: "stream resumed" in at.log(), 10, "the line")  # type: ignore[misc]
             resumed = [json.loads(line) for line in relay.log().splitlines() if "stream resumed" in line]
             assert [(r["stream"], r["after"], r["result"]) for r in resumed] == [(stream_id, 0, "live")]
         (call,) = upstream.calls
