@@ -138,7 +138,10 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def relays() -> Iterator[Relays]:
+def relays(request: pytest.FixtureRequest) -> Iterator[Relays]:
+    """Its relays end before their store: one that cannot tell it the ends of its streams waits for seconds."""
+    for name in {"store", "server"} & set(request.fixturenames):
+        request.getfixturevalue(name)
     factory = Relays()
     yield factory
     factory.stop_all()

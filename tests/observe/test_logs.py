@@ -212,6 +212,7 @@ class TestCanaries:
             keys = store.servers[0].command("KEYS", "*")
             one.signal(signal.SIGTERM)
             metrics = scrape_text(one) + scrape_text(two)
+        one.signal(signal.SIGTERM)  # the second one ends its drain
         two.stop()
         # The words of an upstream's error, which may quote anything, stand in the log at debug alone.
         lines = (one.log() + two.log()).splitlines()

@@ -322,6 +322,7 @@ class TestWriting:
                 store.command("SPUBLISH", f"relay:{{{name}}}:log", "")
                 assert [event for event in along if not event.is_heartbeat] == []
                 assert along.ended not in ("zero-chunk", "length")
+        one.kill()  # it would try for seconds to end the log that another has written to
 
 
 class TestRotation:
