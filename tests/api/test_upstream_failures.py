@@ -220,7 +220,7 @@ def test_what_may_have_been_paid_for_is_not_asked_for_again(scene: Scene, api: A
 @pytest.mark.parametrize("k", [0, 3])
 @pytest.mark.parametrize("how", ["reset", "fin", "end", "end of a body without framing"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: str, inside: bool) -> None:
+def test_upstream_breaks_off(hurried: Scene, api: Api, prefix: str, k: int, how: str, inside: bool) -> None:
     """Between two events or inside one: the text so far, then the error; half an event is never passed on."""
     sample = sample_of(api, prefix)
     gate = f"broken-{api}-{prefix}-{k}-{how}-{inside}"
@@ -229,11 +229,11 @@ def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: s
     last = lasts.get(how, Cut())
     head = Head(200, SSE_HEAD.headers, "close") if "without" in how else SSE_HEAD
     script = (head, *map(Send, sample.frames[:k]), *half, Gate(gate), last)
-    answer = start(scene.relay, sample, scene.play(*script, prefix=prefix))
-    scene.main.wait_reached(gate)
+    answer = start(hurried.relay, sample, hurried.play(*script, prefix=prefix))
+    hurried.main.wait_reached(gate)
     beats(answer, 1) if k == 0 else None
-    scene.main.open(gate)
-    code, _ = ends_in_error(scene, sample, answer, k, logged=prefix == "")
+    hurried.main.open(gate)
+    code, _ = ends_in_error(hurried, sample, answer, k, logged=prefix == "")
     assert code == "upstream_disconnected"
 
 
