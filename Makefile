@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: test quick torture image-test cluster demo bench agents generate lint types audit sbom fuzz locks packages clean
 
+# Most tests wait for most of their time, so there are more at once than cores.
 test: .venv/.tested  ## every test, with real servers, SDKs and a real model
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no large servers
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)

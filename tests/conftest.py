@@ -25,29 +25,64 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 # Folders whose every test needs large servers or several SDKs; other files say `pytestmark = pytest.mark.slow`.
 _SLOW = ("agents", "auth", "client_js", "deploy", "faults", "helm", "observe", "sdk", "security", "seeds", "torture")
-# Files that take minutes come first: begun last, one of them would keep one worker busy and the others idle.
+# Files that take half a minute or more come first, the longest at the top: begun last, one of them would keep one
+# worker busy and the others idle. Most of them wait; `test_bodies` computes, so its neighbours here do not.
 _LONGEST = (
-    "security/test_bodies.py",
-    "security/test_unread.py",
-    "deploy/test_silence.py",
-    "resume/test_cut_everywhere.py",
     "faults/test_store_away.py",
-    "model/test_claims_model.py",
-    "connect/test_line.py",
-    "faults/test_takeover.py",
-    "deploy/test_container.py",
-    "sdk/test_parity.py",
-    "faults/test_store.py",
     "faults/test_replicas.py",
-    "observe/test_metrics.py",
-    "store/test_topologies.py",
-    "security/test_at_rest.py",
-    "upstream/test_streams.py",
-    "client_js/test_sdks.py",
-    "client/test_survival.py",
-    "faults/test_bounds.py",
+    "security/test_bodies.py",
+    "deploy/test_silence.py",
+    "faults/test_takeover.py",
+    "connect/test_line.py",
+    "sdk/test_parity.py",
+    "api/test_attaching.py",
     "torture/test_short.py",
+    "faults/test_store.py",
+    "security/test_unread.py",
+    "agents/test_facts.py",
+    "observe/test_metrics.py",
+    "streams/test_leaving.py",
+    "client/test_survival.py",
+    "upstream/test_coming_back.py",
+    "store/test_topologies.py",
+    "deploy/test_replicas_behind_proxies.py",
+    "security/test_at_rest.py",
+    "examples/test_examples.py",
+    "faults/test_bounds.py",
     "playground/test_page.py",
+    "faults/test_drain.py",
+    "streams/test_webhooks.py",
+    "observe/test_logs.py",
+    "upstream/test_going_on.py",
+    "auth/test_owners.py",
+    "api/test_models.py",
+    "api/test_keys_in_flight.py",
+    "upstream/test_chain_of_clients.py",
+    "api/test_slow_readers.py",
+    "deploy/test_envoy.py",
+    "model/test_stream_model.py",
+    "observe/test_prometheus.py",
+    "faults/test_early_signals.py",
+    "resume/test_outcomes.py",
+    "api/test_upstream_failures.py",
+    "security/test_limits.py",
+    "deploy/test_vanished_relays.py",
+    "api/test_tickets.py",
+    "client/test_edges.py",
+    "upstream/test_producer_killed.py",
+    "streams/test_abandon_after.py",
+    "recipes/test_running.py",
+    "security/test_store_access.py",
+    "connect/test_command.py",
+    "auth/test_key_reload.py",
+    "store/test_commands.py",
+    "inspection/test_streams.py",
+    "client_js/test_sdks.py",
+    "sdk/test_mcp.py",
+    "observe/test_access.py",
+    "model/test_claims_model.py",
+    "upstream/test_streams.py",
+    "deploy/test_container.py",
 )
 
 
@@ -103,7 +138,10 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def relays() -> Iterator[Relays]:
+def relays(request: pytest.FixtureRequest) -> Iterator[Relays]:
+    """Its relays end before their store: one that cannot tell it the ends of its streams waits for seconds."""
+    for name in {"store", "server"} & set(request.fixturenames):
+        request.getfixturevalue(name)
     factory = Relays()
     yield factory
     factory.stop_all()

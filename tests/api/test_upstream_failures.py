@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
-from tests.api.scene import SSE_HEAD, UNREADABLE, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
+from tests.api.scene import KEY, SSE_HEAD, UNREADABLE, Scene, beats, bodies, each_api, logged_or_not, plain, sample_of
 from tests.support.ids import end_ids, event_ids
+from tests.support.processes import RelayProcess
 from tests.support.replicas import stream_id
 from tests.support.samples import SAMPLES, Event, Sample, error_of, masked, refusal_of, rest, resume, start
 from tests.support.scripted import Cut, End, Gate, Head, Reset, Send, Step, json_response, stream
@@ -60,20 +64,29 @@ LATE: dict[str, tuple[tuple[Step, ...], str, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def hurried(scene: Scene) -> Iterator[Scene]:
+    """The same with hardly any patience."""
+    config = {name: value for name, value in scene.relay.config.items() if name not in ("bind", "metrics_bind")}
+    config["streams"] = {**config["streams"], "patience": "50ms"}
+    with RelayProcess(config, {"OTHER_UPSTREAM_KEY": KEY}) as relay:
+        yield replace(scene, relay=relay)
+
+
 @each_api
 @pytest.mark.parametrize("kind", LATE)
-def test_late_refusal_is_told_in_band(scene: Scene, api: Api, kind: str) -> None:
+def test_late_refusal_is_told_in_band(hurried: Scene, api: Api, kind: str) -> None:
     sample = SAMPLES[api]
     steps, code, words = LATE[kind]
     gate = f"late-{api}-{kind}"
-    model = scene.play(Gate(gate), *steps)
-    answer = start(scene.relay, sample, model)
+    model = hurried.play(Gate(gate), *steps)
+    answer = start(hurried.relay, sample, model)
     assert beats(answer, 1) == [sample.heartbeat]
-    scene.main.open(gate)
-    told, message = ends_in_error(scene, sample, answer, 0)
+    hurried.main.open(gate)
+    told, message = ends_in_error(hurried, sample, answer, 0)
     assert told == code
     assert words in message
-    assert scene.call(model).path == sample.path
+    assert hurried.call(model).path == sample.path
 
 
 @each_api
@@ -225,7 +238,7 @@ def test_what_may_have_been_paid_for_is_not_asked_for_again(scene: Scene, api: A
 @pytest.mark.parametrize("k", [0, 3])
 @pytest.mark.parametrize("how", ["reset", "fin", "end", "end of a body without framing"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: str, inside: bool) -> None:
+def test_upstream_breaks_off(hurried: Scene, api: Api, prefix: str, k: int, how: str, inside: bool) -> None:
     """Between two events or inside one: the text so far, then the error; half an event is never passed on."""
     sample = sample_of(api, prefix)
     gate = f"broken-{api}-{prefix}-{k}-{how}-{inside}"
@@ -234,11 +247,11 @@ def test_upstream_breaks_off(scene: Scene, api: Api, prefix: str, k: int, how: s
     last = lasts.get(how, Cut())
     head = Head(200, SSE_HEAD.headers, "close") if "without" in how else SSE_HEAD
     script = (head, *map(Send, sample.frames[:k]), *half, Gate(gate), last)
-    answer = start(scene.relay, sample, scene.play(*script, prefix=prefix))
-    scene.main.wait_reached(gate)
+    answer = start(hurried.relay, sample, hurried.play(*script, prefix=prefix))
+    hurried.main.wait_reached(gate)
     beats(answer, 1) if k == 0 else None
-    scene.main.open(gate)
-    code, _ = ends_in_error(scene, sample, answer, k, logged=prefix == "")
+    hurried.main.open(gate)
+    code, _ = ends_in_error(hurried, sample, answer, k, logged=prefix == "")
     assert code == "upstream_disconnected"
 
 

@@ -178,7 +178,8 @@ def test_check_beside_the_relay_that_runs(
 
 @pytest.mark.slow
 def test_the_start_says_what_runs_and_the_end_how_long_it_may_take(upstream: ScriptedUpstream, relays: Relays) -> None:
-    relay = relays.start({"upstreams": [{"name": "up", "base_url": upstream.url}], "playground": True})
+    served = {"upstreams": [{"name": "up", "base_url": upstream.url}], "drain": {"timeout": "600s"}}
+    relay = relays.start({**served, "playground": True})
     (line,) = [line for line in relay.log().splitlines() if "serving on" in line]
     for word in (
         *(f"version={__version__}", "upstreams=up", "auth=passthrough", f"api={relay.url}/v1", "embedded in"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_the_drawing_of_the_writer_is_its_table() -> None:
     assert {state for state, _ in drawn} == set(writer.STATES)
 
 
+@cache
 def methods() -> dict[str, set[str]]:
     """Of each class in relay/."""
     found: dict[str, set[str]] = {}

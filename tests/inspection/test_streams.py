@@ -213,14 +213,22 @@ def test_a_scripted_incident(upstream: ScriptedUpstream, store: Store, relays: R
     wait_until(lambda: operator.told(stopped) == stopping, WAIT, "the stop to be told")
     assert operator.show(stopped)["story"][1]["by"] == "operator"
 
-    logs = [json.loads(line) for relay in (one, two) for line in relay.log().splitlines() if user_s in line]
-    grep = [line for line in sorted(logs, key=lambda line: line["time"]) if "stream" in line]
+    def logged() -> list[dict[str, Any]]:
+        logs = [json.loads(line) for relay in (one, two) for line in relay.log().splitlines() if user_s in line]
+        return [line for line in sorted(logs, key=lambda line: line["time"]) if "stream" in line]
+
+    wait_until(lambda: len(logged()) >= 4, WAIT, "its lines in the logs")
+    grep = logged()
     assert [line["message"] for line in grep] == ["stream begun", "reader gone", "stream resumed", "stream ended"]
     assert grep[1]["why"] == "left"
     assert (grep[2]["after"], grep[2]["owner"]) == (1, "team-a")
     assert (grep[3]["cause"], grep[3]["owner"]) == ("producer_lost", "team-a")
-    (by,) = [json.loads(line)["by"] for line in two.log().splitlines() if stopped in line and "stop asked" in line]
-    assert by == "operator"
+
+    def stops() -> list[str]:
+        return [line for line in two.log().splitlines() if stopped in line and "stop asked" in line]
+
+    wait_until(stops, WAIT, "the stop in the log")
+    assert [json.loads(line)["by"] for line in stops()] == ["operator"]
     assert key not in one.log() + two.log() + operator.run("show", user_s)
     assert "canary" not in operator.run("ls") + operator.run("show", user_s) + operator.run("show", stopped)
 

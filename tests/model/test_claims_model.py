@@ -56,7 +56,7 @@ HOW: dict[ClaimMutation, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(
     "mutation",
     [
-        pytest.param(mutation, marks=[pytest.mark.slow] if HOW[mutation][1].get("faults", 1) > 1 else [])
+        pytest.param(mutation, marks=[pytest.mark.slow] if {"requests", "faults"} & HOW[mutation][1].keys() else [])
         for mutation in ClaimMutation
     ],
     ids=lambda mutation: mutation.name.lower(),

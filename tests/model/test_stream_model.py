@@ -102,7 +102,14 @@ def broken(mutation: Mutation) -> Report[State]:
     return explore(StreamModel(mutation=mutation, **bounds_of(mutation)), HOW[mutation][0])
 
 
-@pytest.mark.parametrize("mutation", Mutation, ids=lambda mutation: mutation.name.lower())
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, marks=[pytest.mark.slow] if bounds_of(mutation)["faults"] > 1 else [])
+        for mutation in Mutation
+    ],
+    ids=lambda mutation: mutation.name.lower(),
+)
 def test_each_rule_is_needed(mutation: Mutation) -> None:
     report = broken(mutation)
     show(mutation.value, report)

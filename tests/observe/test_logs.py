@@ -106,6 +106,7 @@ class TestStory:
         }
         assert ends(two) == []
         for relay in (one, two):
+            wait_until(lambda at=relay: "stream resumed" in at.log(), 10, "the line")  # type: ignore[misc]
             resumed = [json.loads(line) for line in relay.log().splitlines() if "stream resumed" in line]
             assert [(r["stream"], r["after"], r["result"]) for r in resumed] == [(stream_id, 0, "live")]
         (call,) = upstream.calls
@@ -211,6 +212,7 @@ class TestCanaries:
             keys = store.servers[0].command("KEYS", "*")
             one.signal(signal.SIGTERM)
             metrics = scrape_text(one) + scrape_text(two)
+        one.signal(signal.SIGTERM)  # the second one ends its drain
         two.stop()
         # The words of an upstream's error, which may quote anything, stand in the log at debug alone.
         lines = (one.log() + two.log()).splitlines()

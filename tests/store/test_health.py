@@ -265,7 +265,7 @@ def test_readiness_follows_the_store(tmp_path: Path, upstream: ScriptedUpstream,
         store.servers[0].command("ACL", "SETUSER", "relay", "+evalsha")
         wait_until(lambda: readiness(relay) == 200, 15, "the store's return")
         assert len(said(relay)) == 1
-        assert "store: the relay can use it again" in relay.log()
+        wait_until(lambda: "store: the relay can use it again" in relay.log(), 10, "the line")
 
 
 def test_a_probe_with_a_word_that_is_none_finds_out(upstream: ScriptedUpstream, relays: Relays) -> None:

@@ -34,7 +34,6 @@ def settings(
     config: dict[str, Any] = {
         "upstreams": [{"name": "scripted", "base_url": upstream.url}],
         "streams": {"lease": LEASE, "heartbeat": HEARTBEAT, "abandon_after": "never", **(streams or {})},
-        "drain": {"timeout": "1s"},
         **more,
     }
     if store is not None:

@@ -236,5 +236,10 @@ def test_everything_is_counted_where_it_was_made(bench: Bench) -> None:
     assert counted("relay_upstream_responses_total", status="503", upstream="first") >= 1
     assert counted("relay_tokens_total", kind="output", **late) == WORDS
     assert counted("relay_streams_active") == 0
-    (line,) = [line for line in bench.relay.log().splitlines() if "stream ended" in line and "second-late" in line]
+
+    def told() -> list[str]:
+        return [line for line in bench.relay.log().splitlines() if "stream ended" in line and "second-late" in line]
+
+    wait_until(told, 10, "the line of its end")
+    (line,) = told()
     assert "late-stand-in" in line
