@@ -73,7 +73,7 @@ def policy_of(upstream_resume: float, max_event_bytes: int) -> Policy:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamRequest:
     """`api` is the API's name, `key` names this generation and no other, `background` is True for a response that
     runs in the background, `abandon_after` is for how many seconds another relay is to go on when it loses this one,

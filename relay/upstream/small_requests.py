@@ -34,10 +34,10 @@ class SmallRequests:
         """The answer once its head is there, and what has its connection. `seconds` is how long the head may take once
         the request is sent. Raises as aiohttp does, HttpProcessingError for what is no answer, and ValueError for
         headers that cannot be sent."""
-        lines = [(b"host", (address.host_port_subcomponent or "").encode("ascii")), *headers]
+        lines = [(b"host", (address.host_port_subcomponent or "").encode()), *headers]
         if b"content-length" not in dict(headers):
             lines.append((b"content-length", b"%d" % len(body)))
-        request = b"POST %b HTTP/1.1\r\n%b\r\n%b" % (address.raw_path_qs.encode("ascii"), lines_of(lines), body)
+        request = b"POST %b HTTP/1.1\r\n%b\r\n%b" % (address.raw_path_qs.encode(), lines_of(lines), body)
         connection = await self._connection(connector, address)
         protocol = connection.protocol
         assert isinstance(protocol, Handler)

@@ -20,7 +20,7 @@ STARTS = (
     *(OK, b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 No\r\n", b"HTTP/1.1 304 x\r\n", b"HTTP/1.1 404\r\n"),
     *(b"HTTP/1.1 600 x\r\n", b"HTTP/2.0 200 OK\r\n", b"HTTP/1.2 200 OK\r\n", b"http/1.1 200 OK\r\n"),
     *(b"HTTP/1.1 20 OK\r\n", b"HTTP/1.1 2000 OK\r\n", b"HTTP/1.1  200 OK\r\n", b"HTTP/1.1 200 OK\n"),
-    *(b"\r\nHTTP/1.1 200 OK\r\n", b"ICY 200 OK\r\n", b"HTTP/1.1 200 \xff\r\n", b"HTTP/1.1 200 OK\r"),
+    *(b"\r\nHTTP/1.1 200 OK\r\n", b"ICY 200 OK\r\n", b"HTTP/1.1 200 \xff\r\n"),
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 -\r\nlink: x\r\ncontent-length: 9\r\n\r\nHTTP/1.1 200 OK\r\n",
 )
 FRAMINGS = (

@@ -86,6 +86,18 @@ def test_it_is_written_as_it_is_and_the_connection_is_kept() -> None:
     assert server.connections == 1
 
 
+def test_an_address_that_is_no_ascii_is_written_as_it_is() -> None:
+    server = Server(OK, OK)
+
+    async def scene(client: UpstreamClient, upstream: UpstreamSettings) -> None:
+        for _ in range(2):
+            response = await client.send(upstream, "POST", f"{upstream.base_url}/v1/\xe4", HEAD, b"body")
+            assert [part async for part in body_of(response)] == [b"ok"]
+
+    run(server, scene)
+    assert [request.split(b" ", 2)[1] for request in server.requests] == ["/v1/\xe4".encode()] * 2
+
+
 def test_what_does_not_say_how_long_it_is_is_told() -> None:
     server = Server(OK, OK)
 
