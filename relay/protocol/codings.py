@@ -86,6 +86,7 @@ _KINDS: dict[str, Callable[[], _Member]] = {
 }
 # What no text begins with.
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_FIRST = frozenset(magic[0] for magic in _MAGIC)
 
 
 def of_header(value: str | None) -> list[str]:
@@ -107,6 +108,8 @@ def of_answer(value: str | None) -> list[str]:
 
 def sniffed(start: bytes) -> str | None:
     """The coding of bytes whose head does not tell one; "" where they have none, None where more must come to tell."""
+    if start and start[0] not in _FIRST:
+        return ""
     for magic, coding in _MAGIC.items():
         if start.startswith(magic):
             return coding
