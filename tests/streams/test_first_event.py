@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.protocol.errors import ApiError
+from relay.protocol.errors import ApiError, StoreUnavailable
 from relay.protocol.outcomes import Cause, Ending
 from relay.streams.answer import Failed, Opened
 from relay.streams.producer import Producer
@@ -109,6 +109,41 @@ def test_what_begins_with_no_answer_is_ended_in_the_log_and_counted_before_its_c
             assert await outcome(one, producer) == cause.get(begins, Cause.UPSTREAM_TIMEOUT)
             assert not producer.created.result()
             assert counted(one) == {"failed": 1}
+            reader.close()
+
+    asyncio.run(story())
+
+
+def test_a_making_that_fails_is_told_before_any_event(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with replica(store.url, store={"outage": "refuse"}, abandon_after="never") as one:
+
+            async def fails(_: Any, producer: Producer) -> None:
+                await asyncio.sleep(0.05)
+                raise StoreUnavailable
+
+            monkeypatch.setattr(type(one.registry._context), "put_into_store", fails)
+            upstream = Upstream()
+            producer, reader = await one.begin(upstream, patience=True)
+            answer = await asyncio.wait_for(asyncio.shield(producer.answer), TIMEOUT)
+            assert isinstance(answer, StoreUnavailable)
+            await asyncio.wait_for(upstream.cancelled.wait(), TIMEOUT)
+            reader.close()
+
+    asyncio.run(story())
+
+
+def test_a_client_whose_patience_is_over_is_given_it_before_any_event(store: Store) -> None:
+    async def story() -> None:
+        async with replica(store.url, abandon_after="never") as one:
+            upstream = Upstream()
+            producer, reader = await one.begin(upstream, patience=True)
+            await made(one, producer)
+            await producer.ensure_created()
+            assert isinstance(await asyncio.wait_for(producer.answer, TIMEOUT), Opened)
+            upstream.number(1, 2)
+            upstream.complete()
+            assert len(await take(reader)) == 3
             reader.close()
 
     asyncio.run(story())
