@@ -38,7 +38,10 @@ _TURNS_HERE = 200
 
 
 def _turns_of(raw: bytes) -> list[str]:
-    return prefix_digests(messages_of(orjson.loads(raw)))
+    try:
+        return prefix_digests(messages_of(orjson.loads(raw)))
+    except orjson.JSONDecodeError:  # NaN and the like: nobody is found to go on from it
+        return []
 
 
 class Attaching:

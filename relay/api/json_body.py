@@ -210,20 +210,20 @@ class JsonBody:
         """What it says and where, unless that takes a closer look."""
         if self._counted or not is_small(raw):
             return None
-        parsed = _object(_loads(raw))
+        parsed = _parsed(raw)
         if raw.count(b"[") + raw.count(b"{") > DEPTH and is_deep(parsed):
             raise _refused(f"it is nested more than {DEPTH} levels deep")
         layout = layout_of(raw, parsed, MEMBERS, _SET)
         return None if layout is None else (parsed, layout)
 
     def _parsed(self, raw: bytes) -> JsonObject:
-        """All that it says, but for the text that is left out."""
+        """What it says, but for the text that is left out."""
         if self._left_out:
             view = memoryview(raw)
             edges = [0, *chain.from_iterable(self._left_out), len(raw)]
-            with contextlib.suppress(orjson.JSONDecodeError):  # which is to be told in terms of the whole body
-                return _object(_quickly(b"".join(view[i:j] for i, j in zip(edges[::2], edges[1::2], strict=True))))
-        return _object(_loads(raw))
+            with contextlib.suppress(BadRequest):  # which is to be told in terms of the whole body
+                return _parsed(b"".join(view[i:j] for i, j in zip(edges[::2], edges[1::2], strict=True)))
+        return _parsed(raw)
 
     def _joined(self) -> bytes:
         if not self._size:
@@ -263,27 +263,19 @@ def _begins_character(byte: int) -> bool:
     return byte & 0xC0 != 0x80
 
 
-def _object(parsed: Any) -> JsonObject:
+def _parsed(raw: bytes) -> JsonObject:
+    parsed = _loads(raw)
     if not isinstance(parsed, dict):
         raise BadRequest("The request body is not a JSON object. Send one.", code="invalid_json")
     return parsed
 
 
-def _quickly(raw: bytes) -> Any:
-    """Raises orjson.JSONDecodeError."""
+def _loads(raw: bytes) -> Any:
     collects = len(raw) > _NO_TURN and gc.isenabled()
     if collects:
         gc.disable()
     try:
         return orjson.loads(raw)
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _loads(raw: bytes) -> Any:
-    try:
-        return _quickly(raw)
     except orjson.JSONDecodeError as error:
         if len(raw) <= _STANDARD:
             try:
@@ -291,3 +283,6 @@ def _loads(raw: bytes) -> Any:
             except (ValueError, RecursionError):
                 pass
         raise BadRequest(f"The request body is not JSON ({error}). Send a JSON object.", code="invalid_json") from None
+    finally:
+        if collects:
+            gc.enable()

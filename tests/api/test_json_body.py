@@ -96,3 +96,10 @@ def test_what_is_no_json_is_refused_wherever_it_is() -> None:
             else:
                 assert valid, (each, at)
     assert found == {True, False}
+
+
+def test_what_only_the_standard_library_takes_is_taken_around_long_texts() -> None:
+    text = b'{"model":"m","temperature":NaN,"x":"' + b"A" * (READ_WHOLE + 1) + b'"}'
+    raw, parsed, _ = read(text)
+    assert raw == text
+    assert parsed["model"] == "m"

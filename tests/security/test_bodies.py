@@ -377,7 +377,7 @@ def test_a_body_s_members_are_counted_in_a_turn_of_their_own(monkeypatch: pytest
 
         return note
 
-    monkeypatch.setattr(json_body, "_loads", noted(json_body._loads))
+    monkeypatch.setattr(json_body, "_parsed", noted(json_body._parsed))
     monkeypatch.setattr(json_body, "members_of", noted(json_scan.members_of))
 
     async def read() -> None:
