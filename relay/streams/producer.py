@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from relay import timers
 from relay.encryption import Binding
@@ -66,9 +67,7 @@ class Producer:
         choices: int = 1,
     ) -> None:
         self.first_stream = stream  # a store that was away makes it another
-        self.dialect = dialect
-        self.route = route
-        self.owner = owner
+        self.dialect, self.route, self.owner = dialect, route, owner
         self.account = account
         self.watch: Watch = dialect.watch(hide_usage=hide_usage, choices=choices)
         self.writer = LogWriter(
@@ -93,7 +92,7 @@ class Producer:
         self._ended_at = self._asked = 0.0
         self._settings, self._context = context.settings, context
         self._call: Call | None = call
-        self._making: asyncio.Future[None] | None = None
+        self._making: asyncio.Future[Any] | None = None
         self._promised = False  # the client is to be given the stream
         self._reading: Body | None = None  # the response's body, which alone is kept of it
         self._ingest: UpstreamIngest | None = None
@@ -147,8 +146,9 @@ class Producer:
         await asyncio.shield(self.make())
         if not self.created.done():
             self.created.set_result(True)
+            self._making = self.created  # as done as the task, which is let go
 
-    def make(self) -> asyncio.Future[None]:
+    def make(self) -> asyncio.Future[Any]:
         """The stream's making, which begins now unless it has begun."""
         if self._making is None:
             self._making = asyncio.ensure_future(self._create())
@@ -177,10 +177,9 @@ class Producer:
         self.persisted.set()
         if self.feed.live:
             self.feed.close()
-        if self._hold is not None:
-            self._hold.cancel()
-        if self._remaking is not None:
-            self._remaking.cancel()
+        for waiting in (self._hold, self._remaking):
+            if waiting is not None:
+                waiting.cancel()
         if self._ingest is not None:
             self._ingest.close()
             self._ingest = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from relay.protocol.headers import of_stream
 from relay.protocol.outcomes import Cause, StreamFailure, refused_late
@@ -45,7 +46,7 @@ def failed_answer(response: Response, error: UpstreamError, more: Sequence[str])
 
 
 async def until_begun(
-    ingest: UpstreamIngest, making: asyncio.Future[None], created: asyncio.Future[bool], *, verbatim: bool
+    ingest: UpstreamIngest, making: asyncio.Future[Any], created: asyncio.Future[bool], *, verbatim: bool
 ) -> None:
     """Returns when it is known what a stream begins with, or its client is given it before that; one that is passed on
     `verbatim` needs only to be made. Raises what its making has raised, as soon as that has."""

@@ -91,8 +91,7 @@ class Successor(Producer):
         left = max(self._settings.max_duration - succeeded.age, 0.0)
         self._settings = self._settings.model_copy(update={"max_duration": left})
         self._promised = True
-        self._making = asyncio.get_running_loop().create_future()
-        self._making.set_result(None)
+        self._making = self.created
         self.created.set_result(True)
         self.answer.set_result(Opened(None))
 
