@@ -258,6 +258,7 @@ def test_100_mb_by_length_is_refused_before_it_is_sent(scene: Scene, api: Api) -
     assert upload.sent == 0
 
 
+@pytest.mark.slow
 @each_api
 def test_100_mb_in_chunks_is_refused_at_the_limit(scene: Scene, api: Api) -> None:
     upload = Upload(scene, SAMPLES[api], chunked=True)
@@ -266,6 +267,7 @@ def test_100_mb_in_chunks_is_refused_at_the_limit(scene: Scene, api: Api) -> Non
     assert upload.sent == 33
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True])
 def test_100_mb_sent_to_the_end_before_the_answer_is_read(scene: Scene, chunked: bool) -> None:
     """A client that does not listen while it sends must not meet a reset in place of the answer."""
@@ -275,6 +277,7 @@ def test_100_mb_sent_to_the_end_before_the_answer_is_read(scene: Scene, chunked:
     assert refused(upload.answer(), "chat") == (413, "request_too_large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [False, True])
 def test_100_mb_answer_read_while_sending(scene: Scene, chunked: bool) -> None:
     upload = Upload(scene, SAMPLES["messages"], chunked=chunked)

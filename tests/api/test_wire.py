@@ -136,6 +136,7 @@ def test_extended_connect_is_not_offered(site: Site) -> None:
     assert offered[SettingCodes.MAX_CONCURRENT_STREAMS] == 1000
 
 
+@pytest.mark.slow
 @each_api
 def test_headers_that_a_pattern_names_come_with_every_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """On another replica, too, once the stream has ended; there they come out of a log that is encrypted."""

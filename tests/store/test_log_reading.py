@@ -44,6 +44,7 @@ class TestRead:
 
         play(story)
 
+    @pytest.mark.slow
     def test_pages_that_are_kept_are_bounded(self, play: Play) -> None:
         async def story(bench: Bench) -> None:
             size, kept = 1000, 32 << 20
