@@ -57,8 +57,8 @@ class UpstreamIngest:
     """Reads one upstream's body, and hands its events to a sink.
 
     `finished` gives the stream's outcome once all its events are in, or raises StreamFailure. `ended_upstream` is set
-    when the body is over. `terminal` is how the upstream's own terminal event ended the stream. `paused` is True while
-    the upstream is made to wait. `asked` is the loop's time at which the upstream was sent the request.
+    when the body is over. `terminal` is how the upstream has ended the stream, as soon as that is in. `paused` is True
+    while the upstream is made to wait. `asked` is the loop's time at which the upstream was sent the request.
 
     Until `open` nothing is taken: `opening` keeps the bytes, and `first` is set when it knows what they begin with,
     the stream is over, or nobody waits for that any longer.
@@ -107,6 +107,7 @@ class UpstreamIngest:
         try:
             for frame in frames:
                 if (outcome := self._take(frame)) is not None:
+                    self.terminal = outcome
                     self.finished.set_result(outcome)
                     break
         except Exception as error:
@@ -256,6 +257,7 @@ class UpstreamIngest:
         except StreamFailure as failure:
             self._fail(failure)
         else:
+            self.terminal = outcome
             self.finished.set_result(outcome)
             self.first.set()
 

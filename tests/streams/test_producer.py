@@ -24,6 +24,7 @@ from relay.upstream.answer_headers import AnswerHeaders
 from relay.upstream.client import Response
 from relay.upstream.routing import Route
 from tests.streams.scene import OWNER, TIMEOUT, Held, Replica, Upstream, ids, replica, take, until_it_says
+from tests.support.oracle import DONE, frame
 from tests.support.stores import Store, valkey_server
 from tests.support.waiting import until
 
@@ -162,6 +163,32 @@ def test_a_stop_while_the_stream_is_being_made_is_its_end(store: Store) -> None:
     async def run() -> None:
         async with replica(store.url, abandon_after="never") as first:
             await scene(first)
+
+    asyncio.run(run())
+
+
+_MESSAGE_START = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+_MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+
+
+@pytest.mark.parametrize(("api", "last"), [("chat", DONE), ("messages", _MESSAGE_STOP)])
+def test_a_stop_right_after_the_upstreams_last_event_adds_no_second_end(store: Store, api: str, last: bytes) -> None:
+    """Its producer has not run yet since the upstream ended the stream."""
+
+    async def run() -> None:
+        async with replica(store.url, abandon_after="never") as first:
+            upstream = Upstream()
+            producer, reader = await first.begin(upstream, api=api)
+            upstream.send(frame(1) if api == "chat" else _MESSAGE_START)
+            upstream.send(last)
+            producer.stop(Ending.STOPPED)
+            frames = await take(reader)
+            assert b"".join(frames).count(last.rstrip(b"\n").rpartition(b"\n")[2]) == 1
+            assert b"relay" not in frames[-1]
+            status = await first.log.get_status(producer.stream)
+            assert status is not None
+            assert status.outcome == "completed"
+            reader.close()
 
     asyncio.run(run())
 
