@@ -217,7 +217,7 @@ class Handler(ResponseHandler):
             raise HttpParserError("too many headers, or one that is too long")
         if b"\0" in value and self._expecting:
             raise HttpParserError("a header is no text")
-        name = name.lower()
+        name = name.lower().rstrip(b" ")  # llhttp reads `Content-Length : 5` (RFC 9112, section 5.1)
         value = value.rstrip(b" \t")
         if name == b"content-length":
             self._bounded = True

@@ -39,6 +39,7 @@ FRAMINGS = (
     b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
     *(b"connection: close\r\ncontent-length: 5\r\n", b"connection: close\r\ntransfer-encoding: chunked\r\n"),
     b"connection: upgrade\r\nupgrade: x\r\ncontent-length: 5\r\n",
+    *(b"content-length : 5\r\n", b"transfer-encoding : chunked\r\n"),
 )
 FIELDS = (
     *(b"x y: z\r\n", b"x: a\0b\r\n", b"x: a\r\n b\r\n", b": z\r\n", b"x\r\n", b"x : z\r\n", b"x: \xff\xfe\r\n"),
@@ -147,7 +148,8 @@ def play(handler: ResponseHandler, reads: Sequence[bytes], end: Exception | None
         whole = content.is_eof() and content.exception() is None and (end is None or useless is not None)
         content.set_exception(None)
         body = content.read_nowait()
-    return message.code, [(name.lower(), value) for name, value in message.raw_headers], body, whole, useless
+    headers = [(name.lower().rstrip(b" "), value) for name, value in message.raw_headers]
+    return message.code, headers, body, whole, useless
 
 
 @pytest.mark.parametrize("end", [None, ConnectionResetError("reset")], ids=["closed", "reset"])
