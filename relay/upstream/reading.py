@@ -196,10 +196,10 @@ class Handler(ResponseHandler):
         self._should_close = True
         if self.transport is not None:
             self.transport.close()
+        if self._whole:
+            return  # what follows an answer is none of it
         early = self._expecting or self._head is not None
-        if early or not self._whole:
-            self._whole = False
-            self.end(aiohttp.ClientPayloadError(f"The body is malformed: {error}"))
+        self.end(aiohttp.ClientPayloadError(f"The body is malformed: {error}"))
         if early:
             self._head = None
             self.set_exception(HttpProcessingError(code=400, message=str(error.__context__ or error)))
