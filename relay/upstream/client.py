@@ -247,7 +247,12 @@ class UpstreamClient:
             headers=lines,
             data=body if isinstance(body, bytes) and len(body) <= _PIECE else _in_pieces(body),
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=limit),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=3 * CONNECT_TIMEOUT,  # to a proxy, its word that the tunnel stands, and TLS
+                sock_connect=CONNECT_TIMEOUT,
+                sock_read=limit,
+            ),
         )
         response._request_info = None  # type: ignore[assignment]  # what was sent is not held as long as the answer
         content: Any = response.content

@@ -196,10 +196,10 @@ class Handler(ResponseHandler):
         self._should_close = True
         if self.transport is not None:
             self.transport.close()
+        if self._whole:
+            return  # what follows an answer is none of it
         early = self._expecting or self._head is not None
-        if early or not self._whole:
-            self._whole = False
-            self.end(aiohttp.ClientPayloadError(f"The body is malformed: {error}"))
+        self.end(aiohttp.ClientPayloadError(f"The body is malformed: {error}"))
         if early:
             self._head = None
             self.set_exception(HttpProcessingError(code=400, message=str(error.__context__ or error)))
@@ -217,7 +217,7 @@ class Handler(ResponseHandler):
             raise HttpParserError("too many headers, or one that is too long")
         if b"\0" in value and self._expecting:
             raise HttpParserError("a header is no text")
-        name = name.lower()
+        name = name.lower().rstrip(b" ")  # llhttp reads `Content-Length : 5` (RFC 9112, section 5.1)
         value = value.rstrip(b" \t")
         if name == b"content-length":
             self._bounded = True

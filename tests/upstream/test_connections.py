@@ -143,6 +143,25 @@ class TestProxy:
         assert asked[0].startswith(b"POST http://llm.invalid/v1/x?y=%2F HTTP/1.1\r\n")
         assert asked[0].count(b"Basic bWU6d29yZA==") == 1
 
+    def test_one_that_says_nothing_of_a_tunnel_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("relay.upstream.client.CONNECT_TIMEOUT", 0.1)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        async def call() -> None:
+            async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+                proxied = settings(proxy=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+                client = UpstreamClient()
+                try:
+                    with pytest.raises(UpstreamUnreachable, match="ConnectionTimeoutError"):
+                        await fetched(client, proxied, "https://llm.invalid/v1/x")
+                finally:
+                    await client.close()
+
+        asyncio.run(asyncio.wait_for(call(), 10))
+
 
 class TestIdleConnections:
     """What an upstream has closed, or may be about to close, carries no request: nothing is sent twice."""

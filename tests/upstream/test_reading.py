@@ -39,6 +39,7 @@ FRAMINGS = (
     b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
     *(b"connection: close\r\ncontent-length: 5\r\n", b"connection: close\r\ntransfer-encoding: chunked\r\n"),
     b"connection: upgrade\r\nupgrade: x\r\ncontent-length: 5\r\n",
+    *(b"content-length : 5\r\n", b"transfer-encoding : chunked\r\n"),
 )
 FIELDS = (
     *(b"x y: z\r\n", b"x: a\0b\r\n", b"x: a\r\n b\r\n", b": z\r\n", b"x\r\n", b"x : z\r\n", b"x: \xff\xfe\r\n"),
@@ -147,13 +148,25 @@ def play(handler: ResponseHandler, reads: Sequence[bytes], end: Exception | None
         whole = content.is_eof() and content.exception() is None and (end is None or useless is not None)
         content.set_exception(None)
         body = content.read_nowait()
-    return message.code, [(name.lower(), value) for name, value in message.raw_headers], body, whole, useless
+    headers = [(name.lower().rstrip(b" "), value) for name, value in message.raw_headers]
+    return message.code, headers, body, whole, useless
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[at : at + 1] for at in range(len(data))]
+
+
+def by_aiohttp(reads: Sequence[bytes], end: Exception | None) -> tuple[Any, ...]:
+    """aiohttp drops a whole answer for what follows it in the same read."""
+    loop = asyncio.get_running_loop()
+    alone = play(ResponseHandler(loop), bytewise(b"".join(reads)), end)
+    return alone if alone[-1] is not None else play(ResponseHandler(loop), reads, end)
 
 
 @pytest.mark.parametrize("end", [None, ConnectionResetError("reset")], ids=["closed", "reset"])
 @pytest.mark.parametrize(
     "split",
-    [lambda data: [data], lambda data: [data[at : at + 1] for at in range(len(data))]],
+    [lambda data: [data], bytewise],
     ids=["at-once", "byte-by-byte"],
 )
 def test_an_answer_is_what_aiohttp_makes_of_it(split: Callable[[bytes], list[bytes]], end: Exception | None) -> None:
@@ -161,7 +174,7 @@ def test_an_answer_is_what_aiohttp_makes_of_it(split: Callable[[bytes], list[byt
         loop = asyncio.get_running_loop()
         for answer in ANSWERS:
             reads = split(answer)
-            assert play(Handler(loop), reads, end) == play(ResponseHandler(loop), reads, end), answer
+            assert play(Handler(loop), reads, end) == by_aiohttp(reads, end), answer
 
     asyncio.run(compare())
 
@@ -173,7 +186,7 @@ def test_an_answer_in_two_reads_is_what_aiohttp_makes_of_it() -> None:
             answer = CHUNKED + body
             for at in range(len(answer)):
                 reads = [answer[:at], answer[at:]]
-                assert play(Handler(loop), reads, None) == play(ResponseHandler(loop), reads, None), reads
+                assert play(Handler(loop), reads, None) == by_aiohttp(reads, None), reads
 
     asyncio.run(compare())
 
@@ -229,12 +242,22 @@ def test_a_connection_that_is_gone_before_it_is_used_is_told() -> None:
     asyncio.run(told())
 
 
-def test_two_answers_in_one_read_are_none() -> None:
+@pytest.mark.parametrize("more", [OK + b"content-length: 2\r\n\r\nno", b"no", OK[:3]])
+@pytest.mark.parametrize(
+    "answer", [OK + b"content-length: 2\r\n\r\nok", CHUNKED + b"2\r\nok\r\n0\r\n\r\n"], ids=["length", "chunks"]
+)
+def test_what_follows_an_answer_in_the_same_read_leaves_it_whole(answer: bytes, more: bytes) -> None:
+    """A server that refuses a request before it has read it answers what is left of that, too."""
+
     def story(handler: Handler, line: Line) -> None:
-        handler.data_received((OK + b"content-length: 2\r\n\r\nok") * 2)
+        handler.data_received(answer + more)
         assert line.closed
+        assert handler.should_close
+        content = answer_of(handler)[1]
         assert not handler._buffer
-        assert isinstance(handler.exception(), HttpProcessingError)
+        heard = Heard()
+        content.push_to(heard)
+        assert (heard.text, heard.ends) == (b"ok", [None])
 
     scene(story)
 
