@@ -24,13 +24,13 @@ _CROSSING = 1.0
 
 
 class Http2Tasks:
-    """`data` is what the client has sent so far."""
+    """`data` is what the client has sent so far, and all that it will where it has `ended`."""
 
-    def __init__(self, connection: Connection, context: Context, data: bytes) -> None:
+    def __init__(self, connection: Connection, context: Context, data: bytes, *, ended: bool) -> None:
         self._connection = connection
         self._context = context
         self._received = bytearray(data)
-        self._ended = False
+        self._ended = ended
         self._more = asyncio.Event()
         self._group = TaskGroup(context.loop)
         state = ConnectionState({CONNECTION: connection})

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import uvloop
+from hyperframe.frame import SettingsFrame
 
 from relay.config import LimitSettings
 from relay.http import accepting, server
 from relay.http.accepting import Accepting
 from relay.http.beginnings import Beginnings
 from relay.http.connection import Connection
+from relay.http.heads import PREFACE
 from relay.http.http1 import Http1
 from tests.support.waiting import until
 
@@ -297,6 +299,32 @@ def test_a_request_that_waits_for_its_turn_when_a_drain_begins_is_answered(monke
                 await asyncio.sleep(0)
             assert waiting[0]()
             assert (await reader.read()).endswith(b"ok")
+            writer.close()
+
+    run(scene)
+
+
+def test_an_end_that_comes_before_the_turn_of_a_client_of_http_2_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        servers: list[server.Server] = []
+        waiting: list[Callable[[], bool]] = []
+
+        def wait(_: Beginnings, key: object, begin: Callable[[], bool]) -> None:
+            waiting.append(begin)
+
+        async with served(servers) as address:
+            monkeypatch.setattr(Beginnings, "may_begin", lambda _: False)
+            monkeypatch.setattr(Beginnings, "wait", wait)
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(PREFACE + b"SM\r\n\r\n" + SettingsFrame(0).serialize())
+            writer.write_eof()
+            await until(lambda: waiting, TIMEOUT, "the request")
+            (connection,) = servers[0].connections
+            await until(
+                lambda: isinstance(connection.protocol, Http1) and connection.protocol.ended, TIMEOUT, "its end"
+            )
+            assert waiting[0]()
+            await reader.read()
             writer.close()
 
     run(scene)
