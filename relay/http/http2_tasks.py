@@ -68,6 +68,7 @@ class Http2Tasks:
                         await asyncio.sleep(0)  # others have their turn
                 await self.protocol.handle(Closed())
         finally:
+            del self.protocol  # it knows this one, and both would wait for the collector of garbage
             self._connection.close()
             self._connection.returned()
 
