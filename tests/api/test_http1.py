@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from relay.api.presence import Presence
 from relay.config import LimitSettings
 from relay.http.contract import CLIENT, CONNECTION, ConnectionCut
 from relay.http.server import Server
@@ -223,6 +224,35 @@ def test_a_large_part_for_a_client_that_has_gone_is_cut() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # whose closed transports take nothing
         runner.run(asyncio.wait_for(scene(), 60))
     assert [type(error) for error in found] == [ConnectionCut]
+
+
+def test_what_is_cut_as_it_is_sent_ends_undisturbed() -> None:
+    ended: list[str] = []
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            try:
+                await send(start())
+                scope["state"][CONNECTION].abort()  # as what fails to be written does: its end is told of later
+                await send(part(b"ok"))
+            finally:
+                await asyncio.sleep(0.01)
+                ended.append("work")
+
+        await receive()
+        try:
+            with pytest.raises(ConnectionCut):
+                await Presence(scope["state"][CLIENT], receive).unless_gone(work())
+        finally:
+            over.set()
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GET)
+        await over.wait()
+
+    run(app, scene)
+    assert ended == ["work"]
 
 
 def test_an_idle_connection_ends_after_its_own_time_whatever_was_asked_before() -> None:
