@@ -43,6 +43,8 @@ class Chunks:
 
     async def _send_slices(self, data: memoryview) -> None:
         for at in range(0, len(data), SLICE):
+            if self._transport.is_closing():  # uvloop's raises RuntimeError once it is closed
+                raise ConnectionCut
             part = data[at : at + SLICE]
             self._transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
             await self._taken()

@@ -172,7 +172,8 @@ class Connection(asyncio.Protocol):
 
     def begin_http2(self, data: bytes) -> None:
         """The client has said so; `data` is all that it has sent."""
-        self._http2 = Http2Tasks(self, self.context, data)
+        ended = cast(Http1, self.protocol).ended
+        self._http2 = Http2Tasks(self, self.context, data, ended=ended)
         self.protocol = self._http2.protocol
         self.idles()
         self.spawn(self._http2.run())

@@ -207,6 +207,7 @@ class Cycle:
         if connection.writing_paused:
             await connection.drained()
         if connection.transport.is_closing():
+            self._http1.hang_up()  # told of later, the application would be in the midst of what it ends with
             raise ConnectionCut
 
     async def _body(self, data: bytes) -> None:

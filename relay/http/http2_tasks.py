@@ -24,13 +24,13 @@ _CROSSING = 1.0
 
 
 class Http2Tasks:
-    """`data` is what the client has sent so far."""
+    """`data` is what the client has sent so far, and all that it will where it has `ended`."""
 
-    def __init__(self, connection: Connection, context: Context, data: bytes) -> None:
+    def __init__(self, connection: Connection, context: Context, data: bytes, *, ended: bool) -> None:
         self._connection = connection
         self._context = context
         self._received = bytearray(data)
-        self._ended = False
+        self._ended = ended
         self._more = asyncio.Event()
         self._group = TaskGroup(context.loop)
         state = ConnectionState({CONNECTION: connection})
@@ -68,6 +68,7 @@ class Http2Tasks:
                         await asyncio.sleep(0)  # others have their turn
                 await self.protocol.handle(Closed())
         finally:
+            del self.protocol  # it knows this one, and both would wait for the collector of garbage
             self._connection.close()
             self._connection.returned()
 

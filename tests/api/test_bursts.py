@@ -13,17 +13,21 @@ from typing import Any
 
 import pytest
 import uvloop
+from hyperframe.frame import SettingsFrame
 
 from relay.config import LimitSettings
 from relay.http import accepting, server
 from relay.http.accepting import Accepting
 from relay.http.beginnings import Beginnings
 from relay.http.connection import Connection
+from relay.http.heads import PREFACE
 from relay.http.http1 import Http1
+from relay.http.http2 import Http2
 from tests.support.waiting import until
 
 TIMEOUT = 10.0
 ASKED = b"GET / HTTP/1.1\r\nhost: relay\r\n\r\n"
+HTTP_2 = PREFACE + b"SM\r\n\r\n" + SettingsFrame(0).serialize()
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
@@ -230,16 +234,21 @@ async def served(servers: list[server.Server] | None = None) -> AsyncIterator[tu
 
 
 def connections() -> int:
-    return sum(isinstance(each, Connection | Http1) for each in gc.get_objects())
+    return sum(isinstance(each, Connection | Http1 | Http2) for each in gc.get_objects())
 
 
+@pytest.mark.parametrize("version", ["1.1", "2"])
 @pytest.mark.parametrize("ends", ["closes", "resets"])
-def test_a_connection_that_has_ended_leaves_nothing_for_the_collector(ends: str) -> None:
+def test_a_connection_that_has_ended_leaves_nothing_for_the_collector(ends: str, version: str) -> None:
     async def ask(address: tuple[str, int]) -> None:
         reader, writer = await asyncio.open_connection(*address)
-        for _ in range(2):
-            writer.write(ASKED)
-            await reader.readuntil(b"ok")
+        if version == "2":
+            writer.write(HTTP_2)
+            await reader.readexactly(9)
+        else:
+            for _ in range(2):
+                writer.write(ASKED)
+                await reader.readuntil(b"ok")
         if ends == "closes":
             writer.close()
         else:
@@ -297,6 +306,32 @@ def test_a_request_that_waits_for_its_turn_when_a_drain_begins_is_answered(monke
                 await asyncio.sleep(0)
             assert waiting[0]()
             assert (await reader.read()).endswith(b"ok")
+            writer.close()
+
+    run(scene)
+
+
+def test_an_end_that_comes_before_the_turn_of_a_client_of_http_2_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        servers: list[server.Server] = []
+        waiting: list[Callable[[], bool]] = []
+
+        def wait(_: Beginnings, key: object, begin: Callable[[], bool]) -> None:
+            waiting.append(begin)
+
+        async with served(servers) as address:
+            monkeypatch.setattr(Beginnings, "may_begin", lambda _: False)
+            monkeypatch.setattr(Beginnings, "wait", wait)
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HTTP_2)
+            writer.write_eof()
+            await until(lambda: waiting, TIMEOUT, "the request")
+            (connection,) = servers[0].connections
+            await until(
+                lambda: isinstance(connection.protocol, Http1) and connection.protocol.ended, TIMEOUT, "its end"
+            )
+            assert waiting[0]()
+            await reader.read()
             writer.close()
 
     run(scene)

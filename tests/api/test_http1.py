@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from relay.api.presence import Presence
 from relay.config import LimitSettings
-from relay.http.contract import CLIENT, ConnectionCut
+from relay.http.contract import CLIENT, CONNECTION, ConnectionCut
 from relay.http.server import Server
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -187,6 +190,69 @@ def test_an_application_is_told_once_when_its_client_hangs_up(end: str) -> None:
 
     run(app, scene)
     assert told == [1, 2]
+
+
+def test_a_large_part_for_a_client_that_has_gone_is_cut() -> None:
+    found: list[BaseException] = []
+
+    async def scene() -> None:
+        gone, over = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"][CLIENT].when_gone(gone.set)
+            await send(start())
+            await gone.wait()
+            await asyncio.sleep(0.01)  # the transport's own end comes after it
+            try:
+                await scope["state"][CONNECTION].direct.send(bytes(100_000))
+            except Exception as error:
+                found.append(error)
+            over.set()
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = Server(app, listener, LimitSettings())
+        await server.start()
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        resets = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, resets)
+        writer.transport.abort()
+        await over.wait()
+        await server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # whose closed transports take nothing
+        runner.run(asyncio.wait_for(scene(), 60))
+    assert [type(error) for error in found] == [ConnectionCut]
+
+
+def test_what_is_cut_as_it_is_sent_ends_undisturbed() -> None:
+    ended: list[str] = []
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            try:
+                await send(start())
+                scope["state"][CONNECTION].abort()  # as what fails to be written does: its end is told of later
+                await send(part(b"ok"))
+            finally:
+                await asyncio.sleep(0.01)
+                ended.append("work")
+
+        await receive()
+        try:
+            with pytest.raises(ConnectionCut):
+                await Presence(scope["state"][CLIENT], receive).unless_gone(work())
+        finally:
+            over.set()
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GET)
+        await over.wait()
+
+    run(app, scene)
+    assert ended == ["work"]
 
 
 def test_an_idle_connection_ends_after_its_own_time_whatever_was_asked_before() -> None:
