@@ -30,8 +30,8 @@ FAULTS = {
     "what Connection names goes on": (
         "headers",
         "relay/protocol/headers.py",
-        'if name.lower() == b"connection"',
-        'if name == b"connection"',
+        'name.lower() == b"connection"',
+        'name == b"connection"',
     ),
     "a backslash at a piece's end escapes nothing": (
         "json",
