@@ -175,8 +175,11 @@ class JsonBody:
             raw = self._joined()
             glanced = self._glance(raw)
         else:
-            async with self._bodies.turns:
-                raw = await self._joined_beside() if self._size > READ_WHOLE else self._joined()
+            if self._size > READ_WHOLE:
+                raw = await self._joined_beside()
+            else:
+                async with self._bodies.turns:
+                    raw = self._joined()
             async with self._bodies.turns:
                 glanced = self._glance(raw) if self._scanner is None else None
         if glanced is not None:
@@ -235,11 +238,12 @@ class JsonBody:
         return raw
 
     async def _joined_beside(self) -> bytes:
-        """In a thread, which leaves the interpreter to the loop while it copies; in a turn all the same, for meanwhile
-        the body is held twice."""
-        raw = await asyncio.to_thread(b"".join, self._pieces)
-        self._pieces = [raw]
-        return self._joined()
+        """In a thread, which leaves the interpreter to the loop while it copies; one body at a time, for meanwhile it
+        is held twice. In no turn: where all threads are busy, every other body would wait for one of them, too."""
+        async with self._bodies.joining:
+            raw = await asyncio.to_thread(b"".join, self._pieces)
+            self._pieces = [raw]
+            return self._joined()
 
     def let_go(self) -> None:
         """It is refused: an exception would hold it for as long as its answer takes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
@@ -16,6 +18,7 @@ from relay.api.json_body import READ_WHOLE, JsonBody
 from relay.config import LimitSettings
 from relay.protocol.errors import BadRequest
 from relay.protocol.json_scan import Layout
+from tests.support.waiting import until
 
 LONG = "aé語😀 " * 20_000
 
@@ -103,3 +106,29 @@ def test_what_only_the_standard_library_takes_is_taken_around_long_texts() -> No
     raw, parsed, _ = read(text)
     assert raw == text
     assert parsed["model"] == "m"
+
+
+def test_no_body_waits_for_the_threads_that_a_larger_one_waits_for() -> None:
+    done = threading.Event()
+
+    async def fed(bodies: Bodies, text: bytes) -> Any:
+        body = JsonBody(bodies, bodies.open(b"", 0), [], counted=False)
+        await body.feed(text)
+        return (await body.finish(empty=False))[1]["model"]
+
+    async def together() -> None:
+        bodies = Bodies(LimitSettings())
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        busy = asyncio.create_task(asyncio.to_thread(done.wait))
+        large = asyncio.create_task(fed(bodies, b'{"model":"large","x":"' + b"A" * (READ_WHOLE + 1) + b'"}'))
+        try:
+            await until(bodies.joining.locked, 10)
+            async with asyncio.timeout(10):
+                assert await fed(bodies, b'{"model":"small","x":"' + b"A" * 40_000 + b'"}') == "small"
+            assert not large.done()
+        finally:
+            done.set()
+        assert await large == "large"
+        await busy
+
+    asyncio.run(together())
