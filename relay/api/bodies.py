@@ -108,6 +108,7 @@ class Bodies:
     def __init__(self, limits: LimitSettings) -> None:
         self.limit = limits.body
         self.turns = Turns()
+        self.joining = asyncio.Lock()
         self._room = max(limits.bodies, 2 * limits.body)
         self._of_owner: dict[bytes, int] = {}
         self._share = max(self._room // _OWNERS_SHARE, 2 * limits.body)

@@ -147,7 +147,10 @@ class JsonBody:
                     self._leave_out(part, scanner.at - len(part))
 
     def _leave_out(self, text: bytes, at: int) -> None:
-        """A part of a string, but for the characters at its ends: where the rest of the string is text, so is all."""
+        """A part of a string, but for the characters at its ends: where the rest of the string is text, so is all. What
+        is short, such as a model's name, may lie in one part."""
+        if len(text) < _SMALL:
+            return
         begin, end = range(_REST_OF_ESCAPE, len(text)), range(len(text) - 1, 0, -1)
         start = next((i for i in begin[:_LONGEST_CHARACTER] if _begins_character(text[i])), 0)
         stop = next((i for i in end[:_LONGEST_CHARACTER] if _begins_character(text[i])), 0)
@@ -175,8 +178,11 @@ class JsonBody:
             raw = self._joined()
             glanced = self._glance(raw)
         else:
-            async with self._bodies.turns:
-                raw = await self._joined_beside() if self._size > READ_WHOLE else self._joined()
+            if self._size > READ_WHOLE:
+                raw = await self._joined_beside()
+            else:
+                async with self._bodies.turns:
+                    raw = self._joined()
             async with self._bodies.turns:
                 glanced = self._glance(raw) if self._scanner is None else None
         if glanced is not None:
@@ -188,7 +194,7 @@ class JsonBody:
         assert self._scanner is not None
         layout = self._scanner.finish()
         async with self._bodies.turns:
-            parsed = self._parsed(raw)
+            parsed = self._parsed(raw, layout)
         if (name := layout.repeated()) is not None:
             raise BadRequest(
                 f"The request body has the member {name!r} twice: an upstream may read the other one. Send it once.",
@@ -216,9 +222,9 @@ class JsonBody:
         layout = layout_of(raw, parsed, MEMBERS, _SET)
         return None if layout is None else (parsed, layout)
 
-    def _parsed(self, raw: bytes) -> JsonObject:
-        """What it says, but for the text that is left out."""
-        if self._left_out:
+    def _parsed(self, raw: bytes, layout: Layout) -> JsonObject:
+        """What it says, but for the text that is left out: none where a member of those that are read is long."""
+        if self._left_out and all(member.stop - member.start < _SMALL for member in layout.members):
             view = memoryview(raw)
             edges = [0, *chain.from_iterable(self._left_out), len(raw)]
             with contextlib.suppress(BadRequest):  # which is to be told in terms of the whole body
@@ -235,11 +241,12 @@ class JsonBody:
         return raw
 
     async def _joined_beside(self) -> bytes:
-        """In a thread, which leaves the interpreter to the loop while it copies; in a turn all the same, for meanwhile
-        the body is held twice."""
-        raw = await asyncio.to_thread(b"".join, self._pieces)
-        self._pieces = [raw]
-        return self._joined()
+        """In a thread, which leaves the interpreter to the loop while it copies; one body at a time, for meanwhile it
+        is held twice. In no turn: where all threads are busy, every other body would wait for one of them, too."""
+        async with self._bodies.joining:
+            raw = await asyncio.to_thread(b"".join, self._pieces)
+            self._pieces = [raw]
+            return self._joined()
 
     def let_go(self) -> None:
         """It is refused: an exception would hold it for as long as its answer takes."""

@@ -79,7 +79,8 @@ class Sent:
 
 
 async def all_of(*sent: Sent) -> None:
-    """Returns when all have been done. Raises StoreUnavailable. No task is made for any, while the store answers."""
+    """Returns when all have been done. Raises StoreUnavailable. No task is made for any, while the store answers; those
+    that it has not done are sent again in their order."""
     failed = []
     for one in reversed(sent):  # before the last is done the others mostly are, and need no waiting for
         try:
@@ -87,7 +88,7 @@ async def all_of(*sent: Sent) -> None:
         except Exception:
             failed.append(one)
     if failed:
-        await asyncio.gather(*failed)
+        await asyncio.gather(*reversed(failed))
 
 
 class Commands:

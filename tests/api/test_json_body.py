@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
@@ -16,6 +18,7 @@ from relay.api.json_body import READ_WHOLE, JsonBody
 from relay.config import LimitSettings
 from relay.protocol.errors import BadRequest
 from relay.protocol.json_scan import Layout
+from tests.support.waiting import until
 
 LONG = "aé語😀 " * 20_000
 
@@ -27,11 +30,15 @@ def short_of_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_body, "_STANDARD", 0)
 
 
-def read(text: bytes, size: int = 1 << 16, *, counted: bool = False) -> tuple[bytes, Any, Layout]:
+def read(text: bytes, size: int = 1 << 16, *, first: int = 0, counted: bool = False) -> tuple[bytes, Any, Layout]:
+    """In pieces of so many bytes, of which the first one has others where that is said."""
+
     async def fed() -> tuple[bytes, Any, Layout]:
         bodies = Bodies(LimitSettings())
         body = JsonBody(bodies, bodies.open(b"", 0), [], counted=counted)
-        for at in range(0, len(text), size):
+        if first:
+            await body.feed(text[:first])
+        for at in range(first, len(text), size):
             await body.feed(text[at : at + size])
         return await body.finish(empty=False)
 
@@ -98,8 +105,50 @@ def test_what_is_no_json_is_refused_wherever_it_is() -> None:
     assert found == {True, False}
 
 
+@pytest.mark.parametrize("size", [10, 12, 14, 18])
+@pytest.mark.usefixtures("short_of_whole")
+def test_what_is_short_is_whole_wherever_the_body_was_cut(size: int) -> None:
+    """The last part of a piece may be a few bytes within a name."""
+    said = {"messages": ["A" * 30_000], "model": "a-model-with-a-name-20261127", "previous_response_id": "response-17"}
+    text = json.dumps(said).encode()
+    for at in range(30_000, len(text)):
+        assert read(text, 16_384 + size, first=at % (16_384 + size))[1] | {"messages": []} == said | {"messages": []}
+
+
+@pytest.mark.usefixtures("short_of_whole")
+def test_what_decides_is_read_whole_however_long_it_is() -> None:
+    said = {"model": "m/" + LONG, "messages": [LONG]}
+    assert read(json.dumps(said, ensure_ascii=False).encode())[1]["model"] == said["model"]
+
+
 def test_what_only_the_standard_library_takes_is_taken_around_long_texts() -> None:
     text = b'{"model":"m","temperature":NaN,"x":"' + b"A" * (READ_WHOLE + 1) + b'"}'
     raw, parsed, _ = read(text)
     assert raw == text
     assert parsed["model"] == "m"
+
+
+def test_no_body_waits_for_the_threads_that_a_larger_one_waits_for() -> None:
+    done = threading.Event()
+
+    async def fed(bodies: Bodies, text: bytes) -> Any:
+        body = JsonBody(bodies, bodies.open(b"", 0), [], counted=False)
+        await body.feed(text)
+        return (await body.finish(empty=False))[1]["model"]
+
+    async def together() -> None:
+        bodies = Bodies(LimitSettings())
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        busy = asyncio.create_task(asyncio.to_thread(done.wait))
+        large = asyncio.create_task(fed(bodies, b'{"model":"large","x":"' + b"A" * (READ_WHOLE + 1) + b'"}'))
+        try:
+            await until(bodies.joining.locked, 10)
+            async with asyncio.timeout(10):
+                assert await fed(bodies, b'{"model":"small","x":"' + b"A" * 40_000 + b'"}') == "small"
+            assert not large.done()
+        finally:
+            done.set()
+        assert await large == "large"
+        await busy
+
+    asyncio.run(together())
