@@ -28,6 +28,8 @@ class Source(Protocol):
 
     def push_to(self, sink: Sink) -> None: ...
 
+    def hand_to(self, sink: Sink) -> None: ...
+
     def end(self, error: BaseException | None) -> None: ...
 
     def stop(self) -> None: ...
@@ -105,9 +107,9 @@ class Content:
             sink.eof_received(None if self._error is None else transport_error(self._error))
 
     def hand_to(self, sink: Sink) -> None:
-        """Its sink has another take its place."""
+        """Its sink has another take its place, which may have had it paused."""
         if self._source is not None:
-            self._source.push_to(sink)
+            self._source.hand_to(sink)
 
     def pause(self) -> None:
         """Let the upstream wait. What was read may still arrive."""

@@ -283,6 +283,9 @@ class Handler(ResponseHandler):
         self._drop_timeout()
         self.go_on()
 
+    def hand_to(self, sink: Sink) -> None:
+        self._sink = sink
+
     def stop(self) -> None:
         if not self.stopped:
             self.stopped = True

@@ -12,6 +12,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from relay.upstream.content import READ_AHEAD
+from relay.upstream.decoding import Decoding
 from relay.upstream.reading import MAX_LINE, Handler
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -374,5 +375,22 @@ def test_who_closes_a_body_hears_no_more_of_it() -> None:
         assert len(heard.ends) == 1
         assert isinstance(heard.ends[0], Exception)
         assert isinstance(content.exception(), aiohttp.ClientConnectionError)
+
+    scene(story)
+
+
+def test_who_paused_a_body_before_its_coding_was_known_finds_it_paused() -> None:
+    def story(handler: Handler, line: Line) -> None:
+        handler.data_received(CHUNKED)
+        content = answer_of(handler)[1]
+        heard = Heard()
+        content.push_to(Decoding(heard, None, content.hand_to))
+        handler.data_received(b"1\r\n(\r\n")  # a frame of zstd's may begin so
+        content.pause()
+        handler.data_received(b"3\r\na):\r\n")
+        assert heard.text == b"(a):"
+        assert line.paused
+        content.resume()
+        assert not line.paused
 
     scene(story)
