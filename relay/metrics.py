@@ -18,7 +18,6 @@ import socket
 import struct
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from socketserver import ThreadingMixIn
@@ -37,9 +36,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 
 from relay import __version__
+from relay.histograms import UncheckedHistogram
 from relay.model_labels import ModelLabels
 from relay.protocol import guard
 from relay.protocol.errors import ApiError
@@ -57,24 +56,6 @@ _GENERATION = ("api", "upstream", "model")
 _FAILED, _TRIES = "failed", 5
 
 
-class _Histogram(Histogram):
-    """One that is told a lot: what is observed is not checked, and may be many observations at once."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        self._sum.inc(amount)
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        bucket.inc(1)
-        if exemplar is not None:
-            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
-
-    def add(self, counts: Iterable[int], total: float) -> None:
-        """`counts` per bucket, the last one that of `+Inf`, not cumulative; `total` their sum."""
-        for bucket, n in zip(self._buckets, counts, strict=True):
-            if n:
-                bucket.inc(n)
-        self._sum.inc(total)
-
-
 class Meter:
     """The metrics of one `api`, `upstream` and `model`."""
 
@@ -90,8 +71,8 @@ class Meter:
         self._first_token = metrics.first_token.labels(*labels)
         self._inter_token = metrics.inter_token.labels(*labels)
         self._events = metrics.events.labels(*labels)
-        self._gaps = [0] * (len(_INTER_TOKEN) + 1)
-        self._gaps_total = 0.0
+        self.gap = self._inter_token.count
+        """Between two tokens, in seconds."""
         self._of: Callable[..., Any] = functools.cache(lambda metric, word: metric.labels(*labels, word))
         # A series that begins with its first increment hides that increment from rate() and increase().
         metrics.degraded.labels(*labels)
@@ -103,20 +84,12 @@ class Meter:
         for cause in Cause:
             metrics.failures.labels(*labels, cause)
 
-    def gap(self, seconds: float) -> None:
-        """Between two tokens."""
-        self._gaps[bisect_left(_INTER_TOKEN, seconds)] += 1
-        self._gaps_total += seconds
-
     def flush(self) -> None:
         """Hand on what was counted per event."""
         if self.events:
             self._events.inc(self.events)
             self.events = 0
-        if any(self._gaps):
-            self._inter_token.add(self._gaps, self._gaps_total)
-            self._gaps = [0] * len(self._gaps)
-            self._gaps_total = 0.0
+        self._inter_token.flush()
 
     def first_token(self, seconds: float, stream: str) -> None:
         self._first_token.observe(seconds, {"stream_id": stream})
@@ -159,21 +132,21 @@ class Metrics:
         self.models = ModelLabels() if models is None else models
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, of which nothing is asked
         self.registry = registry = CollectorRegistry()
-        self.first_token = _Histogram(
+        self.first_token = UncheckedHistogram(
             "relay_time_to_first_token_seconds",
             "From the last byte of the request to the first token in the log, or shown ahead of it.",
             _GENERATION,
             buckets=_FIRST_TOKEN,
             registry=registry,
         )
-        self.duration = _Histogram(
+        self.duration = UncheckedHistogram(
             "relay_stream_duration_seconds",
             "From the last byte of the request to the end of the stream in the log, or shown ahead of it.",
             (*_GENERATION, "outcome"),
             buckets=_DURATION,
             registry=registry,
         )
-        self.inter_token = _Histogram(
+        self.inter_token = UncheckedHistogram(
             "relay_inter_token_seconds",
             "Between two events that carry tokens, as they come from the upstream.",
             _GENERATION,
@@ -268,10 +241,10 @@ class Metrics:
             ("api", "code"),
             registry=registry,
         )
-        self.append = _Histogram(
+        self.append = UncheckedHistogram(
             "relay_append_seconds", "One flush of events to the store.", buckets=_APPEND, registry=registry
         )
-        self.append_batch = _Histogram(
+        self.append_batch = UncheckedHistogram(
             "relay_append_batch_events", "Events in one flush.", buckets=_BATCH, registry=registry
         )
         self.append_failures = Counter(
@@ -319,6 +292,9 @@ class Metrics:
         return self._meters[key]
 
     def flush(self) -> None:
+        """Hand on what was only counted, of events and of flushes to the store."""
+        self.append.flush()
+        self.append_batch.flush()
         for meter in self._meters.values():
             meter.flush()
 

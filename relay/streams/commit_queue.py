@@ -213,8 +213,8 @@ class CommitQueue:
                 future.exception()
 
     def _observe(self) -> None:
-        self._metrics.append.observe(time.monotonic() - self._started)
-        self._metrics.append_batch.observe(self._frames)
+        self._metrics.append.count(time.monotonic() - self._started)
+        self._metrics.append_batch.count(self._frames)
 
     def _settle(self, replies: list[Any]) -> list[LogWriter]:
         """Tell the writers what the log says. Those that the node itself could not serve."""

@@ -17,6 +17,7 @@ FLOORS = [
         "protocol",
         "signals",
         "processes",
+        "histograms",
         "model_labels",
         "access",
         "completion",
