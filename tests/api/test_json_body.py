@@ -140,7 +140,7 @@ def test_no_body_waits_for_the_threads_that_a_larger_one_waits_for() -> None:
         bodies = Bodies(LimitSettings())
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         busy = asyncio.create_task(asyncio.to_thread(done.wait))
-        large = asyncio.create_task(fed(bodies, b'{"model":"large","x":"' + b"A" * (READ_WHOLE + 1) + b'"}'))
+        large = asyncio.create_task(fed(bodies, b'{"model":"large","x":"' + b"A" * (17 << 20) + b'"}'))
         try:
             await until(bodies.joining.locked, 10)
             async with asyncio.timeout(10):
