@@ -11,7 +11,6 @@ The server runs in a thread, or in the parent of the workers: a scrape does not 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import platform
 import socket
@@ -352,7 +351,7 @@ def serve(address: str, registry: CollectorRegistry, hosts: Sequence[str] = ()) 
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def close() -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             server.socket.shutdown(socket.SHUT_RDWR)  # wakes it: by itself it looks twice a second whether it is to end
         server.shutdown()
         server.server_close()

@@ -283,22 +283,28 @@ def test_hundreds_of_requests_at_once_are_all_answered() -> None:
     run(scene)
 
 
+def held_back(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], bool]]:
+    """From now on no request has its turn: what begins each that waits, in the list once it does."""
+    waiting: list[Callable[[], bool]] = []
+
+    def wait(_: Beginnings, key: object, begin: Callable[[], bool]) -> None:
+        waiting.append(begin)
+
+    monkeypatch.setattr(Beginnings, "may_begin", lambda _: False)
+    monkeypatch.setattr(Beginnings, "wait", wait)
+    return waiting
+
+
 def test_a_request_that_waits_for_its_turn_when_a_drain_begins_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_CROSSING", 0.01)
 
     async def scene() -> None:
         servers: list[server.Server] = []
-        waiting: list[Callable[[], bool]] = []
-
-        def wait(_: Beginnings, key: object, begin: Callable[[], bool]) -> None:
-            waiting.append(begin)
-
         async with served(servers) as address:
             reader, writer = await asyncio.open_connection(*address)
             writer.write(ASKED)
             await reader.readuntil(b"ok")
-            monkeypatch.setattr(Beginnings, "may_begin", lambda _: False)
-            monkeypatch.setattr(Beginnings, "wait", wait)
+            waiting = held_back(monkeypatch)
             writer.write(ASKED)
             await until(lambda: waiting, TIMEOUT, "the request")
             await servers[0].drain(listening=False)
@@ -314,14 +320,8 @@ def test_a_request_that_waits_for_its_turn_when_a_drain_begins_is_answered(monke
 def test_an_end_that_comes_before_the_turn_of_a_client_of_http_2_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         servers: list[server.Server] = []
-        waiting: list[Callable[[], bool]] = []
-
-        def wait(_: Beginnings, key: object, begin: Callable[[], bool]) -> None:
-            waiting.append(begin)
-
         async with served(servers) as address:
-            monkeypatch.setattr(Beginnings, "may_begin", lambda _: False)
-            monkeypatch.setattr(Beginnings, "wait", wait)
+            waiting = held_back(monkeypatch)
             reader, writer = await asyncio.open_connection(*address)
             writer.write(HTTP_2)
             writer.write_eof()

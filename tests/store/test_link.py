@@ -245,14 +245,19 @@ class TestAServerThatGoesAway:
             own.kill()
             play(own, story)
 
+    @staticmethod
+    async def falls_silent(server: Server, link: CountingLink) -> None:
+        """It is down once the time-out is over, neither before nor long after."""
+        server.pause()
+        before = time.monotonic()
+        assert isinstance(await answer(link.call("PING")), StoreDown)
+        assert SHORT * 0.9 <= time.monotonic() - before < SHORT + SOON
+        server.resume()
+
     def test_silent_it_is_down_within_the_time_out(self, server: Server) -> None:
         async def story(link: CountingLink) -> None:
             await link.call("PING")
-            server.pause()
-            before = time.monotonic()
-            assert isinstance(await answer(link.call("PING")), StoreDown)
-            assert SHORT * 0.9 <= time.monotonic() - before < SHORT + SOON
-            server.resume()
+            await self.falls_silent(server, link)
             assert await link.call("PING") == b"PONG"
 
         play(server, story, SHORT)
@@ -263,11 +268,7 @@ class TestAServerThatGoesAway:
             await asyncio.sleep(SHORT / 6)  # so that the checks set for the answer come before those for the silence
             await link.drop()
             await link.call("PING")
-            server.pause()
-            before = time.monotonic()
-            assert isinstance(await answer(link.call("PING")), StoreDown)
-            assert SHORT * 0.9 <= time.monotonic() - before < SHORT + SOON
-            server.resume()
+            await self.falls_silent(server, link)
 
         play(server, story, SHORT)
 
